@@ -1,0 +1,180 @@
+"""The weights file: one safetensors file that predicts by itself.
+
+Its metadata hold, as JSON under one key, the format version, the model's config, the
+preprocessing, the class names in the order of the logits, and how it was trained. Nothing in it is
+ever unpickled.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save as to_safetensors
+
+from kansformer.data.preprocessing import Preprocessing
+from kansformer.errors import UserError
+from kansformer.files import write_bytes
+from models.vit_model import ViTConfig, VisionTransformer
+
+FORMAT_VERSION = 1
+METADATA_KEY = "kansformer"
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The contents of a weights file."""
+
+    tensors: dict[str, torch.Tensor]
+    config: ViTConfig
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    training: dict[str, Any]
+
+
+class TrainedModel(VisionTransformer):
+    """A `VisionTransformer` from a weights file, with what belongs to it beside its `config`."""
+
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    training_info: dict[str, Any]
+
+
+def save_model(
+    path: str | Path,
+    model: VisionTransformer,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Writes a weights file; the one that was there stays until the new one is complete.
+
+    Args:
+        training: plain values that say how it was trained.
+    """
+    if len(class_names) != model.config.num_classes:
+        raise ValueError(f"{len(class_names)} names for {model.config.num_classes} classes")
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "config": model.config.to_dict(),
+        "preprocessing": preprocessing.to_dict(),
+        "class_names": list(class_names),
+        "training": training or {},
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    packed = to_safetensors(tensors, {"format": "pt", METADATA_KEY: json.dumps(metadata)})
+    write_bytes(Path(path), packed)
+
+
+def load_model(path: str | Path) -> TrainedModel:
+    """Reads a weights file into a model on the CPU, in eval mode.
+
+    Returns:
+        The model, with `config`, `preprocessing`, `class_names` and `training_info`.
+
+    Raises:
+        UserError: the file is missing, damaged, or not one of ours.
+    """
+    file = read_weights(path)
+    # Built without memory first: sizes in a hostile file must match its tensors before they count.
+    with torch.device("meta"):
+        model = TrainedModel(file.config)
+    try:
+        model.load_state_dict(file.tensors, assign=True)
+    except RuntimeError as error:
+        raise _not_ours(path, " ".join(str(error).split())[:200]) from None
+    model.preprocessing = file.preprocessing
+    model.class_names = file.class_names
+    model.training_info = file.training
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of each of a model's tensors when weights were loaded into it."""
+
+    path: str
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        fresh = f"; fresh: {', '.join(self.fresh)}" if self.fresh else ""
+        return f"{self.path}: {len(self.loaded)} tensors loaded{fresh}"
+
+
+def start_from(
+    path: str | Path, class_names: Sequence[str], **config: Any
+) -> tuple[VisionTransformer, LoadReport]:
+    """A model for other classes that starts from a weights file.
+
+    The head is kept when the class names are the same, in the same order, and is fresh otherwise.
+
+    Args:
+        config: fields of the file's `ViTConfig` to change; the tensors have to fit all the same.
+
+    Raises:
+        UserError: as `load_model`, or a tensor that does not fit.
+    """
+    file = read_weights(path)
+    tensors = file.tensors
+    model = VisionTransformer(replace(file.config, **{**config, "num_classes": len(class_names)}))
+    own = model.state_dict()
+    if tuple(class_names) != file.class_names:
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("head.")}
+    misfits = [
+        name for name in tensors if name not in own or own[name].shape != tensors[name].shape
+    ] + [name for name in own if name not in tensors and not name.startswith("head.")]
+    if misfits:
+        raise UserError(
+            f"{path}: {len(misfits)} tensors do not fit the model, {misfits[0]} for one;"
+            " leave out the flags that change the model"
+        )
+    model.load_state_dict(tensors, strict=False)
+    fresh = tuple(name for name in own if name not in tensors)
+    return model, LoadReport(str(path), tuple(tensors), fresh)
+
+
+def read_weights(path: str | Path) -> WeightsFile:
+    """Reads a weights file and checks its metadata; errors as in `load_model`."""
+    if Path(path).is_dir():
+        raise UserError(f"{path}: a folder; give the weights file in it, such as best.safetensors")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            packed = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such weights file; check --weights") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _not_ours(path, str(error)) from None
+    if packed is None:
+        raise _not_ours(path, "it has no KANsformer metadata")
+    try:
+        metadata = json.loads(packed)
+        version = metadata["format_version"]
+        if version != FORMAT_VERSION:
+            raise _not_ours(path, f"format version {version}, this program reads {FORMAT_VERSION}")
+        contents = WeightsFile(
+            tensors,
+            ViTConfig.from_dict(metadata["config"]),
+            Preprocessing(**metadata["preprocessing"]),
+            tuple(str(name) for name in metadata["class_names"]),
+            dict(metadata["training"]),
+        )
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise _not_ours(path, f"bad metadata: {error}") from None
+    config = contents.config
+    if len(contents.class_names) != config.num_classes or config.depth > len(tensors):
+        raise _not_ours(path, "its metadata contradict its tensors")
+    return contents
+
+
+def _not_ours(path: str | Path, cause: str) -> UserError:
+    return UserError(
+        f"{path}: not a readable KANsformer weights file ({cause});"
+        " give a best.safetensors that train.py wrote"
+    )

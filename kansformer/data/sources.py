@@ -1,0 +1,284 @@
+"""From `--data-path` to labelled pictures: folders, original files and built-in data sets.
+
+Labels always go by class name: every split is indexed by the one list of names that the training
+split gives. Nothing under the data path is written.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kansformer.data.images import is_image_name, open_image
+from kansformer.data.originals import DIGITS, Originals, find_originals
+from kansformer.data.split import stratified_split
+from kansformer.errors import UserError
+
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+# what a user without a network puts into the folder
+DOWNLOADS = {
+    "mnist": "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz"
+    " and t10k-labels-idx1-ubyte.gz",
+    "fashion-mnist": "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz,"
+    " t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz",
+    "cifar10": "the folder cifar-10-batches-py",
+    "cifar100": "the folder cifar-100-python",
+    "flowers102": "flowers-102/jpg, flowers-102/imagelabels.mat and flowers-102/setid.mat",
+}
+BUILT_IN = ("digits", *DOWNLOADS)
+DIGITS_TEST_SEED = 0
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One split: files, or an array (N, H, W) or (N, H, W, 3) of uint8, with labels (N,)."""
+
+    items: Sequence[str] | np.ndarray
+    labels: np.ndarray
+    title: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the pictures are an array, so that reading one costs next to nothing."""
+        return isinstance(self.items, np.ndarray)
+
+    def open(self, index: int) -> Image.Image:
+        """The decoded picture, mode "L" or "RGB"; a UserError if it cannot be read."""
+        item = self.items[index]
+        return open_image(item) if isinstance(item, str) else Image.fromarray(item)
+
+    def name(self, index: int) -> str:
+        """The file's path, or `title[index]` for a picture in memory."""
+        item = self.items[index]
+        return item if isinstance(item, str) else f"{self.title}[{index}]"
+
+    def take(self, indices: np.ndarray) -> "Pictures":
+        """The pictures at these places."""
+        items = self.items
+        chosen = items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
+        return Pictures(chosen, self.labels[indices], self.title)
+
+
+@dataclass(frozen=True)
+class PictureData:
+    """A data set: class names in the order of the labels, and its splits, as far as it has them."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Pictures
+    val: Pictures | None = None
+    test: Pictures | None = None
+
+    @property
+    def in_chans(self) -> int:
+        """1 for grey pictures in memory, otherwise 3."""
+        items = self.train.items
+        return 1 if isinstance(items, np.ndarray) and items.ndim == 3 else 3
+
+    @property
+    def picture_size(self) -> int:
+        """Pixels on the shorter side of the first training picture."""
+        return min(self.train.open(0).size)
+
+    def with_validation(self, share: float, seed: int) -> "PictureData":
+        """The same data with a validation split: its own, or else a seeded share of the training.
+
+        Raises:
+            UserError: a share that is not between 0 and 1, or leaves one side without pictures.
+        """
+        if not 0 < share < 1:
+            raise UserError(f"--val-split must lie between 0 and 1, not {share}")
+        if self.val is not None:
+            return self
+        train, val = stratified_split(self.train.labels, [1 - share, share], seed)
+        if not len(train) or not len(val):
+            raise UserError(
+                f"{self.train.title}: {len(self.train)} pictures are too few for --val-split"
+                f" {share}; add pictures"
+            )
+        return replace(self, train=self.train.take(train), val=self.train.take(val))
+
+
+def load_data(data_path: str, download: bool = False, download_dir: str = "data") -> PictureData:
+    """Finds the pictures that a data path stands for.
+
+    Args:
+        data_path: a folder (one folder per class; or train/ and perhaps val/ and test/; or the
+            original files of MNIST, Fashion-MNIST or CIFAR), or one of `BUILT_IN`.
+        download: fetch a built-in data set that is not there.
+        download_dir: where built-in data sets are looked for and put.
+
+    Raises:
+        UserError: there is no such data, or it cannot be trained on.
+    """
+    folder = Path(data_path)
+    if folder.is_dir():
+        originals = find_originals(folder)
+        return _from_folder(folder) if originals is None else _from_originals(originals)
+    if folder.exists():
+        raise UserError(f"{data_path}: a file, not a folder; give the folder that holds the data")
+    if data_path == "digits":
+        return _digits()
+    if data_path == "flowers102":
+        return _flowers102(Path(download_dir), download)
+    if data_path in DOWNLOADS:
+        return _from_originals(_find_or_download(data_path, Path(download_dir), download))
+    raise UserError(
+        f"{data_path}: no such folder, and no built-in data set ({', '.join(BUILT_IN)});"
+        " check the path"
+    )
+
+
+def list_classes(folder: Path) -> tuple[str, ...]:
+    """Names of the class folders, sorted.
+
+    Raises:
+        UserError: there are none.
+    """
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    if not names:
+        hint = (
+            "it holds pictures but no folders; sort the pictures into one folder per class"
+            if any(is_image_name(name) for name in os.listdir(folder))
+            else "it holds no class folders; put one folder of pictures per class there"
+        )
+        raise UserError(f"{folder}: {hint}")
+    return tuple(names)
+
+
+def list_pictures(folder: Path, class_names: Sequence[str]) -> Pictures:
+    """Lists a folder per class, in a fixed order.
+
+    Raises:
+        UserError: a class folder that is not in `class_names`, or one without pictures.
+    """
+    paths: list[str] = []
+    labels: list[int] = []
+    for name in list_classes(folder):
+        if name not in class_names:
+            raise UserError(
+                f"{folder / name}: a class that the training pictures do not have;"
+                " rename the folder, or add the class to the training pictures"
+            )
+        found = sorted(
+            os.path.join(root, file)
+            for root, _, files in os.walk(folder / name)
+            for file in files
+            if is_image_name(file)
+        )
+        if not found:
+            raise UserError(
+                f"{folder / name}: no pictures in this class folder; put some there or remove it"
+            )
+        paths += found
+        labels += [class_names.index(name)] * len(found)
+    return Pictures(paths, np.array(labels, dtype=np.int64), str(folder))
+
+
+def _from_folder(folder: Path) -> PictureData:
+    name = folder.resolve().name
+    parts = {
+        part: next((folder / sub for sub in names if (folder / sub).is_dir()), None)
+        for part, names in SPLIT_FOLDERS.items()
+    }
+    train, val, test = parts["train"], parts["val"], parts["test"]
+    if train is None:
+        if val is not None:
+            raise UserError(f"{folder}: has {val.name}/ but no train/; add the folder")
+        class_names = _at_least_two(folder)
+        return PictureData(name, class_names, list_pictures(folder, class_names))
+    class_names = _at_least_two(train)
+    return PictureData(
+        name,
+        class_names,
+        list_pictures(train, class_names),
+        None if val is None else list_pictures(val, class_names),
+        None if test is None else list_pictures(test, class_names),
+    )
+
+
+def _at_least_two(folder: Path) -> tuple[str, ...]:
+    names = list_classes(folder)
+    if len(names) < 2:
+        raise UserError(f"{folder}: only one class folder ({names[0]}); a classifier needs two")
+    return names
+
+
+def _from_originals(originals: Originals) -> PictureData:
+    name = originals.name
+    return PictureData(
+        name,
+        originals.class_names,
+        Pictures(*originals.train, f"{name}/train"),
+        test=Pictures(*originals.test, f"{name}/test"),
+    )
+
+
+def _digits() -> PictureData:
+    """scikit-learn's 1,797 scans of 8x8 pixels; a fixed fifth of them, by class, is the test."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = np.round(raw.images * (255 / 16)).astype(np.uint8)
+    pictures = Pictures(images, raw.target.astype(np.int64), "digits")
+    train, test = stratified_split(pictures.labels, [0.8, 0.2], DIGITS_TEST_SEED)
+    return PictureData("digits", DIGITS, pictures.take(train), test=pictures.take(test))
+
+
+def _find_or_download(name: str, root: Path, download: bool) -> Originals:
+    place = root / name
+    found = find_originals(place)
+    if found is None and download:
+        from torchvision import datasets
+
+        kind = {
+            "mnist": datasets.MNIST,
+            "fashion-mnist": datasets.FashionMNIST,
+            "cifar10": datasets.CIFAR10,
+            "cifar100": datasets.CIFAR100,
+        }[name]
+        try:
+            kind(str(place), download=True)
+        except Exception as error:  # the network fails in many ways
+            raise _cannot_get(name, place, f"not there: the download failed ({error})") from None
+        found = find_originals(place)
+    if found is None:
+        raise _cannot_get(name, place, "not there; add --download to fetch it")
+    return found
+
+
+def _cannot_get(name: str, place: Path, cause: str) -> UserError:
+    return UserError(f"{place}: {name} is {cause}; or put {DOWNLOADS[name]} there")
+
+
+def _flowers102(root: Path, download: bool) -> PictureData:
+    from torchvision import datasets
+
+    place = root / "flowers102"
+    parts = []
+    for split in ("train", "val", "test"):
+        try:
+            parts.append(datasets.Flowers102(str(place), split, download=download))
+        except Exception as error:  # missing files, or the network failed in one of many ways
+            if download:
+                cause = f"not there: the download failed ({error})"
+            else:
+                cause = "not there; add --download to fetch it"
+            raise _cannot_get("flowers102", place, cause) from None
+    class_names = tuple(str(name) for name in getattr(parts[0], "classes", range(102)))
+    train, val, test = (
+        Pictures([str(path) for path in part._image_files], np.array(part._labels), str(place))
+        for part in parts
+    )
+    return PictureData("flowers102", class_names, train, val, test)

@@ -1,0 +1,51 @@
+"""Seeded, stratified splits that keep groups together."""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+def stratified_split(
+    labels: Sequence[int] | np.ndarray,
+    ratios: Sequence[float],
+    seed: int,
+    groups: Sequence[Hashable] | None = None,
+) -> list[np.ndarray]:
+    """Divides items so that each class is spread over the parts in the given ratios.
+
+    Groups are dealt out one by one, large ones first, each to the part that lacks its classes
+    most. Without groups every item is one of its own, and each class is within one item of its
+    exact share.
+
+    Args:
+        labels: (N,) class of each item.
+        ratios: relative sizes of the parts, not negative.
+        groups: (N,) items of one group land in one part.
+
+    Returns:
+        For each ratio the sorted indices of its items; together all N, each once.
+    """
+    labels = np.asarray(labels).tolist()
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for index in range(len(labels)):
+        members[index if groups is None else groups[index]].append(index)
+    units = list(members.values())
+    random.Random(seed).shuffle(units)
+    units.sort(key=len, reverse=True)
+
+    totals = Counter(labels)
+    shares = [ratio / sum(ratios) for ratio in ratios]
+    lacking = [{label: share * n for label, n in totals.items()} for share in shares]
+    parts: list[list[int]] = [[] for _ in ratios]
+    for unit in units:
+        counts = Counter(labels[index] for index in unit)
+        best = max(
+            (p for p in range(len(parts)) if shares[p] > 0),
+            key=lambda p: sum(n * lacking[p][c] / totals[c] for c, n in counts.items()),
+        )
+        parts[best] += unit
+        for label, n in counts.items():
+            lacking[best][label] -= n
+    return [np.array(sorted(part), dtype=np.int64) for part in parts]

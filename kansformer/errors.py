@@ -1,0 +1,40 @@
+"""The error a user can mend, and how a command reports it."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """Bad usage or bad input; its text is one line: the file, the cause and the remedy."""
+
+
+class JobFailed(RuntimeError):
+    """The work could not be done although the input was good; its text is one line."""
+
+
+def one_line(error: BaseException) -> str:
+    """The error's own text, also when it comes wrapped in the traceback of a data loader worker."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = text.rsplit("UserError: ", 1)[-1]
+    return " ".join(text.split())
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit status.
+
+    0 done, 2 for a `UserError` and 1 for a `JobFailed` (one line on stderr), 130 after Ctrl-C. Any
+    other exception is a fault of the program: it passes, with its traceback, and Python exits
+    with 1.
+    """
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except JobFailed as error:
+        print(f"failed: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

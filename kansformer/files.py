@@ -1,0 +1,36 @@
+"""Writing files so that there is always a good one."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, or leaves the one that was there: temporary file, flush, rename."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's own mode is private
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON by `write_bytes`."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def write_class_indices(path: Path, class_names: Sequence[str]) -> None:
+    """Writes `class_indices.json`: each index, as a string, with its class name."""
+    write_json(path, {str(index): name for index, name in enumerate(class_names)})

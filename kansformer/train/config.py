@@ -1,0 +1,125 @@
+"""Every setting of a training run, as a dataclass and as command line flags.
+
+A field's metadata hold its help text, so each setting is described once. A value comes from the
+command line, else from the recipe, else from the default here.
+"""
+
+import argparse
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, get_args, get_type_hints
+
+from kansformer.data.augment import POLICIES
+from kansformer.errors import UserError
+from models.vit_model import BASE_ACTIVATIONS, FFNS, HEADS
+
+
+def _flag(default: Any, help: str, **options: Any) -> Any:
+    return field(default=default, metadata={"help": help, **options})
+
+
+def _required(help: str) -> Any:
+    return field(metadata={"help": help})
+
+
+def _kan_hidden(text: str) -> int | str:
+    return text if text == "full" else int(text)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run. `None` in a field of the model keeps what the model's name implies."""
+
+    data_path: str = _required("a folder per class, or a built-in data set such as digits")
+    output: str | None = _flag(None, "folder for the results (default weights/<data>-<model>)")
+    overwrite: bool = _flag(False, "replace an earlier run in the output folder")
+    resume: bool = _flag(False, "go on with the run in the output folder")
+    recipe: str | None = _flag(None, "settings to start from (default: chosen by the data)")
+    download: bool = _flag(False, "fetch a built-in data set that is not there")
+    download_dir: str = _flag("data", "where built-in data sets are looked for and put")
+    val_split: float = _flag(0.2, "share of the training pictures that validates, without val/")
+
+    model: str = _flag("kansformer_tiny_patch16_224", "model name, as for create_model")
+    weights: str | None = _flag(None, "weights file to start from; its model is kept")
+    freeze_layers: bool = _flag(False, "with --weights: train the head and the last norm only")
+    ffn: str | None = _flag(None, "feed-forward block", choices=FFNS)
+    head: str | None = _flag(None, "classifier", choices=HEADS)
+    kan_hidden: int | str | None = _flag(
+        None, "hidden width of KAN blocks, or full", type=_kan_hidden, metavar="N"
+    )
+    grid_size: int | None = _flag(None, "intervals in each spline's grid")
+    spline_order: int | None = _flag(None, "degree of the splines")
+    base_activation: str | None = _flag(
+        None, "activation beside the splines", choices=tuple(BASE_ACTIVATIONS)
+    )
+    img_size: int | None = _flag(None, "side of the model's pictures, pixels")
+    patch_size: int | None = _flag(None, "side of a patch, pixels")
+    in_chans: int | None = _flag(None, "1 or 3 (default: 1 for grey data sets, else 3)")
+    drop_rate: float | None = _flag(None, "dropout")
+    drop_path_rate: float | None = _flag(None, "stochastic depth")
+
+    epochs: int = _flag(30, "passes over the training pictures")
+    batch_size: int = _flag(64, "pictures per step")
+    lr: float = _flag(1e-3, "highest learning rate")
+    lrf: float = _flag(0.01, "last learning rate, as a share of --lr")
+    warmup_epochs: float = _flag(2.0, "epochs of linear warm-up")
+    weight_decay: float = _flag(0.05, "AdamW's decay of weight matrices")
+    clip_grad: float = _flag(1.0, "largest norm of the gradient; 0 for no limit")
+    label_smoothing: float = _flag(0.1, "share of the target spread over all classes")
+    augment: str = _flag("photos", "augmentation policy", choices=tuple(POLICIES))
+    mixup: float = _flag(0.0, "mixup alpha; 0 for none")
+    cutmix: float = _flag(0.0, "cutmix alpha; 0 for none")
+
+    seed: int = _flag(0, "of weights, split, order and augmentation")
+    device: str = _flag("auto", "auto, cpu, cuda, mps, ...")
+    workers: int | None = _flag(None, "data loading processes (default: chosen by the data)")
+    max_steps: int | None = _flag(None, "stop every epoch after so many steps, for a trial run")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, None), ("batch_size", 1, None), ("max_steps", 1, None),
+            ("workers", 0, None), ("lr", 0, None), ("lrf", 0, 1), ("warmup_epochs", 0, None),
+            ("weight_decay", 0, None), ("clip_grad", 0, None), ("label_smoothing", 0, 1),
+            ("mixup", 0, None), ("cutmix", 0, None),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not (low <= value and (high is None or value <= high)):
+                bounds = f"at least {low}" + ("" if high is None else f" and at most {high}")
+                raise UserError(f"--{name.replace('_', '-')} must be {bounds}, not {value}")
+        if self.in_chans not in (None, 1, 3):
+            raise UserError(f"--in-chans must be 1 or 3, not {self.in_chans}")
+        if self.freeze_layers and self.weights is None:
+            raise UserError("--freeze-layers needs --weights: fresh layers would stay random")
+
+    def model_overrides(self) -> dict[str, Any]:
+        """The fields of `ViTConfig` that were set."""
+        names = (
+            "ffn", "head", "kan_hidden", "grid_size", "spline_order", "base_activation",
+            "img_size", "patch_size", "in_chans", "drop_rate", "drop_path_rate",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as in config.json."""
+        return asdict(self)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for every field; flags that are not given leave no attribute."""
+    types = get_type_hints(TrainConfig)
+    for setting in fields(TrainConfig):
+        options = dict(setting.metadata)
+        if setting.default not in (MISSING, None) and "default" not in options["help"]:
+            options["help"] += f" (default {setting.default})"
+        kinds = [kind for kind in get_args(types[setting.name]) if kind is not type(None)]
+        kind = kinds[0] if kinds else types[setting.name]
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options.setdefault("type", kind)
+            options.setdefault("metavar", None if "choices" in options else kind.__name__.upper())
+        parser.add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            required=setting.default is MISSING,
+            **options,
+        )

@@ -1,0 +1,108 @@
+"""The files of one training run."""
+
+import json
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from kansformer.errors import UserError
+from kansformer.files import write_bytes, write_class_indices, write_json
+
+
+class RunFolder:
+    """Output folder of a run: what is written where.
+
+    Raises:
+        UserError: the folder cannot be made, or holds a run that is neither resumed nor replaced;
+            or there is nothing to resume.
+    """
+
+    def __init__(self, path: Path, *, resume: bool, overwrite: bool) -> None:
+        self.path = path
+        self.best = path / "best.safetensors"
+        self.last = path / "last.pt"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be made ({error.strerror}); choose another --output"
+            ) from None
+        if resume and not self.last.is_file():
+            raise UserError(f"{self.last}: nothing to resume; leave out --resume to start")
+        if not resume and not overwrite and (self.best.exists() or self.last.exists()):
+            raise UserError(
+                f"{path}: holds an earlier run; go on with --resume, replace it with --overwrite,"
+                " or choose another --output"
+            )
+        if not resume:
+            for old in (self.best, self.last, path / "metrics.jsonl", path / "summary.json"):
+                old.unlink(missing_ok=True)
+            for events in (path / "tensorboard").glob("events.out.tfevents.*"):
+                events.unlink()
+
+    def open_tensorboard(self) -> SummaryWriter:
+        """A writer for the run's events."""
+        return SummaryWriter(str(self.path / "tensorboard"))
+
+    def write_settings(self, settings: dict[str, Any], class_names: Sequence[str]) -> None:
+        """config.json and class_indices.json, the latter in the working folder too."""
+        write_json(self.path / "config.json", settings)
+        for folder in (self.path, Path.cwd()):
+            write_class_indices(folder / "class_indices.json", class_names)
+
+    def write_history(self, history: Sequence[dict[str, Any]]) -> None:
+        """metrics.jsonl, one object per epoch, and its plot."""
+        lines = "".join(json.dumps(row) + "\n" for row in history)
+        write_bytes(self.path / "metrics.jsonl", lines.encode())
+        write_bytes(self.path / "curves.png", draw_curves(history))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """summary.json."""
+        write_json(self.path / "summary.json", summary)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """last.pt, plain types and tensors only."""
+        packed = BytesIO()
+        torch.save(state, packed)
+        write_bytes(self.last, packed.getvalue())
+
+    def load_state(self) -> dict[str, Any]:
+        """The contents of last.pt, read without running code."""
+        try:
+            state = torch.load(self.last, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged archive raises anything
+            cause = str(error).splitlines()[0]
+            raise UserError(
+                f"{self.last}: cannot be read ({cause}); start anew with --overwrite"
+            ) from None
+        return state
+
+
+def draw_curves(history: Sequence[dict[str, Any]]) -> bytes:
+    """Loss and accuracy by epoch, as a PNG."""
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    loss.plot(epochs, [row["train_loss"] for row in history], "o--", ms=3, label="training")
+    loss.plot(epochs, [row["val_loss"] for row in history], "s-", ms=3, label="validation")
+    loss.set(xlabel="epoch", ylabel="loss (nats)")
+    loss.legend(frameon=False)
+    accuracy.plot(epochs, [row["val_acc1"] for row in history], "s-", ms=3, color="C1")
+    best = max(history, key=lambda row: row["val_acc1"])
+    accuracy.annotate(
+        f"{best['val_acc1']:.2f} %", (best["epoch"], best["val_acc1"]),
+        xytext=(0, -14), textcoords="offset points", ha="right",
+    )  # fmt: skip
+    accuracy.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    packed = BytesIO()
+    figure.savefig(packed, format="png", dpi=110)
+    return packed.getvalue()

@@ -1,0 +1,1 @@
+"""The networks: B-splines, KAN layers and the Vision Transformer (torch and timm.layers only)."""

@@ -1,0 +1,358 @@
+"""Kolmogorov–Arnold layers: every edge carries a learnable B-spline (Liu et al., 2024).
+
+`KANLinear` and `KAN` keep the parameter names, shapes and semantics of efficient-kan, so its state
+dicts load as they are. `KANFeedForward` is the block that takes the place of a transformer's MLP.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import splines
+
+
+def gain(activation: Callable[[Tensor], Tensor]) -> float:
+    """Root mean square of activation(z) for z ~ N(0, 1), by Gauss–Hermite quadrature.
+
+    Weights of standard deviation 1 / (gain · √in) keep the variance of a standard normal input;
+    for ReLU this is He et al. (2015).
+    """
+    points, weights = np.polynomial.hermite_e.hermegauss(64)
+    with torch.no_grad():
+        values = activation(torch.from_numpy(points)).double()
+    return math.sqrt(float((values.square() * torch.from_numpy(weights / weights.sum())).sum()))
+
+
+class KANLinear(nn.Module):
+    """A dense layer with a learnable function on each edge.
+
+    y = base_weight · b(x) + Σ_j (spline_scaler ⊙ spline_weight)_j · B_j(x) (+ bias)
+
+    with b a fixed activation and B_j the B-splines of the feature's grid. Outside the grid the
+    spline tapers to zero over `spline_order` knots and the base goes on.
+
+    At initialisation an N(0, 1) input gives an output of variance about scale_base² (for any base
+    activation, see `gain`), plus a small random spline.
+
+    Args:
+        in_features, out_features: sizes of the last dimension of input and output.
+        grid_size: intervals in the grid.
+        spline_order: degree of the splines, 0 to 5 are tested.
+        scale_noise: size of the random spline at the start.
+        scale_base: factor on the base weights at the start.
+        scale_spline: factor on the spline's scale at the start.
+        enable_standalone_scale_spline: an own scale per edge, `spline_scaler`.
+        base_activation: makes b, a module class or any callable without arguments.
+        grid_eps: share of the equally spaced grid in `update_grid`; the rest follows the samples.
+        grid_range: both ends of the grid. Behind a LayerNorm inputs are about N(0, 1), and a third
+            of them lie outside the default (-1, 1), which is meant for functions on that interval.
+        bias: adds a learnable constant per output.
+
+    Shapes: (..., in_features) -> (..., out_features).
+
+    Raises:
+        ValueError: a size that is not positive, or a grid range that is empty.
+    """
+
+    grid: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        grid_size: int = 5,
+        spline_order: int = 3,
+        scale_noise: float = 0.1,
+        scale_base: float = 1.0,
+        scale_spline: float = 1.0,
+        enable_standalone_scale_spline: bool = True,
+        base_activation: Callable[[], Callable[[Tensor], Tensor]] = nn.SiLU,
+        grid_eps: float = 0.02,
+        grid_range: Sequence[float] = (-1, 1),
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if min(in_features, out_features, grid_size) < 1 or spline_order < 0:
+            raise ValueError(
+                f"in_features, out_features and grid_size must be at least 1 and spline_order at"
+                f" least 0, not {in_features}, {out_features}, {grid_size}, {spline_order}"
+            )
+        low, high = grid_range
+        if not low < high:
+            raise ValueError(f"grid_range must be (low, high) with low < high, not {grid_range}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.grid_size = grid_size
+        self.spline_order = spline_order
+        self.scale_noise = scale_noise
+        self.scale_base = scale_base
+        self.scale_spline = scale_spline
+        self.enable_standalone_scale_spline = enable_standalone_scale_spline
+        self.base_activation = base_activation()
+        self.grid_eps = grid_eps
+
+        knots = splines.uniform_knots(low, high, grid_size, spline_order)
+        self.register_buffer(
+            "grid", knots.to(torch.get_default_dtype()).repeat(in_features, 1)
+        )  # (in, G + 2k + 1)
+        self.base_weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.spline_weight = nn.Parameter(
+            torch.empty(out_features, in_features, grid_size + spline_order)
+        )
+        if enable_standalone_scale_spline:
+            self.spline_scaler = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws fresh parameters; a larger scale gives larger weights."""
+        fan = 1 / math.sqrt(self.in_features)
+        bound = math.sqrt(3)  # of a uniform variable with variance 1
+        base = self.scale_base * fan / gain(self.base_activation)
+        nn.init.uniform_(self.base_weight, -base * bound, base * bound)
+        noise = self.scale_noise / (2 * self.grid_size)
+        if self.enable_standalone_scale_spline:
+            scaler = self.scale_spline * fan
+            nn.init.uniform_(self.spline_scaler, -scaler * bound, scaler * bound)
+        else:
+            noise *= self.scale_spline * fan
+        nn.init.uniform_(self.spline_weight, -noise, noise)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @property
+    def scaled_spline_weight(self) -> Tensor:
+        """The coefficients that act, (out, in, G + k)."""
+        if self.enable_standalone_scale_spline:
+            return self.spline_weight * self.spline_scaler.unsqueeze(-1)
+        return self.spline_weight
+
+    def b_splines(self, x: Tensor) -> Tensor:
+        """Values of the basis, (..., in) -> (..., in, G + k), at least in float32."""
+        return splines.b_spline_basis(x, self.grid, self.spline_order)
+
+    def curve2coeff(self, x: Tensor, y: Tensor) -> Tensor:
+        """Least-squares coefficients of curves given by samples.
+
+        Args:
+            x: (..., in) places.
+            y: (..., in, out) values of each edge's curve there.
+
+        Returns:
+            (out, in, G + k), in the dtype of the weights.
+
+        Raises:
+            ValueError: shapes that do not fit, no samples, or values that are not finite.
+        """
+        if y.shape != (*x.shape, self.out_features):
+            raise ValueError(f"y has shape {tuple(y.shape)} for x of shape {tuple(x.shape)}")
+        samples = self._samples(x)
+        if not y.isfinite().all():
+            raise ValueError("curves to be fitted must be finite")
+        y = y.reshape(len(samples), self.in_features, self.out_features)
+        coefficients = splines.fit_coefficients(samples, y, self.grid, self.spline_order)
+        return coefficients.to(self.spline_weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"the last dimension is {x.shape[-1]}, not {self.in_features}")
+        with torch.autocast(x.device.type, enabled=False):  # knots lose too much in 16 bits
+            basis = self.b_splines(x).to(x.dtype)
+        base = F.linear(self.base_activation(x), self.base_weight, self.bias)
+        return base + F.linear(basis.flatten(-2), self.scaled_spline_weight.flatten(1))
+
+    @torch.no_grad()
+    def update_grid(self, x: Tensor, margin: float = 0.01) -> Tensor:
+        """Moves the knots to where the samples are, and keeps the functions.
+
+        The new coefficients are the least-squares best on the samples for the new knots, and keep
+        to the old function where the samples leave a choice; `spline_scaler` stays as it is. A
+        feature with fewer than grid_size + 1 distinct samples keeps its grid and its function, and
+        a warning counts such features.
+
+        Args:
+            x: (..., in) samples of the layer's input.
+            margin: added to both ends of the range of the samples.
+
+        Returns:
+            (in,) bool, the features that were given a new grid.
+
+        Raises:
+            ValueError: samples that are not finite, or that no feature can be updated with; then
+                nothing has changed.
+        """
+        samples = self._samples(x)
+        knots = splines.adaptive_knots(
+            samples, self.grid_size, self.spline_order, self.grid_eps, margin
+        ).to(self.grid.dtype)
+        distinct = 1 + (samples.sort(dim=0).values.diff(dim=0) > 0).sum(dim=0)  # (in,)
+        updated = (distinct > self.grid_size) & (knots.diff(dim=-1) > 0).all(dim=-1)
+        kept = int((~updated).sum())
+        if kept == self.in_features:
+            raise ValueError(
+                f"update_grid needs at least {self.grid_size + 1} distinct samples of some feature"
+                f" for a grid of {self.grid_size}; nothing was changed"
+            )
+        if kept:
+            warnings.warn(
+                f"{kept} of {self.in_features} features have too few distinct samples for a new"
+                " grid and keep the one they have",
+                stacklevel=2,
+            )
+        maps = splines.refit_matrix(
+            samples[:, updated], self.grid[updated], knots[updated], self.spline_order
+        )
+        old = self.spline_weight[:, updated].double()
+        weight = torch.einsum("inm,oim->oin", maps, old).to(self.spline_weight.dtype)
+        if not weight.isfinite().all():
+            raise ValueError("the fit to the new grid is not finite; nothing was changed")
+        self.grid[updated] = knots[updated]
+        self.spline_weight[:, updated] = weight
+        return updated
+
+    def regularization_loss(
+        self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
+    ) -> Tensor:
+        """L1 and entropy of the edges' mean absolute coefficients, scaler included; a scalar.
+
+        The stand-in for pykan's activation-based form that needs no activations (efficient-kan),
+        finite also where edges are exactly zero.
+        """
+        size = self.scaled_spline_weight.abs().mean(-1)  # (out, in)
+        total = size.sum()
+        share = size / total.clamp_min(1e-12)
+        entropy = -(share * share.clamp_min(1e-30).log()).sum()
+        return regularize_activation * total + regularize_entropy * entropy
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, grid_size={self.grid_size},"
+            f" spline_order={self.spline_order}, bias={self.bias is not None}"
+        )
+
+    def _samples(self, x: Tensor) -> Tensor:
+        """x as (N, in), checked to be usable for a fit."""
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(f"the last dimension of {tuple(x.shape)} is not {self.in_features}")
+        x = x.detach().reshape(-1, self.in_features)
+        if len(x) == 0 or not x.isfinite().all():
+            raise ValueError("a fit needs samples, and finite ones; nothing was changed")
+        return x
+
+
+class KAN(nn.Module):
+    """KANLinear layers in a row, with efficient-kan's interface and state dict (`layers.N.*`).
+
+    Args:
+        layers_hidden: widths from input to output.
+        the rest: as in `KANLinear`, the same for all layers.
+
+    Shapes: (..., layers_hidden[0]) -> (..., layers_hidden[-1]).
+    """
+
+    def __init__(
+        self,
+        layers_hidden: Sequence[int],
+        grid_size: int = 5,
+        spline_order: int = 3,
+        scale_noise: float = 0.1,
+        scale_base: float = 1.0,
+        scale_spline: float = 1.0,
+        base_activation: Callable[[], Callable[[Tensor], Tensor]] = nn.SiLU,
+        grid_eps: float = 0.02,
+        grid_range: Sequence[float] = (-1, 1),
+    ) -> None:
+        super().__init__()
+        if len(layers_hidden) < 2:
+            raise ValueError(f"layers_hidden needs at least two widths, not {list(layers_hidden)}")
+        self.grid_size = grid_size
+        self.spline_order = spline_order
+        self.layers = nn.ModuleList(
+            KANLinear(
+                in_features,
+                out_features,
+                grid_size=grid_size,
+                spline_order=spline_order,
+                scale_noise=scale_noise,
+                scale_base=scale_base,
+                scale_spline=scale_spline,
+                base_activation=base_activation,
+                grid_eps=grid_eps,
+                grid_range=grid_range,
+            )
+            for in_features, out_features in zip(layers_hidden, layers_hidden[1:], strict=False)
+        )
+
+    def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
+        for layer in self.layers:
+            if update_grid:
+                layer.update_grid(x)
+            x = layer(x)
+        return x
+
+    def regularization_loss(
+        self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
+    ) -> Tensor:
+        """Sum of the layers' `KANLinear.regularization_loss`, a scalar."""
+        losses = [
+            layer.regularization_loss(regularize_activation, regularize_entropy)
+            for layer in self.layers
+        ]
+        return torch.stack(losses).sum()
+
+
+class KANFeedForward(nn.Module):
+    """Two KAN layers in the place of a transformer's MLP (or of its head).
+
+    The input is expected behind a LayerNorm, about N(0, 1), and `grid_range` spans it. Between the
+    two layers stands another LayerNorm, so that the second layer's inputs stay on its grid too.
+
+    Args:
+        in_features, hidden_features, out_features: widths; out_features defaults to in_features.
+        norm: the LayerNorm between the layers.
+        output_scale: factor on the second layer's weights at the start.
+        the rest: as in `KANLinear`, for both layers.
+
+    Shapes: (..., in_features) -> (..., out_features).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int | None = None,
+        *,
+        norm: bool = True,
+        output_scale: float = 1.0,
+        grid_size: int = 5,
+        spline_order: int = 3,
+        grid_range: Sequence[float] = (-3, 3),
+        base_activation: Callable[[], Callable[[Tensor], Tensor]] = nn.SiLU,
+        drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+
+        def layer(width_in: int, width_out: int, scale: float) -> KANLinear:
+            return KANLinear(
+                width_in,
+                width_out,
+                grid_size=grid_size,
+                spline_order=spline_order,
+                grid_range=grid_range,
+                base_activation=base_activation,
+                scale_base=scale,
+                scale_spline=scale,
+            )
+
+        self.fc1 = layer(in_features, hidden_features, 1.0)
+        self.norm = nn.LayerNorm(hidden_features, eps=1e-6) if norm else nn.Identity()
+        self.drop = nn.Dropout(drop)
+        self.fc2 = layer(hidden_features, out_features or in_features, output_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.norm(self.fc1(x)))))

@@ -1,0 +1,166 @@
+"""B-spline maths as pure functions.
+
+A layer with `in` features has one knot vector per feature: `knots` (in, M), not decreasing, with
+M = grid_size + 2·order + 1. The *grid* is the inner range knots[order] … knots[-order - 1]; the
+`order` knots beyond each end let the splines taper to zero outside it. Each feature has
+n = grid_size + order basis functions.
+
+The recurrences are de Boor's; see de Boor, "A Practical Guide to Splines" (1978), chapter X, and
+Piegl and Tiller, "The NURBS Book" (1997), algorithm A2.2.
+"""
+
+import torch
+from torch import Tensor
+
+
+def extend_knots(grid: Tensor, order: int, step: Tensor | float) -> Tensor:
+    """Adds `order` knots beyond both ends of a grid.
+
+    Args:
+        grid: (..., grid_size + 1) increasing points.
+        step: distance between the added knots, a number or (..., 1).
+
+    Returns:
+        (..., grid_size + 2·order + 1) knots.
+    """
+    offsets = torch.arange(1, order + 1, device=grid.device, dtype=grid.dtype) * step
+    return torch.cat([grid[..., :1] - offsets.flip(-1), grid, grid[..., -1:] + offsets], dim=-1)
+
+
+def uniform_knots(low: float, high: float, grid_size: int, order: int) -> Tensor:
+    """Equally spaced knots whose grid is [low, high], in float64, (grid_size + 2·order + 1,)."""
+    step = (high - low) / grid_size
+    return low + step * torch.arange(-order, grid_size + order + 1, dtype=torch.float64)
+
+
+def adaptive_knots(
+    x: Tensor, grid_size: int, order: int, uniform_share: float, margin: float
+) -> Tensor:
+    """Knots that follow the samples: quantiles, mixed with an equally spaced grid.
+
+    Args:
+        x: (N, in) samples.
+        uniform_share: 1 gives an equally spaced grid over the samples' range, 0 pure quantiles.
+        margin: by how much the equally spaced grid exceeds the range, in units of x.
+
+    Returns:
+        (in, grid_size + 2·order + 1) in float64. Where a feature has too few distinct samples the
+        quantiles coincide and only the equally spaced share keeps its knots apart.
+    """
+    ordered = x.double().sort(dim=0).values
+    ranks = torch.linspace(0, len(x) - 1, grid_size + 1, dtype=torch.float64, device=x.device)
+    quantiles = ordered[ranks.round().long()].T  # (in, grid_size + 1)
+    low, high = ordered[0, :, None] - margin, ordered[-1, :, None] + margin
+    step = (high - low) / grid_size
+    uniform = low + step * torch.arange(grid_size + 1, dtype=torch.float64, device=x.device)
+    return extend_knots(uniform_share * uniform + (1 - uniform_share) * quantiles, order, step)
+
+
+def b_spline_basis(x: Tensor, knots: Tensor, order: int) -> Tensor:
+    """Values of all B-splines of degree `order` at x.
+
+    Only the order + 1 functions that are not zero at a point are computed; each step is a convex
+    combination, so nothing cancels in float32. Intervals are half open, the last one is closed.
+    Outside the knots every value is zero. Differentiable in x.
+
+    Args:
+        x: (..., in).
+        knots: (in, M).
+
+    Returns:
+        (..., in, M - order - 1), in float32, or float64 if x or the knots are.
+    """
+    dtype = torch.promote_types(torch.promote_types(x.dtype, knots.dtype), torch.float32)
+    x, knots = x.to(dtype), knots.to(dtype)
+    in_features, num_knots = knots.shape
+    first, last = knots[:, 0], knots[:, -1]
+    inside = (x >= first) & (x <= last)
+    x = torch.clamp(x, first, last)  # infinities must not reach the backward pass
+
+    flat = x.detach().reshape(-1, in_features).T.contiguous()  # (in, N)
+    span = torch.searchsorted(knots, flat, right=True) - 1
+    last_span = torch.searchsorted(knots, last[:, None].contiguous()) - 1  # the last one that is not empty
+    span = torch.minimum(span, last_span).clamp(min=0).T.reshape(x.shape)
+
+    # With `order` more knots at both ends (any will do: no returned function reaches them) there
+    # are order + 1 functions in every span.
+    padded = extend_knots(knots, order, 1.0).flatten()
+    stride = num_knots + 2 * order
+    at = span + order + stride * torch.arange(in_features, device=x.device)
+    t = {i: padded[at + i] for i in range(1 - order, order + 1)}
+
+    values = [torch.ones_like(x)]
+    for degree in range(1, order + 1):
+        carried, raised = torch.zeros_like(x), []
+        for r, value in enumerate(values):
+            left, right = t[r + 1 - degree], t[r + 1]
+            share = value / (right - left)
+            raised.append(carried + (right - x) * share)
+            carried = (x - left) * share
+        values = [*raised, carried]
+
+    local = torch.where(inside[..., None], torch.stack(values, dim=-1), 0.0)  # (..., in, order + 1)
+    index = span[..., None] + torch.arange(order + 1, device=x.device)
+    basis = local.new_zeros(*x.shape, num_knots + order - 1)
+    return basis.scatter(-1, index, local)[..., order : num_knots - 1]
+
+
+def _least_squares(a: Tensor, b: Tensor) -> Tensor:
+    """Minimum-norm least squares for each feature, (in, N, n) and (in, N, m) to (in, n, m).
+
+    In float64 on the CPU, by SVD: the only driver that is right when samples are few or a basis
+    function sees none of them (CUDA has no rank-revealing one).
+    """
+    solution = torch.linalg.lstsq(a.double().cpu(), b.double().cpu(), driver="gelsd").solution
+    return solution.to(b.device)
+
+
+def fit_coefficients(x: Tensor, y: Tensor, knots: Tensor, order: int) -> Tensor:
+    """Least-squares spline coefficients for samples of curves.
+
+    Args:
+        x: (N, in) places.
+        y: (N, in, out) values of every curve there.
+        knots: (in, M).
+
+    Returns:
+        (out, in, M - order - 1) in float64; of least norm where the samples leave a choice.
+    """
+    a = b_spline_basis(x.double(), knots, order).transpose(0, 1)  # (in, N, n)
+    return _least_squares(a, y.transpose(0, 1)).permute(2, 0, 1)
+
+
+def refit_matrix(x: Tensor, old_knots: Tensor, new_knots: Tensor, order: int) -> Tensor:
+    """The linear map from coefficients on old knots to coefficients on new ones.
+
+    The new spline is a least-squares best fit of the old one at the samples. Where the samples
+    leave a choice, it is the one nearest to a fit over the whole new grid, so that a function is
+    not forgotten where this batch happens to have no samples. One matrix serves every output, and
+    any factor on the coefficients (a scaler, a mask), since the map is linear.
+
+    Args:
+        x: (N, in) samples.
+        old_knots: (in, M).
+        new_knots: (in, M'), increasing.
+
+    Returns:
+        (in, n', n) in float64.
+    """
+    grid = new_knots[:, order : new_knots.shape[1] - order].double()  # (in, G' + 1)
+    old = torch.clamp(old_knots.double(), grid[:, :1], grid[:, -1:])
+    breaks = torch.cat([old, grid], dim=-1).sort(dim=-1).values
+    # order + 1 points in every polynomial piece determine a spline
+    fractions = (torch.arange(order + 1, dtype=torch.float64, device=x.device) + 0.5) / (order + 1)
+    pieces = breaks[:, :-1, None] + breaks.diff(dim=-1)[..., None] * fractions
+    everywhere = pieces.flatten(1).T  # (points, in)
+    whole = _fit_map(everywhere, old_knots, new_knots, order)
+    return whole + _fit_map(x.double(), old_knots, new_knots, order, start=whole)
+
+
+def _fit_map(
+    x: Tensor, old_knots: Tensor, new_knots: Tensor, order: int, start: Tensor | None = None
+) -> Tensor:
+    """Least-squares map at x from old to new coefficients, or the correction to add to `start`."""
+    old = b_spline_basis(x, old_knots.double(), order).transpose(0, 1)  # (in, N, n)
+    new = b_spline_basis(x, new_knots.double(), order).transpose(0, 1)  # (in, N, n')
+    return _least_squares(new, old if start is None else old - new @ start)

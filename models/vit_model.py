@@ -1,0 +1,285 @@
+"""The Vision Transformer (Dosovitskiy et al., 2021) with a choice of feed-forward block.
+
+Parameter names are timm's, so a timm state dict of the plain ViT loads as it is. `ViTConfig` holds
+all that is needed to build the model again and travels in the weights file.
+"""
+
+import math
+import re
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
+from torch import Tensor, nn
+
+from models.kan import KANFeedForward, KANLinear
+
+FFNS = ("kan", "mlp")
+HEADS = ("linear", "kan")
+BASE_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "identity": nn.Identity,
+}
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Everything that shapes a `VisionTransformer`.
+
+    Raises:
+        ValueError: values that no model can be built from, by name.
+    """
+
+    img_size: int = 224  # pixels, square
+    patch_size: int = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    embed_dim: int = 192
+    depth: int = 12
+    num_heads: int = 3
+    mlp_ratio: float = 4.0  # hidden width of the "mlp" block, in units of embed_dim
+    ffn: str = "kan"
+    kan_hidden: int | str = 64  # hidden width of the "kan" block; "full": as wide as the MLP's
+    kan_norm: bool = True  # a LayerNorm between the two KAN layers of a block
+    head: str = "linear"
+    head_hidden: int = 64  # hidden width of the "kan" head
+    grid_size: int = 5
+    spline_order: int = 3
+    grid_range: tuple[float, float] = (-3.0, 3.0)  # spans the N(0, 1) behind a LayerNorm
+    base_activation: str = "silu"
+    drop_rate: float = 0.0  # dropout on FFN outputs and before the head
+    drop_path_rate: float = 0.0  # stochastic depth, rising linearly to this in the last block
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid_range", tuple(self.grid_range))
+        sizes = ("img_size patch_size in_chans num_classes embed_dim depth num_heads"
+                 " head_hidden grid_size").split()  # fmt: skip
+        for name in sizes:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if self.img_size % self.patch_size:
+            raise ValueError(
+                f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
+            )
+        if self.kan_hidden != "full" and not (
+            isinstance(self.kan_hidden, int) and self.kan_hidden > 0
+        ):
+            raise ValueError(f'kan_hidden must be a number or "full", not {self.kan_hidden!r}')
+        for name, known in (
+            ("ffn", FFNS), ("head", HEADS), ("base_activation", tuple(BASE_ACTIVATIONS)),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
+        for name in ("drop_rate", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as in the weights file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ViTConfig":
+        """The inverse of `to_dict`; an unknown name is a ValueError."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown model settings: {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden width of the MLP block."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, D = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, D / heads)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then the feed-forward block, (B, N, D) -> same."""
+
+    def __init__(self, config: ViTConfig, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.attn = Attention(config.embed_dim, config.num_heads)
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.mlp = make_ffn(config)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def make_ffn(config: ViTConfig) -> nn.Module:
+    """The feed-forward block that the config names.
+
+    A KAN block keeps the variance of its input; 1 / √(2·depth) on its output lets all blocks
+    together add about as much as came in, as in GPT-2.
+    """
+    if config.ffn == "mlp":
+        return Mlp(config.embed_dim, config.mlp_hidden, drop=config.drop_rate)
+    hidden = config.mlp_hidden if config.kan_hidden == "full" else int(config.kan_hidden)
+    scale = 1 / math.sqrt(2 * config.depth)
+    return _kan_feed_forward(config, hidden, config.embed_dim, output_scale=scale)
+
+
+def make_head(config: ViTConfig) -> nn.Module:
+    """The classifier that the config names, (B, D) -> (B, num_classes)."""
+    if config.head == "linear":
+        return nn.Linear(config.embed_dim, config.num_classes)
+    return _kan_feed_forward(config, config.head_hidden, config.num_classes)
+
+
+def _kan_feed_forward(
+    config: ViTConfig, hidden: int, out_features: int, output_scale: float = 1.0
+) -> KANFeedForward:
+    return KANFeedForward(
+        config.embed_dim,
+        hidden,
+        out_features,
+        norm=config.kan_norm,
+        output_scale=output_scale,
+        grid_size=config.grid_size,
+        spline_order=config.spline_order,
+        grid_range=config.grid_range,
+        base_activation=BASE_ACTIVATIONS[config.base_activation],
+        drop=config.drop_rate,
+    )
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, `depth` blocks and a head.
+
+    Shapes: (B, in_chans, img_size, img_size) -> logits (B, num_classes).
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.embed_dim
+        self.patch_embed = PatchEmbed(config.img_size, config.patch_size, config.in_chans, dim)
+        num_tokens = (config.img_size // config.patch_size) ** 2 + 1
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, dim))
+        last = max(config.depth - 1, 1)
+        self.blocks = nn.Sequential(
+            *(Block(config, config.drop_path_rate * i / last) for i in range(config.depth))
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head_drop = nn.Dropout(config.drop_rate)
+        self.head = make_head(config)
+
+        trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        self.apply(_init_linear)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Normalised tokens, class token first: (B, C, H, W) -> (B, 1 + patches, D)."""
+        x = self.patch_embed(x)  # (B, patches, D)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return self.norm(self.blocks(x + self.pos_embed))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Logits from normalised tokens: (B, N, D) -> (B, num_classes)."""
+        return self.head(self.head_drop(x[:, 0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of matrices that must not be pulled to zero.
+
+        Vectors (norms, biases) are exempt by their shape; splines are functions whose
+        coefficients have no reason to be small, although they are 2- and 3-D.
+        """
+        names = {"pos_embed", "cls_token"}
+        for name, module in self.named_modules():
+            if isinstance(module, KANLinear):
+                names |= {f"{name}.spline_weight", f"{name}.spline_scaler"}
+        return names
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+# embed_dim, depth, num_heads, kan_hidden: a KAN block this wide has about as many parameters as
+# the MLP block (a KAN edge has ten, with a grid of 5 cubic intervals)
+SIZES = {
+    "micro": (96, 4, 3, 32),
+    "tiny": (192, 12, 3, 64),
+    "small": (384, 12, 6, 128),
+    "base": (768, 12, 12, 256),
+    "large": (1024, 24, 16, 344),
+    "huge": (1280, 32, 16, 432),
+}
+_NAME = re.compile(
+    rf"(?P<family>kansformer|vit)_(?P<size>{'|'.join(SIZES)})"
+    r"(_patch(?P<patch>\d+))?(_(?P<img>\d+))?(?P<in21k>_in21k)?"
+)
+
+
+def model_config(name: str, **config: Any) -> ViTConfig:
+    """The `ViTConfig` that a model name stands for, with any field overridden.
+
+    A name is `{kansformer,vit}_{micro,tiny,small,base,large,huge}`, then `_patchP` (16 if left
+    out) and `_S`, the image size (224): `kansformer_tiny_patch4_32`. `_in21k` at the end stands
+    for the 21,843 classes of ImageNet-21k.
+
+    Raises:
+        ValueError: a name or field that is not known, or a value that cannot be built from.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"unknown model {name!r}; names look like kansformer_tiny_patch16_224 or"
+            f" vit_base_patch16_224, with sizes {', '.join(SIZES)}"
+        )
+    embed_dim, depth, num_heads, kan_hidden = SIZES[match["size"]]
+    preset = ViTConfig(
+        img_size=int(match["img"] or 224),
+        patch_size=int(match["patch"] or 16),
+        num_classes=21843 if match["in21k"] else 1000,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        ffn="kan" if match["family"] == "kansformer" else "mlp",
+        kan_hidden=kan_hidden,
+    )
+    unknown = set(config) - {field.name for field in fields(ViTConfig)}
+    if unknown:
+        raise ValueError(f"unknown model settings: {', '.join(sorted(unknown))}")
+    return replace(preset, **config)
+
+
+def create_model(name: str, **config: Any) -> VisionTransformer:
+    """A freshly initialised model by name; see `model_config` for names and errors."""
+    return VisionTransformer(model_config(name, **config))

@@ -1,0 +1,164 @@
+"""Every mode of picture is read right, and every bad file is named."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from kansformer.data.images import MAX_PIXELS, is_image_name, open_image
+from kansformer.errors import UserError
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_grey_and_colour_are_kept(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    assert open_image(saved(grey, tmp_path / "g.png")).mode == "L"
+    assert np.array_equal(open_image(tmp_path / "g.png"), grey)
+    colour = Image.new("RGB", (4, 4), (1, 2, 3))
+    assert open_image(saved(colour, tmp_path / "c.png")).getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_transparency_lies_over_white(tmp_path: Path) -> None:
+    rgba = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    rgba.putpixel((1, 0), (0, 0, 0, 0))
+    image = open_image(saved(rgba, tmp_path / "a.png"))
+    assert [image.getpixel((x, 0)) for x in range(2)] == [(255, 0, 0), (255, 255, 255)]
+
+    grey = Image.new("LA", (2, 1), (0, 128))
+    assert open_image(saved(grey, tmp_path / "la.png")).getpixel((0, 0)) == 127
+
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    image = open_image(saved(palette, tmp_path / "p.png", transparency=1))
+    assert [image.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
+
+
+def test_palette_cmyk_and_one_bit(tmp_path: Path) -> None:
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([10, 20, 30])
+    assert open_image(saved(palette, tmp_path / "p.gif")).getpixel((0, 0)) == (10, 20, 30)
+    cmyk = Image.new("RGB", (8, 8), (200, 100, 50)).convert("CMYK")
+    pixel = open_image(saved(cmyk, tmp_path / "c.jpg", quality=100)).getpixel((4, 4))
+    assert np.abs(np.array(pixel) - (200, 100, 50)).max() <= 3
+    bit = Image.new("1", (1, 1), 1)
+    assert open_image(saved(bit, tmp_path / "b.png")).getpixel((0, 0)) == 255
+
+
+def test_16_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    for name in ("d.png", "d.tif"):
+        image = open_image(saved(Image.fromarray(values), tmp_path / name))
+        assert np.asarray(image).tolist() == [[0, 1, 128, 255]]
+
+
+def test_float_pictures(tmp_path: Path) -> None:
+    values = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
+    image = open_image(saved(Image.fromarray(values), tmp_path / "f.tif"))
+    assert np.asarray(image).tolist() == [[0, 128, 255]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:4, :8] = 255  # one bright corner, and not square
+    stored = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(stored, tmp_path / "o.png", exif=exif)
+    transpose = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)  # fmt: skip
+    expected = stored if transpose is None else stored.transpose(transpose)
+    assert np.array_equal(open_image(path), expected)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "LA", "I;16"]
+)
+def test_any_mode_becomes_grey_or_colour(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "m.tif"
+    try:
+        Image.new(mode, (5, 4)).save(path)
+    except (OSError, KeyError):
+        path = tmp_path / "m.png"
+        Image.new(mode, (5, 4)).save(path)
+    image = open_image(path)
+    assert image.mode in ("L", "RGB")
+    assert image.size == (5, 4)
+
+
+def broken_files(folder: Path) -> dict[str, Path]:
+    """Each kind of file that cannot be read, and a word of its error."""
+    whole = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(whole, "JPEG")
+    files = {
+        "damaged": ("cut.jpg", whole.getvalue()[:-700]),
+        "not a picture": ("text.png", b"this is no picture"),
+        "not a picture ": ("empty.jpg", b""),
+        "more pixels": ("bomb.png", huge_png(20_000, 20_000)),
+        "more pixels ": ("large.png", huge_png(10_000, 9_500)),
+    }
+    paths = {}
+    for word, (name, data) in files.items():
+        (folder / name).write_bytes(data)
+        paths[word] = folder / name
+    paths["no such file"] = folder / "missing.png"
+    paths["a folder"] = folder
+    return paths
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A PNG that claims to be large and holds no pixels."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_bad_files_are_named_with_cause_in_one_line(tmp_path: Path) -> None:
+    for word, path in broken_files(tmp_path).items():
+        with pytest.raises(UserError, match=word.strip()) as caught:
+            open_image(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_pixels_are_limited_before_decoding() -> None:
+    assert 10_000 * 9_500 > MAX_PIXELS
+    with pytest.raises(UserError, match="more pixels"):
+        open_image(io.BytesIO(huge_png(10_000, 9_500)), "upload")
+
+
+def test_unexpected_formats_are_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "script.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(UserError, match="not a picture"):
+        open_image(path)
+
+
+def test_names() -> None:
+    assert is_image_name("a b.JPEG")
+    assert not any(map(is_image_name, ("a.txt", ".hidden.png", "._a.jpg", "Thumbs.db", "png")))
+
+
+def test_exif_is_pillows(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(Image.new("RGB", (6, 4)), tmp_path / "x.jpg", exif=exif)
+    with Image.open(path) as image:
+        assert open_image(path).size == ImageOps.exif_transpose(image).size == (4, 6)

@@ -1,0 +1,154 @@
+"""From a data path to labelled pictures, or one line that says what is wrong."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from tests.conftest import COLOURS, write_folder, write_picture
+
+from kansformer.data import load_data
+from kansformer.errors import UserError
+
+
+def fingerprint(folder: Path) -> str:
+    """Changes with any name, content or time below a folder."""
+    found = sorted((str(p), p.stat().st_mtime_ns, p.is_file() and p.read_bytes())
+                   for p in folder.rglob("*"))  # fmt: skip
+    return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def names(folder: Path) -> set[str]:
+    return {str(p) for p in folder.rglob("*.png")}
+
+
+def test_flat_folder(colours: Path) -> None:
+    before = fingerprint(colours)
+    data = load_data(str(colours)).with_validation(0.2, 0)
+    assert data.class_names == tuple(sorted(COLOURS))
+    assert data.name == "colours"
+    assert np.bincount(data.train.labels).tolist() == [8, 8, 8]
+    assert np.bincount(data.val.labels).tolist() == [2, 2, 2]
+    assert set(data.train.items) | set(data.val.items) == names(colours)
+    assert not set(data.train.items) & set(data.val.items)
+    for pictures in (data.train, data.val):
+        for i, path in enumerate(pictures.items):
+            assert Path(path).parent.name == data.class_names[pictures.labels[i]]
+            assert pictures.name(i) == path
+    assert fingerprint(colours) == before
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_split_folders_go_by_class_name(tmp_path: Path, val: str) -> None:
+    write_folder(tmp_path / "train", 4)
+    write_folder(tmp_path / "test", 2, first_seed=100)
+    write_picture(tmp_path / val / "red" / "only.png", (200, 0, 0), 1)
+    data = load_data(str(tmp_path)).with_validation(0.2, 0)
+    assert len(data.train) == 12
+    assert [data.class_names[label] for label in data.val.labels] == ["red"]
+    assert np.bincount(data.test.labels).tolist() == [2, 2, 2]
+
+
+def test_train_folder_alone_gives_up_a_share(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", 5)
+    data = load_data(str(tmp_path)).with_validation(0.4, 0)
+    assert (len(data.train), len(data.val), data.test) == (9, 6, None)
+
+
+def test_digits() -> None:
+    data = load_data("digits").with_validation(0.2, 0)
+    parts = (data.train, data.val, data.test)
+    assert sum(map(len, parts)) == 1797
+    raw = load_digits()
+    known = {image.tobytes(): target for image, target in zip(raw.images, raw.target, strict=True)}
+    for part in parts:
+        for image, label in zip(part.items, part.labels, strict=True):
+            assert known[np.round(image.astype(float) * 16 / 255).tobytes()] == label
+    again = load_data("digits").with_validation(0.2, 7)
+    assert np.array_equal(again.test.items, data.test.items)
+    assert not np.array_equal(again.val.items, data.val.items)
+    assert data.in_chans == 1
+    assert data.picture_size == 8
+
+
+def make_nothing(folder: Path) -> Path:
+    return folder / "nothing"
+
+
+def make_file(folder: Path) -> Path:
+    (folder / "file").touch()
+    return folder / "file"
+
+
+def make_loose_pictures(folder: Path) -> Path:
+    write_picture(folder / "loose" / "a.png", (0, 0, 0), 0)
+    return folder / "loose"
+
+
+def make_empty(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def make_empty_class(folder: Path) -> Path:
+    write_folder(folder / "holes")
+    (folder / "holes" / "yellow").mkdir()
+    (folder / "holes" / "yellow" / "notes.txt").touch()
+    return folder / "holes"
+
+
+def make_one_class(folder: Path) -> Path:
+    write_picture(folder / "one" / "red" / "a.png", (0, 0, 0), 0)
+    return folder / "one"
+
+
+def make_unknown_val_class(folder: Path) -> Path:
+    write_folder(folder / "odd" / "train", 2)
+    write_picture(folder / "odd" / "val" / "yellow" / "a.png", (0, 0, 0), 0)
+    return folder / "odd"
+
+
+def make_val_only(folder: Path) -> Path:
+    write_folder(folder / "half" / "val", 2)
+    return folder / "half"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (make_nothing, "no such folder"),
+        (make_file, "a file, not a folder"),
+        (make_loose_pictures, "one folder per class"),
+        (make_empty, "no class folders"),
+        (make_empty_class, "yellow: no pictures"),
+        (make_one_class, "only one class"),
+        (make_unknown_val_class, "yellow: a class that the training pictures do not have"),
+        (make_val_only, "no train/"),
+    ],
+)
+def test_bad_folders_are_named(tmp_path: Path, make: Callable[[Path], Path], words: str) -> None:
+    path = make(tmp_path)
+    with pytest.raises(UserError, match=words) as caught:
+        load_data(str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_few_pictures_for_a_validation_split(tmp_path: Path) -> None:
+    data = load_data(str(write_folder(tmp_path / "few", 1)))
+    with pytest.raises(UserError, match="too few"):
+        data.with_validation(0.2, 0)
+    with pytest.raises(UserError, match="between 0 and 1"):
+        data.with_validation(1.0, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "flowers102"]
+)
+def test_data_that_is_not_there_says_which_files_to_put_where(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="--download") as caught:
+        load_data(name, download_dir=str(tmp_path))
+    assert str(tmp_path / name) in str(caught.value)
+    assert " there" in str(caught.value)

@@ -1,0 +1,116 @@
+"""split_data: nothing lost, nothing overwritten, no picture on two sides."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.conftest import COLOURS
+from tests.kansformer.data.test_sources import fingerprint
+
+from kansformer.data.split_folder import PARTS, split_folder
+from kansformer.errors import UserError
+
+RATIOS = (0.6, 0.2, 0.2)
+
+
+def contents(folder: Path) -> Counter[tuple[str, bytes]]:
+    return Counter((p.parent.name, p.read_bytes()) for p in folder.rglob("*.png"))
+
+
+@pytest.mark.parametrize("symlink", [False, True])
+def test_every_picture_arrives_once_under_its_class(
+    colours: Path, tmp_path: Path, symlink: bool
+) -> None:
+    before = fingerprint(colours)
+    report = split_folder(colours, tmp_path / "out", RATIOS, symlink=symlink)
+    assert contents(tmp_path / "out") == contents(colours)
+    assert report.counts.tolist() == [[6, 2, 2]] * 3
+    assert all(p.is_symlink() == symlink for p in (tmp_path / "out").rglob("*.png"))
+    names = json.loads((tmp_path / "out" / "class_indices.json").read_text())
+    assert names == dict(zip("012", sorted(COLOURS), strict=True))
+    assert fingerprint(colours) == before
+    for name in (*COLOURS, *PARTS):
+        assert name in str(report)
+
+
+def test_seeds(colours: Path, tmp_path: Path) -> None:
+    layouts = []
+    for run, seed in enumerate((0, 0, 1)):
+        out = tmp_path / str(run)
+        split_folder(colours, out, RATIOS, seed)
+        layouts.append(sorted(str(p.relative_to(out)) for p in out.rglob("*.png")))
+    assert layouts[0] == layouts[1] != layouts[2]
+
+
+def test_equal_pictures_stay_on_one_side(colours: Path, tmp_path: Path) -> None:
+    for name in COLOURS:  # each picture three times, once under another class
+        for i in range(10):
+            picture = colours / name / f"{name} {i}.png"
+            shutil.copy(picture, colours / name / f"copy of {i}.png")
+            shutil.copy(picture, colours / "red" / f"{name} too {i}.png")
+    report = split_folder(colours, tmp_path / "out", RATIOS)
+    sides = [{p.read_bytes() for p in (tmp_path / "out" / part).rglob("*.png")} for part in PARTS]
+    assert all(sides)
+    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    assert report.duplicates == 60
+
+
+def test_groups_stay_on_one_side(tmp_path: Path) -> None:
+    for name in COLOURS:
+        for i in range(50):
+            path = tmp_path / "in" / name / f"IMG_{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(f"{name}{i}".encode())
+    report = split_folder(tmp_path / "in", tmp_path / "out", RATIOS, group_regex=r"IMG_(\d)\d")
+    assert report.groups == 5
+    tens = [{p.name[4] for p in (tmp_path / "out" / part).rglob("*.png")} for part in PARTS]
+    assert sorted(map(len, tens)) == [1, 1, 3]
+    assert len(set.union(*tens)) == 5
+
+
+def refuse_full_target(source: Path, target: Path) -> dict[str, object]:
+    target.mkdir()
+    (target / "precious.txt").write_text("keep me")
+    return {}
+
+
+def refuse_regex(source: Path, target: Path) -> dict[str, object]:
+    return {"group_regex": "("}
+
+
+def refuse_unmatched(source: Path, target: Path) -> dict[str, object]:
+    return {"group_regex": r"IMG_(\d+)"}
+
+
+def refuse_one_group(source: Path, target: Path) -> dict[str, object]:
+    return {"group_regex": "png"}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (refuse_full_target, "nothing is overwritten"),
+        (refuse_regex, "not a regular expression"),
+        (refuse_unmatched, "does not match"),
+        (refuse_one_group, "too few"),
+    ],
+)
+def test_refusals_write_nothing(
+    colours: Path, tmp_path: Path, prepare: Callable[..., dict[str, object]], words: str
+) -> None:
+    target = tmp_path / "out"
+    options = prepare(colours, target)
+    before = fingerprint(tmp_path)
+    with pytest.raises(UserError, match=words):
+        split_folder(colours, target, RATIOS, **options)
+    assert fingerprint(tmp_path) == before
+
+
+def test_the_target_must_not_lie_in_the_source(colours: Path) -> None:
+    with pytest.raises(UserError, match="lies within"):
+        split_folder(colours, colours / "out", RATIOS)
+    with pytest.raises(UserError, match="no such folder"):
+        split_folder(colours / "missing", colours.parent / "out", RATIOS)

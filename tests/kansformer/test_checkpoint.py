@@ -1,0 +1,164 @@
+"""The weights file holds all that prediction needs, and no bad file gets further than one line."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from safetensors.torch import save_file
+
+from kansformer.checkpoint import METADATA_KEY, load_model, save_model, start_from
+from kansformer.data import Preprocessing
+from kansformer.errors import UserError
+from models.vit_model import VisionTransformer, create_model
+
+NAMES = ("ant", "bee", "cat")
+
+
+def small_model(**changes: object) -> VisionTransformer:
+    return create_model(
+        "kansformer_micro_patch4_8", **{"num_classes": 3, "depth": 2, "in_chans": 1, **changes}
+    ).eval()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, VisionTransformer]:
+    model = small_model(head="kan")
+    path = tmp_path / "best.safetensors"
+    save_model(path, model, Preprocessing(8, 1, 0.3, 0.4), NAMES, {"epoch": 7})
+    return path, model
+
+
+def test_round_trip(saved: tuple[Path, VisionTransformer]) -> None:
+    path, model = saved
+    loaded = load_model(path)
+    assert loaded.config == model.config
+    assert loaded.preprocessing == Preprocessing(8, 1, 0.3, 0.4)
+    assert loaded.class_names == NAMES
+    assert loaded.training_info == {"epoch": 7}
+    assert not loaded.training
+    assert all(p.device.type == "cpu" for p in loaded.parameters())
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(loaded(x), model(x))
+    loaded.train()(x).sum().backward()  # it can be trained on
+
+
+def test_metadata_are_plain_json(saved: tuple[Path, VisionTransformer]) -> None:
+    with safetensors.safe_open(str(saved[0]), "pt") as file:
+        metadata = json.loads(file.metadata()[METADATA_KEY])
+    assert metadata["format_version"] == 1
+    assert metadata["class_names"] == list(NAMES)
+    assert metadata["config"]["embed_dim"] == 96
+    assert metadata["preprocessing"]["img_size"] == 8
+
+
+def test_names_must_fit_the_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 names for 3 classes"):
+        save_model(tmp_path / "x", small_model(), Preprocessing(8, 1), NAMES[:2])
+
+
+def test_failed_write_leaves_the_old_file(
+    saved: tuple[Path, VisionTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, model = saved
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save_model(path, model, Preprocessing(8, 1), NAMES)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    """Changes entries of a weights file's metadata."""
+    with safetensors.safe_open(str(path), "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = json.loads(file.metadata()[METADATA_KEY])
+    for name, value in changes.items():
+        part, _, field = name.partition("__")
+        if field:
+            metadata[part][field] = value
+        else:
+            metadata[part] = value
+    save_file(tensors, path, {METADATA_KEY: json.dumps(metadata)})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format_version": 99},
+        {"config__depth": 10**9},
+        {"config__embed_dim": 3 * 10**7},
+        {"config__grid_size": 10**6},
+        {"config__colour": 1},
+        {"config__depth": "many"},
+        {"config": None},
+        {"class_names": ["ant"]},
+        {"preprocessing": {}},
+        {"preprocessing__size": 3},
+    ],
+    ids=str,
+)
+def test_contradicting_metadata_are_refused(
+    saved: tuple[Path, VisionTransformer], changes: dict[str, object]
+) -> None:
+    rewrite(saved[0], **changes)
+    with pytest.raises(UserError, match="not a readable KANsformer weights file") as caught:
+        load_model(saved[0])
+    assert str(saved[0]) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Evil:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        return (self.mark.touch, ())
+
+
+def test_other_files_are_refused(tmp_path: Path, saved: tuple[Path, VisionTransformer]) -> None:
+    mark = tmp_path / "mark"
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Evil(mark)))
+    (tmp_path / "text.safetensors").write_text("hello")
+    (tmp_path / "empty.safetensors").touch()
+    (tmp_path / "cut.safetensors").write_bytes(saved[0].read_bytes()[:-1000])
+    save_file({"x": torch.zeros(1)}, tmp_path / "alien.safetensors")
+    for name in ("pickle.pt", "text.safetensors", "empty.safetensors", "cut.safetensors",
+                 "alien.safetensors"):  # fmt: skip
+        with pytest.raises(UserError, match="not a readable KANsformer weights file") as caught:
+            load_model(tmp_path / name)
+        assert name in str(caught.value)
+    assert not mark.exists()
+    with pytest.raises(UserError, match="no such weights file"):
+        load_model(tmp_path / "missing")
+    with pytest.raises(UserError, match="a folder"):
+        load_model(tmp_path)
+
+
+def test_starting_from_weights_keeps_the_head_only_for_the_same_classes(
+    saved: tuple[Path, VisionTransformer],
+) -> None:
+    path, old = saved
+    same, report = start_from(path, NAMES)
+    assert report.fresh == ()
+    assert all(torch.equal(v, old.state_dict()[k]) for k, v in same.state_dict().items())
+
+    for names in (("ant", "cat", "bee"), ("dog", "elk")):
+        model, report = start_from(path, names, drop_path_rate=0.1)
+        assert model.config.num_classes == len(names)
+        assert model.config.drop_path_rate == 0.1
+        assert set(report.fresh) == {k for k in model.state_dict() if k.startswith("head.")}
+        assert set(report.loaded) | set(report.fresh) == set(model.state_dict())
+        for name in report.loaded:
+            assert torch.equal(model.state_dict()[name], old.state_dict()[name])
+    with pytest.raises(UserError, match="do not fit"):
+        start_from(path, NAMES, embed_dim=48)

@@ -1,0 +1,263 @@
+"""A run writes what it promises, resumes to the same bits, and each setting does what it says."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.conftest import COLOURS, tiny_settings, write_folder
+from tests.kansformer.data.test_sources import fingerprint
+from torch import nn
+
+from kansformer.checkpoint import load_model
+from kansformer.data import load_data
+from kansformer.errors import JobFailed, UserError
+from kansformer.train import loop, train
+from kansformer.train.config import TrainConfig
+from kansformer.train.recipes import RECIPES, configure
+from models.vit_model import create_model
+
+
+def run(config: TrainConfig) -> tuple[dict[str, Any], list[str]]:
+    """Trains; returns the summary and the lines said."""
+    lines: list[str] = []
+    data = load_data(config.data_path).with_validation(config.val_split, config.seed)
+    return train(config, data, lines.append), lines
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder / "best.safetensors").state_dict()
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_files_of_a_run(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_folder(data / "train", 8)
+    write_folder(data / "test", 3, first_seed=50)
+    before = fingerprint(data)
+    summary, lines = run(tiny_settings(data, tmp_path / "out", epochs=3))
+    out = tmp_path / "out"
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row.keys() >= {
+            "epoch", "train_loss", "val_loss", "val_acc1", "lr", "images_per_second"
+        }  # fmt: skip
+        assert all(math.isfinite(value) for value in row.values())
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary["val_acc1"] == max(row["val_acc1"] for row in rows)
+    assert summary["parameters"] == sum(p.numel() for p in load_model(
+        out / "best.safetensors").parameters())  # fmt: skip
+    assert {"test_acc1", "flops_per_image", "seed", "versions"} <= summary.keys()
+    names = dict(zip("012", sorted(COLOURS), strict=True))
+    for folder in (out, Path.cwd()):
+        assert json.loads((folder / "class_indices.json").read_text()) == names
+    assert json.loads((out / "config.json").read_text())["train"]["epochs"] == 3
+    assert list((out / "tensorboard").glob("events.*"))
+    with Image.open(out / "curves.png") as image:
+        assert image.width > 500
+    text = "\n".join(lines)
+    for word in ("best epoch", "test accuracy", "next: python predict.py", "parameters"):
+        assert word in text
+    assert fingerprint(data) == before
+
+
+def test_best_file_is_the_best_epochs_model(tmp_path: Path, colours: Path) -> None:
+    summary, _ = run(tiny_settings(colours, tmp_path / "out"))
+    model = load_model(tmp_path / "out" / "best.safetensors")
+    assert model.training_info["epoch"] == summary["best_epoch"]
+    assert model.class_names == tuple(sorted(COLOURS))
+
+
+def test_equal_seeds_give_equal_bits_and_others_do_not(tmp_path: Path, colours: Path) -> None:
+    for name, seed, workers in (("a", 0, 0), ("b", 0, 2), ("c", 1, 0)):
+        run(tiny_settings(colours, tmp_path / name, seed=seed, workers=workers, epochs=2))
+    assert equal(final(tmp_path / "a"), final(tmp_path / "b"))
+    assert not equal(final(tmp_path / "a"), final(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("extra", [{}, {"mixup": 0.2, "cutmix": 1.0, "drop_path_rate": 0.2}])
+def test_two_epochs_a_kill_and_two_more_are_four(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, float]
+) -> None:
+    whole = tiny_settings(colours, tmp_path / "whole", epochs=4, **extra)
+    run(whole)
+    with monkeypatch.context() as patch:
+        calls = iter(range(9))
+
+        def killed(*arguments: object) -> dict[str, float]:
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return evaluate(*arguments)
+
+        evaluate = loop.evaluate
+        patch.setattr(loop, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_settings(colours, tmp_path / "parts", epochs=4, **extra))
+    torch.manual_seed(99)
+    np.random.seed(99)
+    _, lines = run(tiny_settings(colours, tmp_path / "parts", epochs=4, resume=True, **extra))
+    assert "resumed after epoch 2" in lines
+    assert equal(final(tmp_path / "parts"), final(tmp_path / "whole"))
+    assert equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    histories = [
+        [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_second")}
+         for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("parts", "whole")
+    ]  # fmt: skip
+    assert histories[0] == histories[1]
+
+
+def test_an_earlier_run_is_not_lost_by_accident(tmp_path: Path, colours: Path) -> None:
+    config = tiny_settings(colours, tmp_path / "out", epochs=1)
+    run(config)
+    before = (tmp_path / "out" / "best.safetensors").read_bytes()
+    with pytest.raises(UserError, match="--overwrite"):
+        run(config)
+    with pytest.raises(UserError, match="--epochs is 2 now and was 1"):
+        run(tiny_settings(colours, tmp_path / "out", epochs=2, resume=True))
+    assert (tmp_path / "out" / "best.safetensors").read_bytes() == before
+    with pytest.raises(UserError, match="nothing to resume"):
+        run(tiny_settings(colours, tmp_path / "new", resume=True))
+    (tmp_path / "out" / "last.pt").write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot be read"):
+        run(tiny_settings(colours, tmp_path / "out", epochs=1, resume=True))
+    summary, _ = run(tiny_settings(colours, tmp_path / "out", epochs=1, seed=3, overwrite=True))
+    assert summary["seed"] == 3
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 1
+
+
+def test_starting_from_weights(tmp_path: Path, colours: Path, trained: Path) -> None:
+    best = trained / "best.safetensors"
+    config = tiny_settings(
+        colours, tmp_path / "out", epochs=1, weights=str(best), freeze_layers=True
+    )
+    _, lines = run(config)
+    assert any("tensors loaded" in line for line in lines)
+    assert any(line.startswith("frozen") and "blocks" in line for line in lines)
+    old, new = weights(trained), final(tmp_path / "out")
+    for name in old:
+        frozen = not name.startswith(("head.", "norm."))
+        assert torch.equal(old[name], new[name]) == frozen, name
+    report = json.loads((tmp_path / "out" / "config.json").read_text())["weights"]
+    assert report["fresh"] == []
+    assert set(report["loaded"]) == set(old)
+
+
+def test_settings_that_make_no_model_are_refused(tmp_path: Path, colours: Path) -> None:
+    for changes, words in (
+        ({"model": "resnet50"}, "unknown model"),
+        ({"patch_size": 5}, "multiple of patch_size"),
+        ({"mixup": 0.5, "batch_size": 7}, "even --batch-size"),
+        ({"device": "quantum"}, "--device quantum"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run(tiny_settings(colours, tmp_path / "out", **changes))
+    for changes in (
+        {"epochs": 0}, {"lr": -1.0}, {"lrf": 2.0}, {"label_smoothing": 1.5}, {"in_chans": 2},
+        {"freeze_layers": True},
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"--{next(iter(changes)).replace('_', '-')}"):
+            tiny_settings(colours, tmp_path / "out", **changes)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, colours: Path) -> None:
+    run(tiny_settings(colours, tmp_path / "out", epochs=1))
+    config = tiny_settings(
+        colours, tmp_path / "bad", weights=str(tmp_path / "out" / "best.safetensors"),
+        lr=1e30, clip_grad=0.0, warmup_epochs=0.0,
+    )  # fmt: skip
+    with pytest.raises(JobFailed, match="lower --lr"):
+        run(config)
+
+
+def test_one_channel_data_trains_models_of_one_and_three(tmp_path: Path) -> None:
+    for in_chans in (None, 1, 3):
+        config = tiny_settings(
+            "digits", tmp_path / str(in_chans), model="kansformer_micro_patch4_8",
+            in_chans=in_chans, epochs=1, max_steps=2,
+        )  # fmt: skip
+        run(config)
+        model = load_model(tmp_path / str(in_chans) / "best.safetensors")
+        assert model.config.in_chans == model.preprocessing.in_chans == (in_chans or 1)
+
+
+def test_gradient_is_clipped() -> None:
+    model = nn.Linear(3, 2)
+    batch = [(torch.ones(4, 3) * 1e3, torch.tensor([0, 1, 0, 1]))]
+    norms = {}
+    for clip in (0.0, 0.5):
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
+        bars = loop.tqdm(batch, disable=True)
+        loop.train_one_epoch(
+            model, nn.CrossEntropyLoss(), optimiser, bars, torch.device("cpu"),
+            before_step=lambda step: None, clip_grad=clip,
+        )  # fmt: skip
+        norms[clip] = float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
+    assert norms[0.0] > 1
+    assert norms[0.5] == pytest.approx(0.5, rel=1e-4)
+
+
+def test_mixing_is_timms_and_seeded() -> None:
+    assert loop.make_mix(tiny_settings("x", "y"), 3) is None
+    mix = loop.make_mix(tiny_settings("x", "y", mixup=0.8, label_smoothing=0.0), 3)
+    x, y = torch.randn(8, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    mixed, targets = loop.seeded(mix, 0, 1)(x.clone(), y)
+    again, _ = loop.seeded(mix, 0, 1)(x.clone(), y)
+    other, _ = loop.seeded(mix, 0, 2)(x.clone(), y)
+    assert torch.equal(mixed, again)
+    assert not torch.equal(mixed, other)
+    assert not torch.equal(mixed, x)
+    torch.testing.assert_close(targets.sum(-1), torch.ones(8))
+
+
+def test_flops_are_those_of_the_matrix_products() -> None:
+    model = create_model("vit_micro_patch4_8", num_classes=10, in_chans=1)
+    n, d, depth = 5, 96, 4
+    per_block = n * (3 * d * d + d * d + 8 * d * d) + 2 * n * n * d
+    expected = 2 * (4 * 16 * d + depth * per_block + d * 10)
+    assert loop.count_flops(model) == expected
+
+
+def test_recipes_make_settings_and_flags_go_first(colours: Path, tmp_path: Path) -> None:
+    config, data = configure({"data_path": str(colours)})
+    assert config.recipe == "small-pictures"
+    assert data.val is not None
+    config, _ = configure({"data_path": "digits", "epochs": 3, "seed": 5})
+    assert (config.recipe, config.epochs, config.seed) == ("digits", 3, 5)
+    assert config.lr == RECIPES["digits"]()["lr"]
+    config, _ = configure({"data_path": "digits", "recipe": "photos"})
+    assert config.model == RECIPES["photos"]()["model"]
+    with pytest.raises(UserError, match="--recipe cooking: unknown"):
+        configure({"data_path": "digits", "recipe": "cooking"})
+    large = tmp_path / "large"
+    for name in ("a", "b"):
+        (large / name).mkdir(parents=True)
+        Image.new("RGB", (200, 100)).save(large / name / "x.png")
+        Image.new("RGB", (200, 100), "red").save(large / name / "y.png")
+    assert configure({"data_path": str(large), "val_split": 0.5})[0].recipe == "photos"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds(name: str) -> None:
+    settings = RECIPES[name]()
+    config = TrainConfig(data_path="x", **settings)
+    create_model(config.model, **config.model_overrides())
+    assert RECIPES[name].__doc__

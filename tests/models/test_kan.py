@@ -1,0 +1,351 @@
+"""KANLinear against the formula written out, and the laws of its grid."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from models.kan import KAN, KANFeedForward, KANLinear, gain
+
+
+def textbook(x: Tensor, state: dict[str, Tensor], order: int) -> Tensor:
+    """efficient-kan's layer as its formula says, by the Cox-de Boor recursion in float64."""
+    x = x.double()
+    t = state["grid"].double()
+    last = t.shape[1] - 2
+    columns = [
+        ((x >= t[:, j]) & ((x < t[:, j + 1]) | ((j == last) & (x == t[:, j + 1])))).double()
+        for j in range(t.shape[1] - 1)
+    ]
+    for degree in range(1, order + 1):
+        columns = [
+            (x - t[:, j]) / (t[:, j + degree] - t[:, j]) * columns[j]
+            + (t[:, j + degree + 1] - x) / (t[:, j + degree + 1] - t[:, j + 1]) * columns[j + 1]
+            for j in range(len(columns) - 1)
+        ]
+    basis = torch.stack(columns, dim=-1)  # (N, in, G + k)
+    weight = state["spline_weight"].double()
+    if "spline_scaler" in state:
+        weight = weight * state["spline_scaler"].double()[..., None]
+    y = F.silu(x) @ state["base_weight"].double().T
+    return y + torch.einsum("nij,oij->no", basis, weight)
+
+
+def efficient_kan_state(
+    in_features: int, out_features: int, grid_size: int, order: int, scaler: bool = True
+) -> dict[str, Tensor]:
+    """Tensors named and shaped as efficient-kan's KANLinear saves them."""
+    h = 2 / grid_size
+    grid = torch.arange(-order, grid_size + order + 1) * h - 1
+    state = {
+        "base_weight": torch.randn(out_features, in_features) / in_features**0.5,
+        "spline_weight": torch.randn(out_features, in_features, grid_size + order) * 0.1,
+        "grid": grid.expand(in_features, -1).contiguous(),
+    }
+    if scaler:
+        state["spline_scaler"] = torch.randn(out_features, in_features)
+    return state
+
+
+@pytest.mark.parametrize("scaler", [True, False])
+@pytest.mark.parametrize(("grid_size", "order"), [(5, 3), (1, 0), (3, 1), (8, 2), (20, 4), (4, 5)])
+def test_efficient_kan_state_loads_and_gives_the_same(
+    grid_size: int, order: int, scaler: bool
+) -> None:
+    state = efficient_kan_state(7, 4, grid_size, order, scaler)
+    layer = KANLinear(
+        7, 4, grid_size=grid_size, spline_order=order, enable_standalone_scale_spline=scaler
+    )
+    layer.load_state_dict(state, strict=True)
+    x = torch.cat([torch.randn(200, 7) * 1.5, torch.linspace(-4, 4, 81)[:, None].expand(-1, 7)])
+    torch.testing.assert_close(layer(x).double(), textbook(x, state, order), rtol=0, atol=2e-6)
+    exact = layer.double()(x.double())
+    torch.testing.assert_close(exact, textbook(x, state, order), rtol=0, atol=1e-12)
+
+
+def test_efficient_kan_network_loads() -> None:
+    state = {
+        f"layers.{i}.{name}": value
+        for i, (a, b) in enumerate([(3, 8), (8, 2)])
+        for name, value in efficient_kan_state(a, b, 5, 3).items()
+    }
+    network = KAN([3, 8, 2])
+    network.load_state_dict(state, strict=True)
+    x = torch.randn(50, 3)
+    expected = x
+    for i in range(2):
+        layer = {k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"layers.{i}.")}
+        expected = textbook(expected, layer, 3)
+    torch.testing.assert_close(network(x).double(), expected, rtol=0, atol=1e-5)
+
+
+@given(
+    shape=st.lists(st.integers(0, 3), max_size=3),
+    out=st.integers(1, 4),
+    bias=st.booleans(),
+    order=st.integers(0, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_leading_dimensions(shape: list[int], out: int, bias: bool, order: int) -> None:
+    layer = KANLinear(3, out, bias=bias, spline_order=order)
+    x = torch.randn(*shape, 3)
+    y = layer(x)
+    assert y.shape == (*shape, out)
+    torch.testing.assert_close(y.reshape(-1, out), layer(x.reshape(-1, 3)))
+
+
+def test_gradients() -> None:
+    layer = KANLinear(3, 2, bias=True).double()
+    with torch.no_grad():
+        layer.bias.normal_()
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    parameters = dict(layer.named_parameters())
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(parameters, values, strict=True)), x)
+
+    assert torch.autograd.gradcheck(run, (x, *parameters.values()))
+    layer(x).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in parameters.values())
+
+
+def test_wrong_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        KANLinear(0, 3)
+    with pytest.raises(ValueError, match="grid_range"):
+        KANLinear(3, 3, grid_range=(1, 1))
+    with pytest.raises(ValueError, match="last dimension"):
+        KANLinear(3, 3)(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="two widths"):
+        KAN([3])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_basis_stays_in_float32_in_16_bit_autocast(dtype: torch.dtype) -> None:
+    layer = KANLinear(16, 8, grid_size=50)
+    x = torch.randn(64, 16)
+    with torch.autocast("cpu", dtype):
+        assert layer.b_splines(x).dtype == torch.float32
+        half = layer(x)
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.float(), layer(x), rtol=0.05, atol=0.05)
+
+
+# ---- initialisation ----
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.GELU, nn.Tanh, nn.Identity])
+@torch.no_grad()
+def test_variance_is_kept_through_twelve_layers(activation: type[nn.Module]) -> None:
+    x = torch.randn(2000, 256)
+    for layer in KAN([256] * 13, base_activation=activation, grid_range=(-3, 3)).layers:
+        y = layer(x)
+        ratio = float(y.var() / x.var())
+        assert 0.6 < ratio < 1.6, ratio
+        x = y
+    assert 0.3 < float(x.var()) < 3
+
+
+def test_gain_of_known_activations() -> None:
+    assert gain(nn.Identity()) == pytest.approx(1)
+    assert gain(nn.ReLU()) == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize("scaler", [True, False])
+@torch.no_grad()
+def test_a_larger_scale_gives_larger_weights(scaler: bool) -> None:
+    def sizes(**scales: float) -> tuple[float, float]:
+        torch.manual_seed(0)
+        layer = KANLinear(64, 64, enable_standalone_scale_spline=scaler, **scales)
+        return float(layer.base_weight.std()), float(layer.scaled_spline_weight.std())
+
+    base, spline = sizes()
+    assert sizes(scale_base=2.0) == pytest.approx((2 * base, spline), rel=1e-5)
+    assert sizes(scale_spline=2.0) == pytest.approx((base, 2 * spline), rel=1e-5)
+    assert sizes(scale_noise=0.2) == pytest.approx((base, 2 * spline), rel=1e-5)
+    torch.manual_seed(0)
+    assert KANLinear(3, 3, scale_base=0.0, scale_spline=0.0)(torch.randn(4, 3)).abs().max() == 0
+
+
+# ---- grid updates ----
+
+
+def spline_curves(layer: KANLinear, x: Tensor) -> np.ndarray:
+    """Spline of every edge at samples, (N, in, out), in float64."""
+    basis = copy.deepcopy(layer).double().b_splines(x.double())
+    weight = layer.scaled_spline_weight.detach().double()
+    return torch.einsum("nij,oij->nio", basis, weight).numpy()
+
+
+def random_layer(grid_size: int = 5, order: int = 3) -> KANLinear:
+    layer = KANLinear(3, 4, grid_size=grid_size, spline_order=order, grid_range=(-2, 2))
+    with torch.no_grad():
+        layer.spline_weight.normal_()
+        layer.spline_scaler.uniform_(-2, 2)
+    return layer
+
+
+SAMPLES = {
+    "uniform": lambda: torch.rand(400, 3) * 4 - 2,
+    "skewed": lambda: torch.randn(400, 3).exp() - 1,
+    "few": lambda: torch.randn(7, 3),
+    "three-dimensional": lambda: torch.randn(5, 80, 3),
+    "ties": lambda: torch.randint(-8, 9, (500, 3)) / 4,
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_update_grid_is_the_least_squares_best(kind: str) -> None:
+    layer = random_layer()
+    x = SAMPLES[kind]()
+    scaler = layer.spline_scaler.detach().clone()
+    flat = x.reshape(-1, 3)
+    before = spline_curves(layer, flat)
+    assert layer.update_grid(x).all()
+    assert torch.equal(layer.spline_scaler, scaler)
+    low, high = layer.grid[:, 3], layer.grid[:, -4]
+    assert ((flat >= low) & (flat <= high)).all()
+    after = spline_curves(layer, flat)
+    basis = copy.deepcopy(layer).double().b_splines(flat.double()).numpy()
+    for feature in range(3):
+        a = basis[:, feature]
+        best = a @ np.linalg.lstsq(a, before[:, feature], rcond=None)[0]
+        np.testing.assert_allclose(after[:, feature], best, atol=1e-5)
+    if kind == "few":  # seven samples can be met exactly by eight coefficients
+        np.testing.assert_allclose(after, before, atol=1e-4)
+
+
+def test_update_grid_keeps_what_the_new_knots_can_represent() -> None:
+    layer = random_layer()
+    with torch.no_grad():  # cubic polynomials, by their values at the samples
+        x = torch.linspace(-2, 2, 200, dtype=torch.float64)[:, None].expand(-1, 3)
+        powers = torch.stack([x**p for p in range(4)], dim=-1)
+        curves = powers @ torch.randn(4, 4, dtype=torch.float64)
+        coefficients = copy.deepcopy(layer).double().curve2coeff(x, curves)
+        layer.spline_weight.copy_(coefficients / layer.spline_scaler[..., None])
+    samples = torch.rand(300, 3) * 3.9 - 1.95
+    before = spline_curves(layer, samples)
+    layer.update_grid(samples)
+    np.testing.assert_allclose(spline_curves(layer, samples), before, atol=1e-5)
+
+
+def test_update_grid_keeps_a_constant_feature_and_says_so() -> None:
+    layer = random_layer()
+    x = torch.randn(300, 3)
+    x[:, 1] = 0.7
+    grid, weight = layer.grid.clone(), layer.spline_weight.detach().clone()
+    before = spline_curves(layer, x)
+    with pytest.warns(UserWarning, match="1 of 3 features"):
+        updated = layer.update_grid(x)
+    assert updated.tolist() == [True, False, True]
+    assert torch.equal(layer.grid[1], grid[1])
+    assert torch.equal(layer.spline_weight[:, 1], weight[:, 1])
+    assert not torch.equal(layer.grid[0], grid[0])
+    np.testing.assert_array_equal(spline_curves(layer, x)[:, 1], before[:, 1])
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [torch.randn(3, 3), torch.full((50, 3), 0.3), torch.zeros(0, 3), torch.full((50, 3), torch.nan),
+     torch.randn(50, 3).index_fill(0, torch.tensor([7]), torch.inf)],
+    ids=["too few", "constant", "none", "nan", "inf"],
+)  # fmt: skip
+def test_update_grid_that_cannot_be_done_changes_nothing(samples: Tensor) -> None:
+    layer = random_layer()
+    state = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match="nothing was changed"):
+        layer.update_grid(samples)
+    assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
+
+
+@given(
+    seed=st.integers(0, 10**6), scale=st.floats(0.01, 100), count=st.integers(1, 40),
+    order=st.integers(0, 5), grid_size=st.integers(1, 12),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+@pytest.mark.filterwarnings("ignore:.*too few distinct samples")
+def test_update_grid_leaves_a_usable_layer(
+    seed: int, scale: float, count: int, order: int, grid_size: int
+) -> None:
+    torch.manual_seed(seed)
+    layer = random_layer(grid_size, order)
+    try:
+        layer.update_grid(torch.randn(count, 3) * scale)
+    except ValueError:
+        pass
+    assert (layer.grid.diff(dim=-1) > 0).all()
+    assert layer.spline_weight.isfinite().all()
+
+
+def test_kan_updates_its_grids_layer_by_layer() -> None:
+    network = KAN([3, 5, 2])
+    x = torch.randn(200, 3)
+    grids = [layer.grid.clone() for layer in network.layers]
+    network(x, update_grid=True)
+    assert all(
+        not torch.equal(layer.grid, grid)
+        for layer, grid in zip(network.layers, grids, strict=True)
+    )
+
+
+# ---- the rest ----
+
+
+def test_curve2coeff_inverts_the_spline_in_any_dimensions() -> None:
+    layer = random_layer().double()
+    x = torch.rand(6, 50, 3, dtype=torch.float64) * 4 - 2
+    curves = torch.einsum("abij,oij->abio", layer.b_splines(x), layer.spline_weight)
+    torch.testing.assert_close(layer.curve2coeff(x, curves), layer.spline_weight.detach())
+    with pytest.raises(ValueError, match="shape"):
+        layer.curve2coeff(x, curves[..., :2])
+
+
+def test_regularisation_is_finite_and_counts_the_scaler() -> None:
+    layer = random_layer()
+    with torch.no_grad():
+        layer.spline_weight[0, 0] = 0
+        layer.spline_scaler[1, 1] = 0
+    loss = layer.regularization_loss()
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in (layer.spline_weight, layer.spline_scaler))
+
+    size = layer.scaled_spline_weight.detach().abs().mean(-1).double()
+    share = (size / size.sum()).flatten()
+    entropy = -sum(float(p) * np.log(float(p)) for p in share if p > 0)
+    assert loss.item() == pytest.approx(float(size.sum()) + entropy, rel=1e-5)
+
+    with torch.no_grad():
+        layer.spline_weight.zero_()
+        layer.zero_grad()
+    layer.regularization_loss().backward()
+    assert layer.spline_weight.grad.isfinite().all()
+
+
+def test_copies_compute_the_same() -> None:
+    layer = random_layer()
+    x = torch.randn(20, 3)
+    layer.update_grid(x)
+    packed = io.BytesIO()
+    torch.save(layer.state_dict(), packed)
+    packed.seek(0)
+    fresh = KANLinear(3, 4)
+    fresh.load_state_dict(torch.load(packed, weights_only=True))
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh):
+        assert torch.equal(other(x), layer(x))
+
+
+@torch.no_grad()
+def test_feed_forward_keeps_the_second_layers_inputs_on_its_grid() -> None:
+    block = KANFeedForward(64, 16)
+    inner = block.norm(block.fc1(torch.randn(1000, 64) * 5 + 3))
+    low, high = block.fc2.grid[0, 3], block.fc2.grid[0, -4]
+    assert float(((inner > low) & (inner < high)).float().mean()) > 0.98
+    assert block(torch.randn(2, 7, 64)).shape == (2, 7, 64)

@@ -1,0 +1,216 @@
+"""train.py, predict.py and split_data.py: output, exit status, and one line for each bad input."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.conftest import ROOT, write_folder, write_picture
+from tests.kansformer.data.test_images import broken_files
+from tests.kansformer.data.test_sources import (
+    make_empty, make_empty_class, make_loose_pictures, make_nothing, make_unknown_val_class,
+)  # fmt: skip
+
+Command = Callable[..., tuple[int, str, str]]
+TINY = ("--model", "kansformer_micro_patch8_16", "--augment", "small", "--batch-size", 8,
+        "--epochs", 1, "--workers", 0, "--device", "cpu")  # fmt: skip
+
+
+def one_line(text: str) -> str:
+    """The last line that progress bars did not overwrite, which has to be the only one."""
+    lines = [line.rsplit("\r", 1)[-1] for line in text.strip().splitlines()]
+    lines = [line for line in lines if line.strip()]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def test_train_then_predict(command: Command, colours: Path, tmp_path: Path) -> None:
+    status, out, err = command("train", "--data-path", colours, "--output", "run", *TINY)
+    assert status == 0
+    assert "next: python predict.py PICTURE --weights run/best.safetensors" in out
+    assert "Traceback" not in err
+    picture = colours / "red" / "red 1.png"
+    weights = tmp_path / "run" / "best.safetensors"
+    status, out, _ = command("predict", picture, "--weights", weights, "--topk", 2)
+    assert status == 0
+    assert out.splitlines()[0] == str(picture)
+    assert len(out.splitlines()) == 3
+    assert all(line.count("%") == 1 for line in out.splitlines()[1:])
+
+
+def test_default_output_is_in_weights(command: Command, colours: Path, tmp_path: Path) -> None:
+    assert command("train", "--data-path", colours, *TINY)[0] == 0
+    folder = tmp_path / "weights" / "colours-kansformer_micro_patch8_16"
+    assert (folder / "best.safetensors").is_file()
+    assert (tmp_path / "class_indices.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (make_nothing, "nothing: no such folder"),
+        (make_empty, "empty: it holds no class folders"),
+        (make_loose_pictures, "loose: it holds pictures but no folders"),
+        (make_empty_class, "yellow: no pictures"),
+        (make_unknown_val_class, "yellow: a class that the training pictures do not have"),
+    ],
+)
+def test_bad_data_is_one_line_and_status_2(
+    command: Command, tmp_path: Path, make: Callable[[Path], Path], words: str
+) -> None:
+    status, out, err = command("train", "--data-path", make(tmp_path), *TINY)
+    assert (status, out) == (2, "")
+    assert words in one_line(err)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["damaged", "not a picture"])
+def test_a_bad_picture_in_training_is_one_line_and_status_2(
+    command: Command, colours: Path, tmp_path: Path, kind: str, workers: int
+) -> None:
+    bad = broken_files(tmp_path)[kind]
+    bad = bad.rename(colours / "red" / bad.name)
+    arguments = ("--data-path", colours, "--output", "run", *TINY, "--workers", workers)
+    status, _, err = command("train", *arguments)
+    assert status == 2
+    assert f"{bad}: {kind}" in err.rsplit("\r", 1)[-1]
+    assert "Traceback" not in err
+
+
+def test_bad_weights_are_one_line_and_status_2(
+    command: Command, colours: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "old.pth").write_bytes(b"PK\3\4 something else")
+    for name in ("predict", "train"):
+        arguments = (
+            (colours,) if name == "predict" else ("--data-path", colours, *TINY)
+        )
+        status, out, err = command(name, *arguments, "--weights", "old.pth")
+        assert (status, out) == (2, "")
+        assert "old.pth: not a readable KANsformer weights file" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--epochs", "0"), "--epochs must be at least 1"),
+        (("--epochs", "ten"), "invalid int value"),
+        (("--ffn", "moe"), "invalid choice"),
+        (("--colour", "red"), "unrecognized arguments"),
+    ],
+)
+def test_bad_flags_are_status_2(
+    command: Command, colours: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    status, out, err = command("train", "--data-path", colours, *TINY, *arguments)
+    assert (status, out) == (2, "")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_boolean_flags_have_both_forms(command: Command) -> None:
+    status, out, _ = command("train", "--help")
+    assert status == 0
+    for flag in ("freeze-layers", "resume", "overwrite", "download"):
+        assert f"--{flag}, --no-{flag}" in out
+    for flag in ("data-path", "output", "model", "weights", "ffn", "head", "epochs", "batch-size",
+                 "lr", "lrf", "seed", "device", "recipe", "val-split"):  # fmt: skip
+        assert f"--{flag}" in out
+
+
+def test_predict_json_is_one_array_in_order(
+    command: Command, trained: Path, tmp_path: Path
+) -> None:
+    folder = trained.parent / "colours"
+    bad = broken_files(tmp_path)
+    inputs = [folder / "red", bad["damaged"], folder / "blue", bad["not a picture"],
+              tmp_path / "missing.png"]  # fmt: skip
+    status, out, err = command(
+        "predict", *inputs, "--weights", trained / "best.safetensors", "--json", "--topk", 1
+    )
+    assert status == 0
+    rows = json.loads(out)
+    assert [row["path"] for row in rows[:10]] == sorted(map(str, (folder / "red").iterdir()))
+    assert [row["path"] for row in rows[11:21]] == sorted(map(str, (folder / "blue").iterdir()))
+    assert [i for i, row in enumerate(rows) if "error" in row] == [10, 21, 22]
+    for row in rows:
+        if "top" in row:
+            assert row.keys() == {"path", "top"}
+            assert [top.keys() for top in row["top"]] == [{"class", "index", "probability"}]
+        else:
+            assert row.keys() == {"path", "error"}
+    assert len(err.strip().splitlines()) == 3
+
+
+def test_predict_with_no_answer_at_all_is_status_2(command: Command, trained: Path) -> None:
+    weights = trained / "best.safetensors"
+    status, out, err = command("predict", "missing.png", "--weights", weights, "--json")
+    assert status == 2
+    assert "missing.png: no such file" in one_line(err)
+    assert json.loads(out)[0]["path"] == "missing.png"
+    status, _, err = command("predict", "x.png", "--weights", weights, "--topk", 0)
+    assert (status, "--topk" in one_line(err)) == (2, True)
+
+
+def test_split_then_train(command: Command, colours: Path, tmp_path: Path) -> None:
+    arguments = ("--data-path", colours, "--output", "split", "--ratios", 0.6, 0.2, 0.2)
+    status, out, _ = command("split_data", *arguments, "--group-regex", r"(\d)\.png")
+    assert status == 0
+    assert "30 pictures in 10 groups" in out
+    assert "next: python train.py --data-path split" in out
+    status, out, _ = command("train", "--data-path", "split", *TINY)
+    assert status == 0
+    assert "test accuracy" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--ratios", "1"), "--ratios"),
+        (("--ratios", "1", "-1"), "--ratios"),
+        (("--group-regex", "("), "not a regular expression"),
+        (("--data-path", "nowhere"), "nowhere: no such folder"),
+    ],
+)
+def test_split_refuses(
+    command: Command, colours: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    status, out, err = command(
+        "split_data", "--data-path", colours, "--output", "out", *arguments
+    )
+    assert (status, out) == (2, "")
+    assert words in one_line(err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_digit_of_the_readme_from_another_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "predict.py", ROOT / "examples" / "digit.png", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (answer,) = json.loads(done.stdout)
+    digit = (ROOT / "examples" / "digit.txt").read_text().strip()
+    assert answer["top"][0]["class"] == digit
+    assert answer["top"][0]["probability"] > 0.5
+
+
+def test_ctrl_c_is_status_130(
+    command: Command, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kansformer.train.loop.train_one_epoch", interrupted)
+    status, _, err = command("train", "--data-path", colours, "--output", "run", *TINY)
+    assert status == 130
+    assert "Traceback" not in err
+
+
+def test_links_in_a_split_folder_are_read(command: Command, tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 6)
+    write_picture(tmp_path / "in" / "red" / "größe Ж.png", (250, 0, 0), 9)
+    arguments = ("--data-path", "in", "--output", "out", "--symlink", "--ratios", 0.6, 0.4)
+    assert command("split_data", *arguments)[0] == 0
+    assert command("train", "--data-path", "out", *TINY)[0] == 0

@@ -1,0 +1,69 @@
+"""The floors of the house: a file imports only from below, or from its own package."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import ROOT
+
+FLOORS = {
+    "models": 0, "kansformer.errors": 0.1, "kansformer.files": 0.2, "kansformer.device": 0.2,
+    "kansformer.data": 1,
+    "kansformer.checkpoint": 2, "kansformer.pretrained": 2,
+    "kansformer.evaluate": 3, "kansformer.infer": 3, "kansformer.interpret": 3,
+    "kansformer.train": 4, "kansformer.web": 5,
+}  # fmt: skip
+FILES = sorted(p for folder in ("models", "kansformer") for p in (ROOT / folder).rglob("*.py"))
+
+
+def package_of(module: str) -> str | None:
+    """The entry of FLOORS that a module belongs to."""
+    return next((p for p in FLOORS if module == p or module.startswith(p + ".")), None)
+
+
+def imported(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    if module == "kansformer.__init__":
+        assert imported(path) == set()
+        return
+    own = package_of(module)
+    assert own is not None, f"{module} has no floor"
+    for name in imported(path):
+        other = package_of(name)
+        if other is None:
+            assert name.split(".")[0] not in ("kansformer", "train", "predict", "tests"), name
+        elif other != own:
+            assert FLOORS[other] < FLOORS[own], f"{module} must not import {name}"
+
+
+def test_models_stand_on_torch_alone() -> None:
+    for path in (ROOT / "models").glob("*.py"):
+        for name in imported(path):
+            top = name.split(".")[0]
+            assert top in {*sys.stdlib_module_names, "torch", "numpy", "models", "timm"}
+            assert top != "timm" or name.startswith("timm.layers"), name
+
+
+def test_prediction_does_not_load_heavy_things() -> None:
+    heavy = ("matplotlib", "sklearn", "scipy", "tensorboard", "gradio", "onnx")
+    code = f"import sys, kansformer.infer; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
