@@ -18,7 +18,7 @@ from safetensors.torch import save as to_safetensors
 from kansformer.data.preprocessing import Preprocessing
 from kansformer.errors import UserError
 from kansformer.files import write_bytes
-from models.vit_model import ViTConfig, VisionTransformer
+from models.vit_model import VisionTransformer, ViTConfig
 
 FORMAT_VERSION = 1
 METADATA_KEY = "kansformer"
@@ -64,7 +64,9 @@ def save_model(
         "class_names": list(class_names),
         "training": training or {},
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
     packed = to_safetensors(tensors, {"format": "pt", METADATA_KEY: json.dumps(metadata)})
     write_bytes(Path(path), packed)
 

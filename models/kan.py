@@ -7,6 +7,7 @@ dicts load as they are. `KANFeedForward` is the block that takes the place of a 
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import splines
+from models.kan_ops import spline_linear
 
 
 def gain(activation: Callable[[Tensor], Tensor]) -> float:
@@ -161,10 +163,9 @@ class KANLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the last dimension is {x.shape[-1]}, not {self.in_features}")
-        with torch.autocast(x.device.type, enabled=False):  # knots lose too much in 16 bits
-            basis = self.b_splines(x).to(x.dtype)
         base = F.linear(self.base_activation(x), self.base_weight, self.bias)
-        return base + F.linear(basis.flatten(-2), self.scaled_spline_weight.flatten(1))
+        weight = self.scaled_spline_weight
+        return base + spline_linear(x, self.grid, self.spline_order, weight)
 
     @torch.no_grad()
     def update_grid(self, x: Tensor, margin: float = 0.01) -> Tensor:
@@ -285,11 +286,12 @@ class KAN(nn.Module):
                 grid_eps=grid_eps,
                 grid_range=grid_range,
             )
-            for in_features, out_features in zip(layers_hidden, layers_hidden[1:], strict=False)
+            for in_features, out_features in pairwise(layers_hidden)
         )
 
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
         for layer in self.layers:
+            assert isinstance(layer, KANLinear)
             if update_grid:
                 layer.update_grid(x)
             x = layer(x)
@@ -302,6 +304,7 @@ class KAN(nn.Module):
         losses = [
             layer.regularization_loss(regularize_activation, regularize_entropy)
             for layer in self.layers
+            if isinstance(layer, KANLinear)
         ]
         return torch.stack(losses).sum()
 

@@ -79,7 +79,9 @@ def b_spline_basis(x: Tensor, knots: Tensor, order: int) -> Tensor:
 
     flat = x.detach().reshape(-1, in_features).T.contiguous()  # (in, N)
     span = torch.searchsorted(knots, flat, right=True) - 1
-    last_span = torch.searchsorted(knots, last[:, None].contiguous()) - 1  # the last one that is not empty
+    last_span = (
+        torch.searchsorted(knots, last[:, None].contiguous()) - 1
+    )  # the last one that is not empty
     span = torch.minimum(span, last_span).clamp(min=0).T.reshape(x.shape)
 
     # With `order` more knots at both ends (any will do: no returned function reaches them) there

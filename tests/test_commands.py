@@ -7,10 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import ROOT, write_folder, write_picture
 from tests.kansformer.data.test_images import broken_files
 from tests.kansformer.data.test_sources import (
-    make_empty, make_empty_class, make_loose_pictures, make_nothing, make_unknown_val_class,
+    make_empty,
+    make_empty_class,
+    make_loose_pictures,
+    make_nothing,
+    make_unknown_val_class,
 )  # fmt: skip
 
 Command = Callable[..., tuple[int, str, str]]
@@ -84,9 +89,7 @@ def test_bad_weights_are_one_line_and_status_2(
 ) -> None:
     (tmp_path / "old.pth").write_bytes(b"PK\3\4 something else")
     for name in ("predict", "train"):
-        arguments = (
-            (colours,) if name == "predict" else ("--data-path", colours, *TINY)
-        )
+        arguments = (colours,) if name == "predict" else ("--data-path", colours, *TINY)
         status, out, err = command(name, *arguments, "--weights", "old.pth")
         assert (status, out) == (2, "")
         assert "old.pth: not a readable KANsformer weights file" in one_line(err)
@@ -177,9 +180,7 @@ def test_split_then_train(command: Command, colours: Path, tmp_path: Path) -> No
 def test_split_refuses(
     command: Command, colours: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
-    status, out, err = command(
-        "split_data", "--data-path", colours, "--output", "out", *arguments
-    )
+    status, out, err = command("split_data", "--data-path", colours, "--output", "out", *arguments)
     assert (status, out) == (2, "")
     assert words in one_line(err)
     assert not (tmp_path / "out").exists()

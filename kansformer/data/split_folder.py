@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from kansformer.data.sources import Pictures, list_classes, list_pictures
+from kansformer.data.sources import list_classes, list_pictures
 from kansformer.data.split import stratified_split
 from kansformer.errors import UserError
 from kansformer.files import write_class_indices
@@ -74,8 +74,9 @@ def split_folder(
     class_names = list_classes(source)
     pictures = list_pictures(source, class_names)
 
-    names = _name_groups(pictures, group_regex)
-    contents = [_digest(path) for path in tqdm(pictures.items, "reading", leave=False)]
+    paths = [pictures.name(index) for index in range(len(pictures))]
+    names = _name_groups(paths, group_regex)
+    contents = [_digest(path) for path in tqdm(paths, "reading", leave=False)]
     groups = _joined(contents, names)
     parts = stratified_split(pictures.labels, ratios, seed, groups)
     counts = np.zeros((len(class_names), len(parts)), dtype=np.int64)
@@ -88,7 +89,7 @@ def split_folder(
         np.add.at(counts[:, column], pictures.labels[indices], 1)
     for part, indices in zip(PARTS, parts, strict=False):
         for index in tqdm(indices.tolist(), part, leave=False):
-            path = Path(pictures.items[index])
+            path = Path(paths[index])
             to = target / part / path.relative_to(source)
             to.parent.mkdir(parents=True, exist_ok=True)
             if symlink:
@@ -108,16 +109,16 @@ def _digest(path: str) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from None
 
 
-def _name_groups(pictures: Pictures, regex: str | None) -> list[str]:
+def _name_groups(paths: list[str], regex: str | None) -> list[str]:
     """The part of each file's name that the regex matches; without one, the path itself."""
     if regex is None:
-        return list(pictures.items)
+        return paths
     try:
         pattern = re.compile(regex)
     except re.error as error:
         raise UserError(f"--group-regex {regex!r}: not a regular expression ({error})") from None
     keys = []
-    for path in pictures.items:
+    for path in paths:
         match = pattern.search(os.path.basename(path))
         if match is None:
             raise UserError(

@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -98,7 +97,9 @@ def train(
     if report:
         say(f"weights {report['summary']}")
     if frozen:
-        say(f"frozen  {len(frozen)} of {len(list(model.parameters()))} tensors: {summarise(frozen)}")
+        say(
+            f"frozen  {len(frozen)} of {len(list(model.parameters()))} tensors: {summarise(frozen)}"
+        )
 
     history: list[dict[str, Any]] = []
     if config.resume:
@@ -114,15 +115,15 @@ def train(
         )  # fmt: skip
         train_loss = train_one_epoch(
             model, criterion, optimiser, batches, device,
-            before_step=lambda step, epoch=epoch: schedule.step_update(epoch * steps + step),
+            first_step=epoch * steps, set_rate=schedule.step_update,
             clip_grad=config.clip_grad,
             mix=seeded(mix, config.seed, epoch) if mix else None,
         )  # fmt: skip
         train_seconds = time.monotonic() - epoch_started
         if not math.isfinite(train_loss):
+            kept = f"; the best weights so far are {folder.best}" if history else ""
             raise JobFailed(
-                f"the loss is {train_loss} in epoch {epoch + 1}; lower --lr ({config.lr});"
-                f" the best weights so far are in {folder.path}"
+                f"the loss is {train_loss} in epoch {epoch + 1}; lower --lr ({config.lr}){kept}"
             )
         val = evaluate(model, tqdm(val_loader, "validation", leave=False, mininterval=0.5), device)
         row = {
@@ -178,7 +179,9 @@ def train(
         loader = make_loader(
             PictureDataset(data.test, preprocessing), config.batch_size, workers=workers
         )
-        test = evaluate(load_model(folder.best).to(device), tqdm(loader, "test", leave=False), device)
+        test = evaluate(
+            load_model(folder.best).to(device), tqdm(loader, "test", leave=False), device
+        )
         summary |= {"test_acc1": test["acc1"], "test_loss": test["loss"]}
     folder.write_summary(summary)
     say(f"best epoch {best['epoch']}: validation accuracy {best['val_acc1']:.2f} %")
@@ -243,14 +246,16 @@ def train_one_epoch(
     batches: "tqdm[tuple[Tensor, Tensor]]",
     device: torch.device,
     *,
-    before_step: Callable[[int], None],
+    first_step: int,
+    set_rate: Callable[[int], None],
     clip_grad: float = 0.0,
     mix: Mix | None = None,
 ) -> float:
     """One pass over the batches.
 
     Args:
-        before_step: called with each step's number, to set the learning rate.
+        first_step: number of the first step in the whole run.
+        set_rate: called with each step's number, to set the learning rate.
         clip_grad: largest norm of the gradient; 0 for no limit.
 
     Returns:
@@ -258,9 +263,12 @@ def train_one_epoch(
     """
     model.train()
     total, count = torch.zeros((), device=device), 0
-    for step, (images, targets) in enumerate(batches):
-        before_step(step)
-        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+    for count, (images, targets) in enumerate(batches, start=1):
+        set_rate(first_step + count - 1)
+        images, targets = (
+            images.to(device, non_blocking=True),
+            targets.to(device, non_blocking=True),
+        )
         if mix is not None:
             images, targets = mix(images, targets)
         loss = criterion(model(images), targets)
@@ -270,8 +278,7 @@ def train_one_epoch(
             nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
         optimiser.step()
         total += loss.detach()
-        count += 1
-        if step % 20 == 19:  # reading the value waits for the device
+        if count % 20 == 0:  # reading the value waits for the device
             batches.set_postfix(loss=f"{(total / count).item():.4f}", refresh=False)
     return (total / count).item()
 

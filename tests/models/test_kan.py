@@ -1,5 +1,6 @@
 """KANLinear against the formula written out, and the laws of its grid."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -64,7 +65,8 @@ def test_efficient_kan_state_loads_and_gives_the_same(
         7, 4, grid_size=grid_size, spline_order=order, enable_standalone_scale_spline=scaler
     )
     layer.load_state_dict(state, strict=True)
-    x = torch.cat([torch.randn(200, 7) * 1.5, torch.linspace(-4, 4, 81)[:, None].expand(-1, 7)])
+    even = torch.linspace(-4, 4, 81)[:, None].expand(-1, 7)
+    x = torch.cat([torch.randn(200, 7) * 1.5, even, state["grid"].T])
     torch.testing.assert_close(layer(x).double(), textbook(x, state, order), rtol=0, atol=2e-6)
     exact = layer.double()(x.double())
     torch.testing.assert_close(exact, textbook(x, state, order), rtol=0, atol=1e-12)
@@ -276,10 +278,8 @@ def test_update_grid_leaves_a_usable_layer(
 ) -> None:
     torch.manual_seed(seed)
     layer = random_layer(grid_size, order)
-    try:
+    with contextlib.suppress(ValueError):
         layer.update_grid(torch.randn(count, 3) * scale)
-    except ValueError:
-        pass
     assert (layer.grid.diff(dim=-1) > 0).all()
     assert layer.spline_weight.isfinite().all()
 
@@ -290,8 +290,7 @@ def test_kan_updates_its_grids_layer_by_layer() -> None:
     grids = [layer.grid.clone() for layer in network.layers]
     network(x, update_grid=True)
     assert all(
-        not torch.equal(layer.grid, grid)
-        for layer, grid in zip(network.layers, grids, strict=True)
+        not torch.equal(layer.grid, grid) for layer, grid in zip(network.layers, grids, strict=True)
     )
 
 

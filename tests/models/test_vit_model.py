@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.kan import KANLinear
-from models.vit_model import ViTConfig, VisionTransformer, create_model, model_config
+from models.vit_model import VisionTransformer, ViTConfig, create_model, model_config
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,9 @@ def test_timms_weights_give_timms_logits(name: str, changes: dict[str, int]) -> 
 @pytest.mark.parametrize("head", ["linear", "kan"])
 def test_every_parameter_receives_a_gradient(ffn: str, head: str) -> None:
     model = create_model("kansformer_micro_patch4_8", num_classes=3, ffn=ffn, head=head)
-    nn.functional.cross_entropy(model(torch.randn(4, 3, 8, 8)), torch.tensor([0, 1, 2, 0])).backward()
+    nn.functional.cross_entropy(
+        model(torch.randn(4, 3, 8, 8)), torch.tensor([0, 1, 2, 0])
+    ).backward()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert dead == []
 

@@ -58,9 +58,7 @@ def test_every_picture_comes_once_an_epoch(colours: Path) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("in_chans", [1, 3])
 @pytest.mark.parametrize("size", [(40, 20), (8, 8), (16, 16)])
-def test_policies_give_the_models_shape(
-    policy: str, in_chans: int, size: tuple[int, int]
-) -> None:
+def test_policies_give_the_models_shape(policy: str, in_chans: int, size: tuple[int, int]) -> None:
     preprocessing = Preprocessing(16, in_chans)
     augmentation = make_augmentation(policy, preprocessing)
     for mode in ("L", "RGB"):

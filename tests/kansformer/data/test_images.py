@@ -122,6 +122,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
 
 def huge_png(width: int, height: int) -> bytes:
     """A PNG that claims to be large and holds no pixels."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         crc = zlib.crc32(kind + data)
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)

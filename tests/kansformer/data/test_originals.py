@@ -122,7 +122,7 @@ def test_cifar(
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     write_mnist(tmp_path / "a", True)
     (tmp_path / "a" / (MNIST_FILES[2] + ".gz")).unlink()
-    with pytest.raises(UserError, match="t10k-images.*missing"):
+    with pytest.raises(UserError, match=r"t10k-images.*missing"):
         load_data(str(tmp_path / "a"))
 
     write_mnist(tmp_path / "b", True)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from tests.conftest import COLOURS, write_folder, write_picture
 
 from kansformer.data import load_data
 from kansformer.errors import UserError
+from tests.conftest import COLOURS, write_folder, write_picture
 
 
 def fingerprint(folder: Path) -> str:
@@ -144,9 +144,7 @@ def test_too_few_pictures_for_a_validation_split(tmp_path: Path) -> None:
         data.with_validation(1.0, 0)
 
 
-@pytest.mark.parametrize(
-    "name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "flowers102"]
-)
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "flowers102"])
 def test_data_that_is_not_there_says_which_files_to_put_where(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="--download") as caught:
         load_data(name, download_dir=str(tmp_path))

@@ -1,10 +1,11 @@
 """Predictions are evaluation's, in the order of the paths, with an answer for every one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pathlib import Path
 
 from kansformer.checkpoint import load_model
 from kansformer.data import PictureDataset, load_data, make_loader

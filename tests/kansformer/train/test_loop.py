@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import COLOURS, tiny_settings, write_folder
-from tests.kansformer.data.test_sources import fingerprint
 from torch import nn
 
 from kansformer.checkpoint import load_model
@@ -20,6 +18,8 @@ from kansformer.train import loop, train
 from kansformer.train.config import TrainConfig
 from kansformer.train.recipes import RECIPES, configure
 from models.vit_model import create_model
+from tests.conftest import COLOURS, tiny_settings, write_folder
+from tests.kansformer.data.test_sources import fingerprint
 
 
 def run(config: TrainConfig) -> tuple[dict[str, Any], list[str]]:
@@ -208,7 +208,7 @@ def test_gradient_is_clipped() -> None:
         bars = loop.tqdm(batch, disable=True)
         loop.train_one_epoch(
             model, nn.CrossEntropyLoss(), optimiser, bars, torch.device("cpu"),
-            before_step=lambda step: None, clip_grad=clip,
+            first_step=0, set_rate=lambda step: None, clip_grad=clip,
         )  # fmt: skip
         norms[clip] = float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
     assert norms[0.0] > 1

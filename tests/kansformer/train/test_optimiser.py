@@ -3,10 +3,10 @@
 import math
 
 import pytest
-from tests.conftest import tiny_settings
 
 from kansformer.train.optimiser import make_optimiser, make_schedule
 from models.vit_model import create_model
+from tests.conftest import tiny_settings
 
 SETTINGS = {"weight_decay": 0.05, "lr": 0.1, "lrf": 0.01}
 
