@@ -1,0 +1,74 @@
+"""Every command and every piece of Python in the README runs, in a copy of the repository.
+
+Training is cut to a few steps and the user's own pictures are stood in for. What installs or needs
+make is left to the machine that runs this test, by `make test` itself.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, write_folder, write_picture
+
+README = (ROOT / "README.md").read_text()
+SHELL = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+         for line in block.splitlines() if line]  # fmt: skip
+INSTALLING = {
+    "make demo", "make test", "python -m venv .venv", "source .venv/bin/activate",
+    "pip install -r requirements.txt", "pip install -r requirements-dev.txt", "python -m pytest",
+}  # fmt: skip
+SHORT = ["--epochs", "1", "--max-steps", "2", "--warmup-epochs", "0", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's files, with pictures where the README expects the user's."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(
+        ROOT, folder, dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", ".hypothesis"),
+    )  # fmt: skip
+    for number, flower in enumerate(("daisy", "roses", "tulips")):
+        for i in range(6):
+            write_picture(folder / "flower_photos" / flower / f"{i}.jpg", (9, 9, 9), 9 * number + i)
+    write_folder(folder / "more_flowers", 6)
+    write_picture(folder / "my_photo.jpg", (1, 2, 3), 0)
+    for digit in range(10):
+        for i in range(20):
+            name = f"IMG_{11 + i}{digit}0.JPG"
+            write_picture(folder / "sign-digits" / str(digit) / name, (9, 9, 9), 99 * digit + i)
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_every_shell_command_runs(clone: Path) -> None:
+    commands = [shlex.split(line) for line in SHELL if line not in INSTALLING]
+    assert len(commands) >= 8
+    for name, *arguments in commands:
+        assert name == "python", "only python lines are run here; add others to INSTALLING"
+        if any(a.startswith("/usr/") and not Path(a).exists() for a in arguments):
+            continue  # a data set of the system's that is not installed here
+        short = SHORT if arguments[0] == "train.py" else []
+        run([sys.executable, *arguments, *short], clone)
+
+
+def test_every_piece_of_python_runs(clone: Path) -> None:
+    for code in re.findall(r"```python\n(.*?)```", README, re.S):
+        run([sys.executable, "-W", "error", "-c", code], clone)
+
+
+def test_it_opens_with_a_picture_and_the_two_commands() -> None:
+    assert re.match(r"# .*\n\n!\[[^]]+\]\(([^)]+)\)\n", README)
+    assert SHELL[:2] == ["make demo", "make test"]
+    for _, target in re.findall(r"(!?\[[^]]*\])\(([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
