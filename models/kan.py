@@ -314,6 +314,10 @@ class KANFeedForward(nn.Module):
 
     The input is expected behind a LayerNorm, about N(0, 1), and `grid_range` spans it. Between the
     two layers stands another LayerNorm, so that the second layer's inputs stay on its grid too.
+    Measured on digits (KANsformer-Micro, 30 epochs, four blocks): at the end 0 to 1 % of those
+    inputs lie outside the grid; 1 to 2 % without the norm; and 12 to 19 % with a grid calibrated
+    on the first batch instead, since training moves the inputs away from it. The validation loss
+    did not tell the three apart (0.18, 0.16, 0.19; one seed).
 
     Args:
         in_features, hidden_features, out_features: widths; out_features defaults to in_features.

@@ -17,10 +17,13 @@ def digits() -> dict[str, Any]:
     return {
         "model": "kansformer_micro_patch2_8",
         "augment": "digits",
-        "epochs": 60,
+        "val_split": 0.1,
+        "epochs": 70,
         "batch_size": 64,
         "lr": 2e-3,
         "warmup_epochs": 3.0,
+        "mixup": 0.4,
+        "cutmix": 0.4,
     }
 
 
