@@ -38,7 +38,7 @@ def main() -> int:
             for row in answer["top"]:
                 print(f"  {100 * row['probability']:6.2f} %  {row['class']}")
     if args.json:
-        print(json.dumps(answers, ensure_ascii=False, indent=1))
+        print(json.dumps(answers, indent=1))  # ASCII: any terminal's encoding will do
     # bad input only if there was nothing to answer: one bad picture must not fail a whole folder
     return 0 if any("top" in answer for answer in answers) else 2
 

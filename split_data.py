@@ -1,6 +1,7 @@
 """Splits a folder per class into train/val/test, keeping groups and equal pictures together."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def main() -> None:
         symlink=args.symlink, group_regex=args.group_regex,
     )  # fmt: skip
     print(report)
-    print(f"next: python train.py --data-path {args.output}")
+    print(f"next: python train.py --data-path {shlex.quote(args.output)}")
 
 
 if __name__ == "__main__":

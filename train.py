@@ -2,8 +2,11 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from kansformer.errors import run_command
+
+ROOT = Path(__file__).resolve().parent  # where class_indices.json of the last run lies
 
 
 def main() -> None:
@@ -13,7 +16,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     add_flags(parser)
-    train(*configure(vars(parser.parse_args())))
+    config, data = configure(vars(parser.parse_args()))
+    train(config, data, project_root=ROOT)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ ever unpickled.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,11 @@ def load_model(path: str | Path) -> TrainedModel:
     """
     file = read_weights(path)
     # Built without memory first: sizes in a hostile file must match its tensors before they count.
-    with torch.device("meta"):
-        model = TrainedModel(file.config)
     try:
+        with torch.device("meta"):
+            model = TrainedModel(file.config)
         model.load_state_dict(file.tensors, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, OverflowError) as error:
         raise _not_ours(path, " ".join(str(error).split())[:200]) from None
     model.preprocessing = file.preprocessing
     model.class_names = file.class_names
@@ -102,6 +102,10 @@ class LoadReport:
     loaded: tuple[str, ...]
     fresh: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as in config.json."""
+        return asdict(self)
+
     def __str__(self) -> str:
         fresh = f"; fresh: {', '.join(self.fresh)}" if self.fresh else ""
         return f"{self.path}: {len(self.loaded)} tensors loaded{fresh}"
@@ -109,8 +113,8 @@ class LoadReport:
 
 def start_from(
     path: str | Path, class_names: Sequence[str], **config: Any
-) -> tuple[VisionTransformer, LoadReport]:
-    """A model for other classes that starts from a weights file.
+) -> tuple[VisionTransformer, Preprocessing, LoadReport]:
+    """A model for other classes that starts from a weights file, with the file's preprocessing.
 
     The head is kept when the class names are the same, in the same order, and is fresh otherwise.
 
@@ -122,7 +126,11 @@ def start_from(
     """
     file = read_weights(path)
     tensors = file.tensors
-    model = VisionTransformer(replace(file.config, **{**config, "num_classes": len(class_names)}))
+    try:
+        settings = replace(file.config, **{**config, "num_classes": len(class_names)})
+        model = VisionTransformer(settings)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{path}: {error}; change the flags of the model") from None
     own = model.state_dict()
     if tuple(class_names) != file.class_names:
         tensors = {name: value for name, value in tensors.items() if not name.startswith("head.")}
@@ -136,7 +144,10 @@ def start_from(
         )
     model.load_state_dict(tensors, strict=False)
     fresh = tuple(name for name in own if name not in tensors)
-    return model, LoadReport(str(path), tuple(tensors), fresh)
+    preprocessing = replace(
+        file.preprocessing, img_size=settings.img_size, in_chans=settings.in_chans
+    )
+    return model, preprocessing, LoadReport(str(path), tuple(tensors), fresh)
 
 
 def read_weights(path: str | Path) -> WeightsFile:
@@ -167,11 +178,17 @@ def read_weights(path: str | Path) -> WeightsFile:
         )
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise _not_ours(path, f"bad metadata: {error}") from None
-    config = contents.config
-    if len(contents.class_names) != config.num_classes or config.depth > len(tensors):
-        raise _not_ours(path, "its metadata contradict its tensors")
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise _not_ours(path, f"bad metadata: {' '.join(str(error).split())}") from None
+    config, preprocessing = contents.config, contents.preprocessing
+    if (
+        len(set(contents.class_names)) != config.num_classes
+        or (preprocessing.img_size, preprocessing.in_chans) != (config.img_size, config.in_chans)
+        or config.depth > len(tensors)
+    ):
+        raise _not_ours(path, "its metadata contradict each other or its tensors")
+    if not all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values()):
+        raise _not_ours(path, "not all of its tensors are finite numbers in float32")
     return contents
 
 

@@ -1,7 +1,9 @@
 """The error a user can mend, and how a command reports it."""
 
+import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 
 class UserError(ValueError):
@@ -23,16 +25,22 @@ def one_line(error: BaseException) -> str:
 def run_command(main: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status.
 
-    0 done, 2 for a `UserError` and 1 for a `JobFailed` (one line on stderr), 130 after Ctrl-C. Any
-    other exception is a fault of the program: it passes, with its traceback, and Python exits
-    with 1.
+    0 done, 2 for a `UserError`, 1 for a `JobFailed` or what the system refuses (a full disk), each
+    with one line on stderr; 130 after Ctrl-C. Any other exception is a fault of the program: it
+    passes, with its traceback, and Python exits with 1.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a file name may not fit the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main() or 0
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    except JobFailed as error:
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (JobFailed, OSError) as error:
         print(f"failed: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -26,7 +26,8 @@ def gain(activation: Callable[[Tensor], Tensor]) -> float:
     """
     points, weights = np.polynomial.hermite_e.hermegauss(64)
     with torch.no_grad():
-        values = activation(torch.from_numpy(points)).double()
+        z = torch.tensor(points, dtype=torch.get_default_dtype(), device="cpu")
+        values = activation(z).double()
     return math.sqrt(float((values.square() * torch.from_numpy(weights / weights.sum())).sum()))
 
 
@@ -156,9 +157,9 @@ class KANLinear(nn.Module):
         samples = self._samples(x)
         if not y.isfinite().all():
             raise ValueError("curves to be fitted must be finite")
-        y = y.reshape(len(samples), self.in_features, self.out_features)
-        coefficients = splines.fit_coefficients(samples, y, self.grid, self.spline_order)
-        return coefficients.to(self.spline_weight.dtype)
+        y = y.detach().reshape(len(samples), self.in_features, self.out_features).cpu()
+        coefficients = splines.fit_coefficients(samples, y, self.grid.cpu(), self.spline_order)
+        return coefficients.to(self.spline_weight)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -174,7 +175,8 @@ class KANLinear(nn.Module):
         The new coefficients are the least-squares best on the samples for the new knots, and keep
         to the old function where the samples leave a choice; `spline_scaler` stays as it is. A
         feature with fewer than grid_size + 1 distinct samples keeps its grid and its function, and
-        a warning counts such features.
+        a warning counts such features. Moments that an optimiser keeps for `spline_weight` belong
+        to the old functions; make a new optimiser, or clear its state for this parameter.
 
         Args:
             x: (..., in) samples of the layer's input.
@@ -188,9 +190,10 @@ class KANLinear(nn.Module):
                 nothing has changed.
         """
         samples = self._samples(x)
+        grid, weight = self.grid.clone().cpu(), self.spline_weight.detach().clone().cpu()
         knots = splines.adaptive_knots(
             samples, self.grid_size, self.spline_order, self.grid_eps, margin
-        ).to(self.grid.dtype)
+        ).to(grid.dtype)
         distinct = 1 + (samples.sort(dim=0).values.diff(dim=0) > 0).sum(dim=0)  # (in,)
         updated = (distinct > self.grid_size) & (knots.diff(dim=-1) > 0).all(dim=-1)
         kept = int((~updated).sum())
@@ -206,14 +209,15 @@ class KANLinear(nn.Module):
                 stacklevel=2,
             )
         maps = splines.refit_matrix(
-            samples[:, updated], self.grid[updated], knots[updated], self.spline_order
+            samples[:, updated], grid[updated], knots[updated], self.spline_order
         )
-        old = self.spline_weight[:, updated].double()
-        weight = torch.einsum("inm,oim->oin", maps, old).to(self.spline_weight.dtype)
-        if not weight.isfinite().all():
+        fitted = torch.einsum("inm,oim->oin", maps, weight[:, updated].double())
+        if not fitted.isfinite().all():
             raise ValueError("the fit to the new grid is not finite; nothing was changed")
-        self.grid[updated] = knots[updated]
-        self.spline_weight[:, updated] = weight
+        grid[updated] = knots[updated]
+        weight[:, updated] = fitted.to(weight.dtype)
+        self.grid.copy_(grid)
+        self.spline_weight.copy_(weight)
         return updated
 
     def regularization_loss(
@@ -237,10 +241,10 @@ class KANLinear(nn.Module):
         )
 
     def _samples(self, x: Tensor) -> Tensor:
-        """x as (N, in), checked to be usable for a fit."""
+        """x as (N, in) on the CPU, where float64 is always to be had, checked to be usable."""
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(f"the last dimension of {tuple(x.shape)} is not {self.in_features}")
-        x = x.detach().reshape(-1, self.in_features)
+        x = x.detach().reshape(-1, self.in_features).cpu()
         if len(x) == 0 or not x.isfinite().all():
             raise ValueError("a fit needs samples, and finite ones; nothing was changed")
         return x
@@ -290,6 +294,11 @@ class KAN(nn.Module):
         )
 
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
+        """Runs the layers; with `update_grid`, first fits each one's grid to its input.
+
+        An update that cannot be done is a ValueError, see `KANLinear.update_grid`; the layers
+        before that one have their new grids then.
+        """
         for layer in self.layers:
             assert isinstance(layer, KANLinear)
             if update_grid:

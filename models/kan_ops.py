@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.splines import b_spline_basis
+
 BLOCK_ELEMENTS = 800_000  # of one buffer; measured best on a 2-core CPU between 0.2 and 2 million
 
 
@@ -90,9 +92,14 @@ class _SplineLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:
         x, knots, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            y = _plain(x, knots, ctx.order, weight)
+            grad_x, grad_weight = torch.autograd.grad(
+                y, (x, weight), grad, create_graph=True, materialize_grads=True
+            )
+            return grad_x, None, None, grad_weight
         with torch.autocast(x.device.type, enabled=False):
             packed = _packed(weight, ctx.product_type)
             grad = grad.to(packed.dtype)
@@ -106,6 +113,11 @@ class _SplineLinear(torch.autograd.Function):
                 grad_x[rows] = grad_values.mul_(slopes).sum(dim=1)
         out, width, count = weight.shape
         return grad_x, None, None, grad_packed.view(out, count, width).transpose(1, 2)
+
+
+def _plain(x: Tensor, knots: Tensor, order: int, weight: Tensor) -> Tensor:
+    """The same product in operations that autograd knows."""
+    return b_spline_basis(x, knots, order).flatten(1).to(weight.dtype) @ weight.flatten(1).T
 
 
 def _packed(weight: Tensor, dtype: torch.dtype) -> Tensor:

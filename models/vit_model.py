@@ -80,9 +80,17 @@ class ViTConfig:
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
-        for name in ("drop_rate", "drop_path_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        for name, low, high in (
+            ("spline_order", 0, 20), ("mlp_ratio", 0, 1000),
+            ("drop_rate", 0, 1), ("drop_path_rate", 0, 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not low <= value < high:
+                raise ValueError(f"{name} must be in [{low}, {high}), not {value!r}")
+        if self.mlp_hidden < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves no hidden units")
+        if len(self.grid_range) != 2 or not self.grid_range[0] < self.grid_range[1]:
+            raise ValueError(f"grid_range must be (low, high), not {self.grid_range}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in the weights file."""
@@ -140,6 +148,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
         self.apply(_init_linear)
+        for weight in self.attn.qkv.weight.chunk(3):  # three matrices in one
+            nn.init.xavier_uniform_(weight)
         self.attn.proj.weight.data *= config.branch_scale
         if isinstance(self.mlp, Mlp):  # a KAN block has the factor already
             self.mlp.fc2.weight.data *= config.branch_scale
@@ -236,11 +246,9 @@ class VisionTransformer(nn.Module):
 
 
 def _init_linear(module: nn.Module) -> None:
-    """Xavier's uniform weights and zero biases, as in the first ViT; each of q, k, v by itself."""
+    """Xavier's uniform weights and zero biases, as in the first ViT."""
     if isinstance(module, nn.Linear):
-        parts = 3 if module.out_features == 3 * module.in_features else 1
-        for weight in module.weight.chunk(parts):
-            nn.init.xavier_uniform_(weight)
+        nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

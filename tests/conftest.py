@@ -78,6 +78,7 @@ def command(
         module = __import__(name)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(module, "ROOT", tmp_path, raising=False)
         capsys.readouterr()
         try:
             status = run_command(module.main)

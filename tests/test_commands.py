@@ -1,6 +1,7 @@
 """train.py, predict.py and split_data.py: output, exit status, and one line for each bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,6 +146,32 @@ def test_predict_json_is_one_array_in_order(
         else:
             assert row.keys() == {"path", "error"}
     assert len(err.strip().splitlines()) == 3
+
+
+def test_odd_names_and_encodings_never_stop_an_answer(trained: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "Ж ü.png"
+    write_picture(picture, (250, 0, 0), 1)
+    weights = trained / "best.safetensors"
+    for options in ([], ["--json"]):
+        done = subprocess.run(
+            [sys.executable, ROOT / "predict.py", picture, "--weights", weights, *options],
+            env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True, check=True,
+        )  # fmt: skip
+        if options:
+            assert json.loads(done.stdout)[0]["path"] == str(picture)
+
+
+def test_a_full_disk_is_one_line_and_status_1(
+    command: Command, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    status, _, err = command("train", "--data-path", colours, "--output", "run", *TINY)
+    assert status == 1
+    assert "No space left on device" in err
+    assert "Traceback" not in err
 
 
 def test_predict_with_no_answer_at_all_is_status_2(command: Command, trained: Path) -> None:

@@ -1,42 +1,40 @@
 """Augmentation policies: what may happen to a training picture without changing its class."""
 
-from torch import nn
+from collections.abc import Callable
+from typing import Any
+
 from torchvision.transforms import InterpolationMode, v2
 
 from kansformer.data.preprocessing import Preprocessing
 
+Step = Callable[[Any], Any]
 BICUBIC = InterpolationMode.BICUBIC
 
 
-def _fit(preprocessing: Preprocessing) -> list[nn.Module]:
-    size = preprocessing.img_size
-    return [v2.Resize(size, BICUBIC), v2.CenterCrop(size)]
-
-
-def none(preprocessing: Preprocessing) -> list[nn.Module]:
+def none(preprocessing: Preprocessing) -> list[Step]:
     """Only resized and cropped."""
-    return _fit(preprocessing)
+    return [preprocessing.fit]
 
 
-def digits(preprocessing: Preprocessing) -> list[nn.Module]:
+def digits(preprocessing: Preprocessing) -> list[Step]:
     """Slightly moved, turned and scaled; never mirrored, for signs that have a right way round."""
     move = v2.RandomAffine(
         degrees=12, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR
     )
-    return [*_fit(preprocessing), move]
+    return [preprocessing.fit, move]
 
 
-def small(preprocessing: Preprocessing) -> list[nn.Module]:
-    """Shifted by up to an eighth and mirrored, for small pictures that fill their frame."""
+def small(preprocessing: Preprocessing) -> list[Step]:
+    """Shifted by up to a fourteenth and mirrored, for small pictures that fill their frame."""
     size = preprocessing.img_size
     return [
-        *_fit(preprocessing),
-        v2.RandomCrop(size, padding=max(1, size // 8)),
+        preprocessing.fit,
+        v2.RandomCrop(size, padding=max(1, size // 14)),
         v2.RandomHorizontalFlip(),
     ]
 
 
-def photos(preprocessing: Preprocessing) -> list[nn.Module]:
+def photos(preprocessing: Preprocessing) -> list[Step]:
     """Random crop, mirrored, and RandAugment (Cubuk et al., 2020), for photographs."""
     return [
         v2.RandomResizedCrop(preprocessing.img_size, scale=(0.35, 1.0), interpolation=BICUBIC),
@@ -45,7 +43,7 @@ def photos(preprocessing: Preprocessing) -> list[nn.Module]:
     ]
 
 
-def signs(preprocessing: Preprocessing) -> list[nn.Module]:
+def signs(preprocessing: Preprocessing) -> list[Step]:
     """Random crop and RandAugment without mirroring, for photographs of signs."""
     return [
         v2.RandomResizedCrop(preprocessing.img_size, scale=(0.6, 1.0), interpolation=BICUBIC),

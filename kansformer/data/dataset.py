@@ -68,9 +68,15 @@ def make_loader(
     shuffle: bool = False,
     drop_last: bool = False,
     workers: int = 0,
-    pin_memory: bool = False,
+    pin: bool = False,
 ) -> DataLoader[Any]:
-    """Batches of (pictures (B, C, S, S), labels (B,)); set `loader.sampler.epoch` before each."""
+    """Batches of (pictures (B, C, S, S), labels (B,)); set `loader.sampler.epoch` before each.
+
+    Args:
+        drop_last: leave out a last batch that is not full, unless it is the only one.
+        workers: processes that read pictures; 0 for none besides this one.
+        pin: page-locked memory, for CUDA.
+    """
     return DataLoader(
         dataset,
         batch_size,
@@ -78,5 +84,5 @@ def make_loader(
         drop_last=drop_last and len(dataset) >= batch_size,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=pin_memory,
+        pin_memory=pin,
     )

@@ -22,6 +22,15 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
+def walk_pictures(folder: str | os.PathLike[str]) -> list[str]:
+    """Paths of all picture files below a folder, sorted; hidden folders are passed over."""
+    found: list[str] = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(root, file) for file in files if is_image_name(file)]
+    return sorted(found)
+
+
 def open_image(file: str | os.PathLike[str] | io.BytesIO, name: str | None = None) -> Image.Image:
     """Decodes a whole picture, turned upright, in mode "L" or "RGB".
 
@@ -76,7 +85,8 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         return image.convert("L")
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((values / 257).round().astype(np.uint8))
+        is_wide = image.mode != "I" or values.max(initial=0) > 255  # "I" may hold 8 bits
+        return Image.fromarray((values / (257 if is_wide else 1)).round().astype(np.uint8))
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image))
         values = values * 255 if values.max(initial=0) <= 1 else values

@@ -4,6 +4,7 @@ import codecs
 import gzip
 import io
 import pickle
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def _read(path: Path) -> bytes:
             return file.read()
     except FileNotFoundError:
         raise UserError(f"{path}: missing; put the data set's original file there") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: damaged ({error}); fetch the file again") from None
 
 
@@ -176,10 +177,10 @@ def _cifar_binary_split(
 def _names(folder: Path, file: str, key: str | None) -> tuple[str, ...]:
     """Class names from a pickle's entry, or from the lines of a text file."""
     if key is None:
-        return tuple(_read(folder / file).decode().split())
+        return tuple(_read(folder / file).decode(errors="replace").split())
     try:
         return tuple(name.decode() for name in _read_pickle(folder / file)[key])
-    except (KeyError, AttributeError):
+    except (KeyError, AttributeError, UnicodeDecodeError):
         raise _damaged(folder / file) from None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kansformer.data.images import is_image_name, open_image
+from kansformer.data.images import is_image_name, open_image, walk_pictures
 from kansformer.data.originals import DIGITS, Originals, find_originals
 from kansformer.data.split import stratified_split
 from kansformer.errors import UserError
@@ -143,7 +143,8 @@ def list_classes(folder: Path) -> tuple[str, ...]:
     """Names of the class folders, sorted.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or they look like splits: no pictures of their own, and all with
+            the same folders in them.
     """
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -154,7 +155,22 @@ def list_classes(folder: Path) -> tuple[str, ...]:
             else "it holds no class folders; put one folder of pictures per class there"
         )
         raise UserError(f"{folder}: {hint}")
+    inside = [_folders_alone(folder / name) for name in names]
+    if len(names) > 1 and inside[0] and all(found == inside[0] for found in inside):
+        raise UserError(
+            f"{folder}: {names[0]} and {names[1]} hold the same folders, so they look like splits"
+            " and not like classes; name them train, val and test, or give one of them"
+        )
     return tuple(names)
+
+
+def _folders_alone(folder: Path) -> set[str]:
+    """Names of a folder's folders, or nothing if it holds pictures too."""
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir()) for entry in entries]
+    if any(is_image_name(name) for name, is_folder in found if not is_folder):
+        return set()
+    return {name for name, is_folder in found if is_folder and not name.startswith(".")}
 
 
 def list_pictures(folder: Path, class_names: Sequence[str]) -> Pictures:
@@ -171,12 +187,7 @@ def list_pictures(folder: Path, class_names: Sequence[str]) -> Pictures:
                 f"{folder / name}: a class that the training pictures do not have;"
                 " rename the folder, or add the class to the training pictures"
             )
-        found = sorted(
-            os.path.join(root, file)
-            for root, _, files in os.walk(folder / name)
-            for file in files
-            if is_image_name(file)
-        )
+        found = walk_pictures(folder / name)
         if not found:
             raise UserError(
                 f"{folder / name}: no pictures in this class folder; put some there or remove it"
@@ -188,8 +199,9 @@ def list_pictures(folder: Path, class_names: Sequence[str]) -> Pictures:
 
 def _from_folder(folder: Path) -> PictureData:
     name = folder.resolve().name
+    below = sorted(path for path in folder.iterdir() if path.is_dir())
     parts = {
-        part: next((folder / sub for sub in names if (folder / sub).is_dir()), None)
+        part: next((p for p in below if p.name.lower() in names and _folders_alone(p)), None)
         for part, names in SPLIT_FOLDERS.items()
     }
     train, val, test = parts["train"], parts["val"], parts["test"]
@@ -255,6 +267,8 @@ def _find_or_download(name: str, root: Path, download: bool) -> Originals:
         found = find_originals(place)
     if found is None:
         raise _cannot_get(name, place, "not there; add --download to fetch it")
+    if found.name != name:
+        raise UserError(f"{place}: holds the files of {found.name}; put those of {name} there")
     return found
 
 

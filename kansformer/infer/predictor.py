@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from kansformer.checkpoint import TrainedModel, load_model
-from kansformer.data.images import is_image_name, open_image
+from kansformer.data.images import open_image, walk_pictures
 from kansformer.device import choose_device
 from kansformer.errors import UserError, one_line
 
@@ -104,16 +104,8 @@ def find_pictures(inputs: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for name in inputs:
-        if os.path.isdir(name):
-            inside = sorted(
-                os.path.join(root, file)
-                for root, _, files in os.walk(name)
-                for file in files
-                if is_image_name(file)
-            )
-            found += inside or [name]
-        elif os.path.exists(name):
-            found.append(name)
-        else:
-            found += sorted(glob.glob(name, recursive=True)) or [name]
+        matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+        for match in matches or [name]:
+            inside = walk_pictures(match) if os.path.isdir(match) else []
+            found += inside or [match]
     return found

@@ -109,7 +109,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for setting in fields(TrainConfig):
         options = dict(setting.metadata)
         if setting.default not in (MISSING, None) and "default" not in options["help"]:
-            options["help"] += f" (default {setting.default})"
+            options["help"] += f" (default: the recipe's, else {setting.default})"
         kinds = [kind for kind in get_args(types[setting.name]) if kind is not type(None)]
         kind = kinds[0] if kinds else types[setting.name]
         if kind is bool:

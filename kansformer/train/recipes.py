@@ -33,7 +33,7 @@ def fashion_mnist() -> dict[str, Any]:
         "model": "kansformer_micro_patch7_28",
         "augment": "small",
         "val_split": 0.1,
-        "epochs": 10,
+        "epochs": 12,
         "batch_size": 128,
         "lr": 2e-3,
         "warmup_epochs": 1.0,
@@ -92,8 +92,11 @@ RECIPES = {
 
 
 def recipe_for(data: PictureData) -> str:
-    """The recipe's name for a data set: its own, or one for pictures of that size."""
-    if data.name in RECIPES:
+    """The recipe's name for a data set: its own, or one for pictures of that size.
+
+    A folder's name proves nothing, so only a known data set's own files have a recipe by name.
+    """
+    if data.train.in_memory and data.name in RECIPES:
         return data.name
     return "small-pictures" if data.picture_size <= SMALL_PICTURE else "photos"
 

@@ -17,14 +17,19 @@ class RunFolder:
     """Output folder of a run: what is written where.
 
     Raises:
-        UserError: the folder cannot be made, or holds a run that is neither resumed nor replaced;
-            or there is nothing to resume.
+        UserError: the folder lies within the data, cannot be made, or holds a run that is neither
+            resumed nor replaced; or there is nothing to resume.
     """
 
-    def __init__(self, path: Path, *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, path: Path, data_path: Path, *, resume: bool, overwrite: bool) -> None:
+        if data_path.is_dir() and path.resolve().is_relative_to(data_path.resolve()):
+            raise UserError(
+                f"{path}: lies within {data_path}, which is never written; choose another --output"
+            )
         self.path = path
         self.best = path / "best.safetensors"
         self.last = path / "last.pt"
+        self.events: SummaryWriter | None = None  # opened when there is something to write
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -38,31 +43,37 @@ class RunFolder:
                 f"{path}: holds an earlier run; go on with --resume, replace it with --overwrite,"
                 " or choose another --output"
             )
-        if not resume:
-            for old in (self.best, self.last, path / "metrics.jsonl", path / "summary.json"):
-                old.unlink(missing_ok=True)
-            for events in (path / "tensorboard").glob("events.out.tfevents.*"):
-                events.unlink()
 
-    def open_tensorboard(self) -> SummaryWriter:
-        """A writer for the run's events."""
-        return SummaryWriter(str(self.path / "tensorboard"))
+    def begin(
+        self, settings: dict[str, Any], class_names: Sequence[str], also_in: Path | None
+    ) -> None:
+        """Puts a new run, which now has something to save, in the place of an earlier one.
 
-    def write_settings(self, settings: dict[str, Any], class_names: Sequence[str]) -> None:
-        """config.json and class_indices.json, the latter in the working folder too."""
+        Writes config.json and class_indices.json, the latter to the folder `also_in` as well.
+        """
+        (self.path / "summary.json").unlink(missing_ok=True)
+        for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
+            events.unlink()
         write_json(self.path / "config.json", settings)
-        for folder in (self.path, Path.cwd()):
-            write_class_indices(folder / "class_indices.json", class_names)
+        for folder in (self.path, also_in):
+            if folder is not None:
+                write_class_indices(folder / "class_indices.json", class_names)
 
     def write_history(self, history: Sequence[dict[str, Any]]) -> None:
-        """metrics.jsonl, one object per epoch, and its plot."""
+        """metrics.jsonl, one object per epoch, its plot, and the last one's TensorBoard event."""
+        if self.events is None:
+            self.events = SummaryWriter(str(self.path / "tensorboard"))
+        for key, value in history[-1].items():
+            self.events.add_scalar(key, value, history[-1]["epoch"])
         lines = "".join(json.dumps(row) + "\n" for row in history)
         write_bytes(self.path / "metrics.jsonl", lines.encode())
         write_bytes(self.path / "curves.png", draw_curves(history))
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """summary.json."""
+    def finish(self, summary: dict[str, Any]) -> None:
+        """summary.json, after which nothing more is written."""
         write_json(self.path / "summary.json", summary)
+        if self.events is not None:
+            self.events.close()
 
     def save_state(self, state: dict[str, Any]) -> None:
         """last.pt, plain types and tensors only."""
@@ -95,10 +106,7 @@ def draw_curves(history: Sequence[dict[str, Any]]) -> bytes:
     loss.legend(frameon=False)
     accuracy.plot(epochs, [row["val_acc1"] for row in history], "s-", ms=3, color="C1")
     best = max(history, key=lambda row: row["val_acc1"])
-    accuracy.annotate(
-        f"{best['val_acc1']:.2f} %", (best["epoch"], best["val_acc1"]),
-        xytext=(0, -14), textcoords="offset points", ha="right",
-    )  # fmt: skip
+    accuracy.set_title(f"best: {best['val_acc1']:.2f} % in epoch {best['epoch']}", fontsize=10)
     accuracy.set(xlabel="epoch", ylabel="validation accuracy (%)")
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)

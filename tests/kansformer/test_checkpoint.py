@@ -102,6 +102,19 @@ def rewrite(path: Path, **changes: object) -> None:
         {"class_names": ["ant"]},
         {"preprocessing": {}},
         {"preprocessing__size": 3},
+        {"preprocessing__img_size": 16},
+        {"preprocessing__in_chans": 3},
+        {"preprocessing__mean": "x"},
+        {"preprocessing__std": 0},
+        {"preprocessing__crop_pct": 1e-9},
+        {"preprocessing__interpolation": "foo"},
+        {"config__spline_order": -1},
+        {"config__spline_order": "3"},
+        {"config__grid_range": [3, -3]},
+        {"config__grid_range": [3]},
+        {"config__img_size": 10**12},
+        {"config__mlp_ratio": 1e308},
+        {"class_names": ["ant", "ant", "bee"]},
     ],
     ids=str,
 )
@@ -144,16 +157,34 @@ def test_other_files_are_refused(tmp_path: Path, saved: tuple[Path, VisionTransf
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("change", ["nan", "half", "nested"])
+def test_odd_contents_are_refused(saved: tuple[Path, VisionTransformer], change: str) -> None:
+    path, model = saved
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    with safetensors.safe_open(str(path), "pt") as file:
+        metadata = file.metadata()
+    if change == "nan":
+        tensors["norm.bias"][3] = torch.nan
+    elif change == "half":
+        tensors = {name: value.half() for name, value in tensors.items()}
+    else:
+        metadata = {METADATA_KEY: "[" * 200_000}
+    save_file(tensors, path, metadata)
+    with pytest.raises(UserError, match="not a readable KANsformer weights file"):
+        load_model(path)
+
+
 def test_starting_from_weights_keeps_the_head_only_for_the_same_classes(
     saved: tuple[Path, VisionTransformer],
 ) -> None:
     path, old = saved
-    same, report = start_from(path, NAMES)
+    same, preprocessing, report = start_from(path, NAMES)
+    assert preprocessing == Preprocessing(8, 1, 0.3, 0.4)
     assert report.fresh == ()
     assert all(torch.equal(v, old.state_dict()[k]) for k, v in same.state_dict().items())
 
     for names in (("ant", "cat", "bee"), ("dog", "elk")):
-        model, report = start_from(path, names, drop_path_rate=0.1)
+        model, _, report = start_from(path, names, drop_path_rate=0.1)
         assert model.config.num_classes == len(names)
         assert model.config.drop_path_rate == 0.1
         assert set(report.fresh) == {k for k in model.state_dict() if k.startswith("head.")}
@@ -162,3 +193,5 @@ def test_starting_from_weights_keeps_the_head_only_for_the_same_classes(
             assert torch.equal(model.state_dict()[name], old.state_dict()[name])
     with pytest.raises(UserError, match="do not fit"):
         start_from(path, NAMES, embed_dim=48)
+    with pytest.raises(UserError, match="multiple of patch_size"):
+        start_from(path, NAMES, img_size=9)

@@ -84,6 +84,12 @@ def test_digits_are_never_mirrored() -> None:
         assert any(v[..., :8].mean() < v[..., 8:].mean() for v in views) == mirrored, policy
 
 
+def test_a_long_thin_picture_is_cut_before_it_is_enlarged() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90_000, 1), dtype=np.uint8)
+    x = Preprocessing(224, 1)(Image.fromarray(pixels))  # whole, it would be 4.5 gigapixels
+    assert x.shape == (1, 224, 224)
+
+
 @pytest.mark.parametrize("size", [(16, 16), (40, 20), (17, 90), (5, 9)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])
 def test_preprocessing_is_torchvisions(size: tuple[int, int], crop_pct: float) -> None:

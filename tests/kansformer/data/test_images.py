@@ -60,6 +60,12 @@ def test_16_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
         assert np.asarray(image).tolist() == [[0, 1, 128, 255]]
 
 
+def test_integers_may_hold_8_or_16_bits(tmp_path: Path) -> None:
+    for values, expected in (([0, 128, 255], [0, 128, 255]), ([0, 32896, 65535], [0, 128, 255])):
+        wide = Image.fromarray(np.array([values], dtype=np.int32))
+        assert np.asarray(open_image(saved(wide, tmp_path / "i.tif"))).tolist() == [expected]
+
+
 def test_float_pictures(tmp_path: Path) -> None:
     values = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
     image = open_image(saved(Image.fromarray(values), tmp_path / "f.tif"))

@@ -131,6 +131,12 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train-images.*damaged"):
         load_data(str(tmp_path / "b"))
 
+    data = bytearray(path.read_bytes())
+    data[200:230] = bytes(30)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"train-images.*damaged"):
+        load_data(str(tmp_path / "b"))
+
     write_mnist(tmp_path / "c", False)
     path = tmp_path / "c" / MNIST_FILES[1]
     path.write_bytes(path.read_bytes() + b"more")

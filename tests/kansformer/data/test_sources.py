@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from kansformer.data import load_data
 from kansformer.errors import UserError
 from tests.conftest import COLOURS, write_folder, write_picture
+from tests.kansformer.data.test_originals import write_mnist
 
 
 def fingerprint(folder: Path) -> str:
@@ -40,9 +41,20 @@ def test_flat_folder(colours: Path) -> None:
     assert fingerprint(colours) == before
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_a_class_may_be_called_train_and_hidden_folders_are_passed_over(tmp_path: Path) -> None:
+    for name in ("bus", "train", ".git"):
+        for i in range(3):
+            write_picture(tmp_path / name / f"{i}.png", (i, i, i), i)
+    write_picture(tmp_path / "bus" / ".ipynb_checkpoints" / "0-checkpoint.png", (0, 0, 0), 0)
+    write_picture(tmp_path / "bus" / "london" / "red.png", (255, 0, 0), 0)
+    data = load_data(str(tmp_path))
+    assert data.class_names == ("bus", "train")
+    assert np.bincount(data.train.labels).tolist() == [4, 3]
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "Validation"])
 def test_split_folders_go_by_class_name(tmp_path: Path, val: str) -> None:
-    write_folder(tmp_path / "train", 4)
+    write_folder(tmp_path / "Train", 4)
     write_folder(tmp_path / "test", 2, first_seed=100)
     write_picture(tmp_path / val / "red" / "only.png", (200, 0, 0), 1)
     data = load_data(str(tmp_path)).with_validation(0.2, 0)
@@ -115,9 +127,16 @@ def make_val_only(folder: Path) -> Path:
     return folder / "half"
 
 
+def make_strange_splits(folder: Path) -> Path:
+    for part in ("one", "two"):
+        write_folder(folder / "odd splits" / part, 2)
+    return folder / "odd splits"
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (make_strange_splits, "look like splits"),
         (make_nothing, "no such folder"),
         (make_file, "a file, not a folder"),
         (make_loose_pictures, "one folder per class"),
@@ -150,3 +169,9 @@ def test_data_that_is_not_there_says_which_files_to_put_where(tmp_path: Path, na
         load_data(name, download_dir=str(tmp_path))
     assert str(tmp_path / name) in str(caught.value)
     assert " there" in str(caught.value)
+
+
+def test_another_sets_files_do_not_pass_for_the_named_one(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "fashion-mnist", packed=True)
+    with pytest.raises(UserError, match="holds the files of mnist"):
+        load_data("fashion-mnist", download_dir=str(tmp_path))

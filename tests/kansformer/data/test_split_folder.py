@@ -114,5 +114,8 @@ def test_refusals_write_nothing(
 def test_the_target_must_not_lie_in_the_source(colours: Path) -> None:
     with pytest.raises(UserError, match="lies within"):
         split_folder(colours, colours / "out", RATIOS)
+    split_folder(colours, colours.parent / "once", RATIOS)
+    with pytest.raises(UserError, match="look like splits"):
+        split_folder(colours.parent / "once", colours.parent / "twice", RATIOS)
     with pytest.raises(UserError, match="no such folder"):
         split_folder(colours / "missing", colours.parent / "out", RATIOS)

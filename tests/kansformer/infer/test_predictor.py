@@ -101,6 +101,7 @@ def test_find_pictures(tmp_path: Path) -> None:
     assert short(find_pictures([where])) == ["a.jpg", "b.png", "deep/c.png", "odd [1].png"]
     assert short(find_pictures([f"{where}/*.png"])) == ["b.png", "odd [1].png"]
     assert short(find_pictures([f"{where}/**/c.png"])) == ["deep/c.png"]
+    assert short(find_pictures([f"{where}/d*"])) == ["deep/c.png"]
     assert short(find_pictures([f"{where}/odd [1].png"])) == ["odd [1].png"]
     assert short(find_pictures([f"{where}/void"])) == ["void"]
     assert short(find_pictures([f"{where}/no.png"])) == ["no.png"]

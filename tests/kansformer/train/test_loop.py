@@ -12,13 +12,14 @@ from PIL import Image
 from torch import nn
 
 from kansformer.checkpoint import load_model
-from kansformer.data import load_data
+from kansformer.data import PictureDataset, load_data, make_loader
 from kansformer.errors import JobFailed, UserError
 from kansformer.train import loop, train
 from kansformer.train.config import TrainConfig
+from kansformer.train.facts import count_flops
 from kansformer.train.recipes import RECIPES, configure
 from models.vit_model import create_model
-from tests.conftest import COLOURS, tiny_settings, write_folder
+from tests.conftest import COLOURS, ROOT, tiny_settings, write_folder
 from tests.kansformer.data.test_sources import fingerprint
 
 
@@ -26,7 +27,7 @@ def run(config: TrainConfig) -> tuple[dict[str, Any], list[str]]:
     """Trains; returns the summary and the lines said."""
     lines: list[str] = []
     data = load_data(config.data_path).with_validation(config.val_split, config.seed)
-    return train(config, data, lines.append), lines
+    return train(config, data, lines.append, project_root=Path.cwd()), lines
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +80,26 @@ def test_files_of_a_run(tmp_path: Path) -> None:
 
 
 def test_best_file_is_the_best_epochs_model(tmp_path: Path, colours: Path) -> None:
-    summary, _ = run(tiny_settings(colours, tmp_path / "out"))
+    # a rate that grows too high, so that the best epoch is not the last
+    config = tiny_settings(colours, tmp_path / "out", epochs=4, lr=0.3, warmup_epochs=3.0)
+    summary, _ = run(config)
     model = load_model(tmp_path / "out" / "best.safetensors")
     assert model.training_info["epoch"] == summary["best_epoch"]
     assert model.class_names == tuple(sorted(COLOURS))
+    val = load_data(str(colours)).with_validation(0.2, 0).val
+    loader = make_loader(PictureDataset(val, model.preprocessing), 8)
+    measured = loop.evaluate(model, loader, torch.device("cpu"))
+    assert measured["loss"] == pytest.approx(summary["val_loss"], rel=1e-5)
+    assert measured["acc1"] == summary["val_acc1"]
+    assert summary["best_epoch"] < 4
+
+
+def test_weights_file_names_no_path(tmp_path: Path, colours: Path) -> None:
+    run(tiny_settings(colours, tmp_path / "out", epochs=1))
+    model = load_model(tmp_path / "out" / "best.safetensors")
+    assert str(tmp_path) not in json.dumps(model.training_info)
+    shipped = load_model(ROOT / "weights" / "digits.safetensors").training_info
+    assert "/" not in json.dumps(shipped)
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not(tmp_path: Path, colours: Path) -> None:
@@ -127,12 +144,18 @@ def test_two_epochs_a_kill_and_two_more_are_four(
 def test_an_earlier_run_is_not_lost_by_accident(tmp_path: Path, colours: Path) -> None:
     config = tiny_settings(colours, tmp_path / "out", epochs=1)
     run(config)
-    before = (tmp_path / "out" / "best.safetensors").read_bytes()
+    before = fingerprint(tmp_path / "out")
     with pytest.raises(UserError, match="--overwrite"):
         run(config)
     with pytest.raises(UserError, match="--epochs is 2 now and was 1"):
         run(tiny_settings(colours, tmp_path / "out", epochs=2, resume=True))
-    assert (tmp_path / "out" / "best.safetensors").read_bytes() == before
+    (colours / "blue").rename(colours / "zebra")  # the classes' order changes
+    with pytest.raises(UserError, match="not those of the run to resume"):
+        run(tiny_settings(colours, tmp_path / "out", epochs=1, resume=True))
+    (colours / "zebra").rename(colours / "blue")
+    with pytest.raises(JobFailed):  # a run that never comes to save anything
+        run(tiny_settings(colours, tmp_path / "out", lr=1e30, clip_grad=0.0, overwrite=True))
+    assert fingerprint(tmp_path / "out") == before
     with pytest.raises(UserError, match="nothing to resume"):
         run(tiny_settings(colours, tmp_path / "new", resume=True))
     (tmp_path / "out" / "last.pt").write_bytes(b"broken")
@@ -165,11 +188,11 @@ def test_settings_that_make_no_model_are_refused(tmp_path: Path, colours: Path) 
     for changes, words in (
         ({"model": "resnet50"}, "unknown model"),
         ({"patch_size": 5}, "multiple of patch_size"),
-        ({"mixup": 0.5, "batch_size": 7}, "even --batch-size"),
+        ({"output": str(colours / "out")}, "never written"),
         ({"device": "quantum"}, "--device quantum"),
     ):
         with pytest.raises(UserError, match=words):
-            run(tiny_settings(colours, tmp_path / "out", **changes))
+            run(tiny_settings(colours, **{"output": tmp_path / "out", **changes}))
     for changes in (
         {"epochs": 0}, {"lr": -1.0}, {"lrf": 2.0}, {"label_smoothing": 1.5}, {"in_chans": 2},
         {"freeze_layers": True},
@@ -219,13 +242,25 @@ def test_mixing_is_timms_and_seeded() -> None:
     assert loop.make_mix(tiny_settings("x", "y"), 3) is None
     mix = loop.make_mix(tiny_settings("x", "y", mixup=0.8, label_smoothing=0.0), 3)
     x, y = torch.randn(8, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
-    mixed, targets = loop.seeded(mix, 0, 1)(x.clone(), y)
-    again, _ = loop.seeded(mix, 0, 1)(x.clone(), y)
-    other, _ = loop.seeded(mix, 0, 2)(x.clone(), y)
+    loop.seed_mixing(0, 1)
+    mixed, targets = mix(x.clone(), y)
+    loop.seed_mixing(0, 1)
+    again, _ = mix(x.clone(), y)
+    loop.seed_mixing(0, 2)
+    other, _ = mix(x.clone(), y)
     assert torch.equal(mixed, again)
     assert not torch.equal(mixed, other)
     assert not torch.equal(mixed, x)
     torch.testing.assert_close(targets.sum(-1), torch.ones(8))
+    odd, targets = mix(x[:7].clone(), y[:7])
+    assert torch.equal(odd, x[:7])
+    assert torch.equal(targets, nn.functional.one_hot(y[:7], 3).float())
+
+
+def test_a_set_smaller_than_an_odd_batch_trains(tmp_path: Path) -> None:
+    colours = write_folder(tmp_path / "few", 4)
+    summary, _ = run(tiny_settings(colours, tmp_path / "out", batch_size=50, mixup=0.3, epochs=1))
+    assert summary["pictures"]["train"] % 2
 
 
 def test_flops_are_those_of_the_matrix_products() -> None:
@@ -233,7 +268,7 @@ def test_flops_are_those_of_the_matrix_products() -> None:
     n, d, depth = 5, 96, 4
     per_block = n * (3 * d * d + d * d + 8 * d * d) + 2 * n * n * d
     expected = 2 * (4 * 16 * d + depth * per_block + d * 10)
-    assert loop.count_flops(model) == expected
+    assert count_flops(model) == expected
 
 
 def test_recipes_make_settings_and_flags_go_first(colours: Path, tmp_path: Path) -> None:
@@ -253,6 +288,9 @@ def test_recipes_make_settings_and_flags_go_first(colours: Path, tmp_path: Path)
         Image.new("RGB", (200, 100)).save(large / name / "x.png")
         Image.new("RGB", (200, 100), "red").save(large / name / "y.png")
     assert configure({"data_path": str(large), "val_split": 0.5})[0].recipe == "photos"
+    large.rename(tmp_path / "digits")  # a name alone proves nothing
+    config, _ = configure({"data_path": str(tmp_path / "digits"), "val_split": 0.5})
+    assert config.recipe == "photos"
 
 
 @pytest.mark.parametrize("name", RECIPES)
