@@ -24,6 +24,8 @@ clean:
 	rm -rf $(VENV)
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or newer is needed: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo-ready: requirements.txt | $(VENV)/bin/python

@@ -31,9 +31,9 @@ def fashion_mnist() -> dict[str, Any]:
     """Fashion-MNIST, 28x28 pixels, as 16 tokens."""
     return {
         "model": "kansformer_micro_patch7_28",
-        "augment": "small",
+        "augment": "mirror",
         "val_split": 0.1,
-        "epochs": 12,
+        "epochs": 10,
         "batch_size": 128,
         "lr": 2e-3,
         "warmup_epochs": 1.0,

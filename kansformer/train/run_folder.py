@@ -22,7 +22,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, data_path: Path, *, resume: bool, overwrite: bool) -> None:
-        if data_path.is_dir() and path.resolve().is_relative_to(data_path.resolve()):
+        self.data_path = data_path
+        if self._is_in_data(path):
             raise UserError(
                 f"{path}: lies within {data_path}, which is never written; choose another --output"
             )
@@ -49,15 +50,21 @@ class RunFolder:
     ) -> None:
         """Puts a new run, which now has something to save, in the place of an earlier one.
 
-        Writes config.json and class_indices.json, the latter to the folder `also_in` as well.
+        Writes config.json and class_indices.json, the latter to the folder `also_in` as well, if
+        that is not part of the data.
         """
         (self.path / "summary.json").unlink(missing_ok=True)
         for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()
         write_json(self.path / "config.json", settings)
-        for folder in (self.path, also_in):
-            if folder is not None:
-                write_class_indices(folder / "class_indices.json", class_names)
+        write_class_indices(self.path / "class_indices.json", class_names)
+        if also_in is not None and not self._is_in_data(also_in):
+            write_class_indices(also_in / "class_indices.json", class_names)
+
+    def _is_in_data(self, path: Path) -> bool:
+        """Whether a place lies within the data, where nothing is ever written."""
+        data = self.data_path
+        return data.is_dir() and path.resolve().is_relative_to(data.resolve())
 
     def write_history(self, history: Sequence[dict[str, Any]]) -> None:
         """metrics.jsonl, one object per epoch, its plot, and the last one's TensorBoard event."""
