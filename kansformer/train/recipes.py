@@ -13,7 +13,11 @@ SMALL_PICTURE = 64  # pixels; larger ones are taken for photographs
 
 
 def digits() -> dict[str, Any]:
-    """scikit-learn's scans of digits, 8x8 pixels."""
+    """scikit-learn's scans of digits, 8x8 pixels, as 16 tokens.
+
+    `python train.py --data-path digits`, 70 epochs: 99.16 % of 359 test pictures, in 179 s on
+    2 cores of an AMD EPYC with torch 2.14; one run, seed 0.
+    """
     return {
         "model": "kansformer_micro_patch2_8",
         "augment": "digits",
@@ -63,7 +67,13 @@ def small_pictures() -> dict[str, Any]:
 
 
 def sign_digits() -> dict[str, Any]:
-    """Photographs of hand signs for 0 to 9, 100x100 pixels, at 48x48 as 36 tokens."""
+    """Photographs of hand signs for 0 to 9, 100x100 pixels, at 48x48 as 36 tokens.
+
+    `python split_data.py --data-path sign-digits --output sign-split --group-regex "IMG_(\\d\\d)"`,
+    then `python train.py --data-path sign-split --recipe sign-digits`, 60 epochs: 96.09 % of 230
+    test pictures (88.89 % of 207 in validation), in 561 s on 2 cores of an AMD EPYC with torch
+    2.14; one run, seed 0. 19 of the test pictures are of a hand that trains too.
+    """
     return {
         "model": "kansformer_micro_patch8_48",
         "augment": "signs",
