@@ -72,7 +72,7 @@ def sign_digits() -> dict[str, Any]:
     `python split_data.py --data-path sign-digits --output sign-split --group-regex "IMG_(\\d\\d)"`,
     then `python train.py --data-path sign-split --recipe sign-digits`, 60 epochs: 96.09 % of 230
     test pictures (88.89 % of 207 in validation), in 561 s on 2 cores of an AMD EPYC with torch
-    2.14; one run, seed 0. 19 of the test pictures are of a hand that trains too.
+    2.14; one run, seed 0. 19 of the test pictures are of a hand that another part has too.
     """
     return {
         "model": "kansformer_micro_patch8_48",
