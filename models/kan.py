@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import splines
-from models.kan_ops import spline_linear
+from models.kan_features import activation_name
+from models.kan_ops import Weights, kan_linear
 
 
 def gain(activation: Callable[[Tensor], Tensor]) -> float:
@@ -78,6 +79,7 @@ class KANLinear(nn.Module):
         grid_eps: float = 0.02,
         grid_range: Sequence[float] = (-1, 1),
         bias: bool = False,
+        mode: str = "auto",
     ) -> None:
         super().__init__()
         if min(in_features, out_features, grid_size) < 1 or spline_order < 0:
@@ -97,6 +99,7 @@ class KANLinear(nn.Module):
         self.scale_spline = scale_spline
         self.enable_standalone_scale_spline = enable_standalone_scale_spline
         self.base_activation = base_activation()
+        self.mode = mode
         self.grid_eps = grid_eps
 
         knots = splines.uniform_knots(low, high, grid_size, spline_order)
@@ -164,9 +167,16 @@ class KANLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the last dimension is {x.shape[-1]}, not {self.in_features}")
-        base = F.linear(self.base_activation(x), self.base_weight, self.bias)
-        weight = self.scaled_spline_weight
-        return base + spline_linear(x, self.grid, self.spline_order, weight)
+        activation = activation_name(self.base_activation)
+        weights = Weights(
+            None if activation is None else self.base_weight,
+            self.spline_weight,
+            self.spline_scaler if self.enable_standalone_scale_spline else None,
+        )
+        y = kan_linear(x, self.grid, self.spline_order, activation, weights, self.mode)
+        if activation is None:  # one that the kernels do not know
+            y = y + F.linear(self.base_activation(x), self.base_weight)
+        return y if self.bias is None else y + self.bias
 
     @torch.no_grad()
     def update_grid(self, x: Tensor, margin: float = 0.01) -> Tensor:

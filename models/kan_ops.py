@@ -1,134 +1,216 @@
-"""The product at the heart of a KAN layer: basis values of every input times coefficients.
+"""The product at the heart of a KAN layer: features of every input value times weights.
 
-Written as an autograd function that keeps only its input: the basis values, n times as large, are
-computed again in the backward pass, block by block, in buffers that stay in the processor's cache.
+Written as an autograd function that keeps only its input: the features, n + 1 times as large, are
+computed again in the backward pass, block by block, so that they need not leave the cache.
 """
 
-from typing import Any
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.splines import b_spline_basis
+from models.kan_features import Kernel, features, knot_table, make_kernel, workspace
+from models.splines import basis_dtype
 
-BLOCK_ELEMENTS = 800_000  # of one buffer; measured best on a 2-core CPU between 0.2 and 2 million
+MODES = ("auto", "compiled", "eager", "plain")
+MODE_VARIABLE = "KAN_MODE"  # of the environment; for layers whose mode is "auto"
+COMPILE_ELEMENTS = 2**16  # inputs smaller than this do not repay the compiler
+
+# On a CPU a block's features stay in the cache; measured best on 2 cores with 1 MB of L2 each.
+BLOCK_ELEMENTS, BLOCK_ROWS = 2**16, (128, 512)
+DEVICE_BLOCK_FEATURES = 2**27  # elsewhere a block is there to bound the memory
 
 
-def spline_linear(x: Tensor, knots: Tensor, order: int, weight: Tensor) -> Tensor:
-    """Σ_i Σ_j weight[o, i, j] · B_j(x_i), the B-splines of degree `order` on each feature's knots.
+class Weights(NamedTuple):
+    """The parameters of a layer; base is None where the base term is computed elsewhere."""
 
-    The basis is computed in float32 or better, also under autocast; only the matrix product runs
+    base: Tensor | None  # (out, in)
+    spline: Tensor  # (out, in, n)
+    scaler: Tensor | None  # (out, in)
+
+
+def kan_linear(
+    x: Tensor,
+    knots: Tensor,
+    order: int,
+    activation: str | None,
+    weights: Weights,
+    mode: str = "auto",
+) -> Tensor:
+    """Σ_i base[o, i] · b(x_i) + Σ_i Σ_j scaler[o, i] · spline[o, i, j] · B_j(x_i).
+
+    Features are computed in float32 or better, also under autocast; only the matrix product runs
     in autocast's type.
 
-    Shapes: x (..., in), knots (in, M), weight (out, in, M - order - 1) -> (..., out).
+    Args:
+        x: (..., in).
+        knots: (in, M), for M - order - 1 B-splines.
+        order: their degree.
+        activation: b, a name in `kan_features.ACTIVATIONS`; None if there is no base weight.
+        weights: see there.
+        mode: "compiled", "eager" or "plain"; "auto" takes what KAN_MODE says in the environment,
+            and else compiles where gradients are recorded and x is large enough to repay it. What
+            torch.compile, torch.export or torch.func traces is always "plain".
+
+    Returns:
+        (..., out).
+
+    Raises:
+        ValueError: a mode that is none of these.
     """
+    mode = _way(x, weights, mode)
+    if mode == "plain":
+        return _plain(x, knots, order, activation, weights, _product_dtype(x, weights))
     flat = x.reshape(-1, x.shape[-1])
-    return _SplineLinear.apply(flat, knots, order, weight).reshape(*x.shape[:-1], len(weight))
+    y = _KANLinear.apply(flat, knots, order, activation, mode == "compiled", *weights)
+    return y.reshape(*x.shape[:-1], len(weights.spline))
 
 
-class _Basis:
-    """Basis values and slopes of blocks of rows, in buffers that are used again for each block.
-
-    The Cox-de Boor recursion over all functions at once; a block is (rows, functions, in).
-    """
-
-    def __init__(self, rows: int, knots: Tensor, order: int) -> None:
-        self.order = order
-        self.knots = knots.T.contiguous()  # (M, in)
-        M, width = self.knots.shape
-        # equal knots make the recursion's 0 / 0, which counts as 0
-        gaps = [self.knots[d:] - self.knots[:-d] for d in range(1, order + 1)]
-        self.inverse = [torch.where(gap > 0, 1 / gap, 0.0) for gap in gaps]
-        # intervals are half open but for the last, which holds its end
-        after = torch.nextafter(self.knots, torch.full_like(self.knots, torch.inf))
-        self.starts = torch.where(self.knots == self.knots[-1], after, self.knots)
-        self.distance = knots.new_empty(rows, M, width)  # of x from each knot
-        self.shares = knots.new_empty(rows, M, width)
-        self.values = knots.new_empty(rows * (M - 1) * width)  # flat: each degree has one fewer
-
-    def compute(self, x: Tensor) -> Tensor:
-        """Values of the basis at x (rows, in), (rows, n, in); valid until the next call."""
-        rows, M, width = len(x), *self.knots.shape
-        distance = torch.sub(x[:, None], self.knots, out=self.distance[:rows])
-        reached = torch.ge(x[:, None], self.starts, out=self.shares[:rows])
-
-        def values(count: int) -> Tensor:
-            return self.values[: rows * count * width].view(rows, count, width)
-
-        torch.sub(reached[:, :-1], reached[:, 1:], out=values(M - 1))
-        for degree, inverse in enumerate(self.inverse, start=1):
-            count = M - degree
-            shares = torch.mul(values(count), inverse, out=self.shares[:rows, :count])
-            raised = torch.mul(distance[:, : count - 1], shares[:, :-1], out=values(count - 1))
-            raised.addcmul_(distance[:, degree + 1 :], shares[:, 1:], value=-1)
-        return values(M - self.order - 1)
-
-    def slopes(self, rows: int) -> Tensor:
-        """Derivatives in x, (rows, n, in), of the values computed last, which they replace."""
-        count = len(self.knots) - self.order - 1
-        width = self.knots.shape[1]
-        slopes = self.values[: rows * count * width].view(rows, count, width)
-        if self.order == 0:
-            return slopes.zero_()
-        shares = self.shares[:rows, : count + 1]
-        return torch.sub(shares[:, :-1], shares[:, 1:], out=slopes).mul_(self.order)
+def _way(x: Tensor, weights: Weights, mode: str) -> str:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return "plain"
+    if mode == "auto":
+        mode = os.environ.get(MODE_VARIABLE, "auto")
+    if mode not in MODES:
+        raise ValueError(f"the mode of a KAN layer must be one of {', '.join(MODES)}, not {mode!r}")
+    if mode != "auto":
+        return mode
+    recorded = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, *weights)
+    )
+    return "compiled" if recorded and x.numel() >= COMPILE_ELEMENTS else "eager"
 
 
-class _SplineLinear(torch.autograd.Function):
+def _product_dtype(x: Tensor, weights: Weights) -> torch.dtype:
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weights.spline.dtype
+
+
+def _plain(
+    x: Tensor,
+    knots: Tensor,
+    order: int,
+    activation: str | None,
+    weights: Weights,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The layer in operations that autograd knows."""
+    exact = basis_dtype(x, knots)
+    values = features(x.to(exact), knot_table(knots.to(exact), order), order, activation)
+    packed = weights.spline.transpose(1, 2)  # (out, n, in)
+    if weights.scaler is not None:
+        packed = packed * weights.scaler[:, None]
+    if weights.base is not None:
+        packed = torch.cat([weights.base[:, None], packed], dim=1)
+    return values.flatten(-2).to(dtype) @ packed.flatten(1).to(dtype).T
+
+
+class _KANLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, knots: Tensor, order: int, weight: Tensor) -> Tensor:
-        device = x.device.type
-        ctx.product_type = (
-            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        )
-        ctx.order = order
-        ctx.save_for_backward(x, knots, weight)
-        with torch.autocast(device, enabled=False):
-            packed = _packed(weight, ctx.product_type)
-            y = packed.new_empty(len(x), len(weight))
-            for rows, basis in _blocks(x, knots, order):
-                values = basis.compute(x[rows]).flatten(1).to(packed.dtype)
-                torch.mm(values, packed.T, out=y[rows])
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        knots: Tensor,
+        order: int,
+        activation: str | None,
+        compiled: bool,
+        *tensors: Tensor,
+    ) -> Tensor:
+        weights = Weights(*tensors)
+        ctx.save_for_backward(x, knots, *weights)
+        ctx.settings = order, activation
+        ctx.compiled = compiled
+        ctx.dtype = _product_dtype(x, weights)
+        with torch.autocast(x.device.type, enabled=False):
+            packed = _packed(weights, ctx.dtype).T  # (features · in, out)
+            y = packed.new_empty(len(x), packed.shape[1])
+            for rows, block, kernel in _blocks(x, knots, *ctx.settings, ctx.dtype, compiled):
+                torch.mm(kernel.features(block).flatten(1), packed, out=y[rows])
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:
-        x, knots, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, knots, *tensors = ctx.saved_tensors
+        weights = Weights(*tensors)
+        needed = ctx.needs_input_grad[:1] + ctx.needs_input_grad[5:]
         if torch.is_grad_enabled():  # the gradient is to be differentiated again
-            y = _plain(x, knots, ctx.order, weight)
-            grad_x, grad_weight = torch.autograd.grad(
-                y, (x, weight), grad, create_graph=True, materialize_grads=True
+            y = _plain(x, knots, *ctx.settings, weights, ctx.dtype)
+            inputs = [tensor for tensor, need in zip((x, *weights), needed, strict=True) if need]
+            found = iter(
+                torch.autograd.grad(y, inputs, grad, create_graph=True, materialize_grads=True)
             )
-            return grad_x, None, None, grad_weight
+            grads = [next(found) if need else None for need in needed]
+            return grads[0], None, None, None, None, *grads[1:]
+
+        grad_x = torch.empty_like(x) if needed[0] else None
         with torch.autocast(x.device.type, enabled=False):
-            packed = _packed(weight, ctx.product_type)
-            grad = grad.to(packed.dtype)
-            grad_x = torch.empty_like(x)
-            grad_packed = packed.new_zeros(packed.shape, dtype=weight.dtype)
-            for rows, basis in _blocks(x, knots, ctx.order):
-                values = basis.compute(x[rows]).flatten(1).to(packed.dtype)
-                grad_packed += grad[rows].T @ values
-                slopes = basis.slopes(len(values))
-                grad_values = (grad[rows] @ packed).view(slopes.shape).to(slopes.dtype)
-                grad_x[rows] = grad_values.mul_(slopes).sum(dim=1)
-        out, width, count = weight.shape
-        return grad_x, None, None, grad_packed.view(out, count, width).transpose(1, 2)
+            packed = _packed(weights, ctx.dtype)  # (out, features · in)
+            grad = grad.to(ctx.dtype)
+            # Transposed: with few outputs the product is up to twice as fast in this order.
+            grad_packed = weights.spline.new_zeros(packed.T.shape)
+            for rows, block, kernel in _blocks(x, knots, *ctx.settings, ctx.dtype, ctx.compiled):
+                if grad_x is not None:
+                    shape = (len(block), packed.shape[1] // x.shape[1], x.shape[1])
+                    grad_features = workspace.empty("gradient", shape, x, ctx.dtype)
+                    torch.mm(grad[rows], packed, out=grad_features.flatten(1))
+                    values, grad_x[rows] = kernel.gradients(block, grad_features)
+                else:
+                    values = kernel.features(block)
+                if not any(needed[1:]):
+                    continue
+                if ctx.dtype == grad_packed.dtype:
+                    grad_packed.addmm_(values.flatten(1).T, grad[rows])
+                else:
+                    grad_packed += values.flatten(1).T @ grad[rows]
+            return grad_x, None, None, None, None, *_unpacked(grad_packed, weights)
 
 
-def _plain(x: Tensor, knots: Tensor, order: int, weight: Tensor) -> Tensor:
-    """The same product in operations that autograd knows."""
-    return b_spline_basis(x, knots, order).flatten(1).to(weight.dtype) @ weight.flatten(1).T
+def _packed(weights: Weights, dtype: torch.dtype) -> Tensor:
+    """All weights as (out, features · in), in the order of the features; in shared memory."""
+    out, width, count = weights.spline.shape
+    base = int(weights.base is not None)
+    packed = workspace.empty("weights", (out, base + count, width), weights.spline, dtype)
+    if weights.base is not None:
+        packed[:, 0] = weights.base
+    spline = weights.spline.transpose(1, 2)  # (out, n, in)
+    if weights.scaler is None:
+        packed[:, base:] = spline
+    else:
+        torch.mul(spline, weights.scaler[:, None], out=packed[:, base:])
+    return packed.flatten(1)
 
 
-def _packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """(out, in, n) to (out, n · in), the order in which the basis is laid out."""
-    return weight.transpose(1, 2).flatten(1).to(dtype)
+def _unpacked(grad: Tensor, weights: Weights) -> Weights:
+    """Gradients of the weights from that of the packed ones, (features · in, out)."""
+    out, width, count = weights.spline.shape
+    base = int(weights.base is not None)
+    packed = workspace.empty("gradient of weights", (out, base + count, width), grad, grad.dtype)
+    packed.flatten(1).copy_(grad.T)
+    grad_base = packed[:, 0].clone() if base else None
+    spline = packed[:, base:]  # (out, n, in)
+    grad_spline = torch.empty_like(weights.spline, memory_format=torch.contiguous_format)
+    if weights.scaler is None:
+        return Weights(grad_base, grad_spline.copy_(spline.transpose(1, 2)), None)
+    torch.mul(spline.transpose(1, 2), weights.scaler[..., None], out=grad_spline)
+    return Weights(grad_base, grad_spline, (spline * weights.spline.transpose(1, 2)).sum(dim=1))
 
 
-def _blocks(x: Tensor, knots: Tensor, order: int) -> Any:
-    """Slices of x's rows, each with the basis to compute them in."""
-    dtype = torch.promote_types(torch.promote_types(x.dtype, knots.dtype), torch.float32)
-    size = min(max(1, BLOCK_ELEMENTS // knots.numel()), max(1, len(x)))
-    basis = _Basis(size, knots.to(dtype), order)
+def _blocks(
+    x: Tensor, knots: Tensor, order: int, activation: str | None, dtype: torch.dtype, compiled: bool
+) -> Iterator[tuple[slice, Tensor, Kernel]]:
+    """Blocks of x's rows with their places, and the kernel to compute their features."""
+    exact = basis_dtype(x, knots)
+    width, M = knots.shape
+    if x.device.type == "cpu":
+        size = min(max(BLOCK_ELEMENTS // width, BLOCK_ROWS[0]), BLOCK_ROWS[1])
+    else:
+        size = max(DEVICE_BLOCK_FEATURES // (width * M), 1)
+    size = min(size, max(len(x), 1))
+    kernel = make_kernel(size, knots.to(exact), order, activation, dtype, compiled)
     for start in range(0, len(x), size):
-        yield slice(start, start + size), basis
+        rows = slice(start, start + size)
+        yield rows, x[rows].to(exact).contiguous(), kernel

@@ -9,6 +9,8 @@ The recurrences are de Boor's; see de Boor, "A Practical Guide to Splines" (1978
 Piegl and Tiller, "The NURBS Book" (1997), algorithm A2.2.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -59,9 +61,8 @@ def adaptive_knots(
 def b_spline_basis(x: Tensor, knots: Tensor, order: int) -> Tensor:
     """Values of all B-splines of degree `order` at x.
 
-    Only the order + 1 functions that are not zero at a point are computed; each step is a convex
-    combination, so nothing cancels in float32. Intervals are half open, the last one is closed.
-    Outside the knots every value is zero. Differentiable in x.
+    Intervals are half open, the last one is closed. Outside the knots every value is zero.
+    Differentiable in x.
 
     Args:
         x: (..., in).
@@ -70,9 +71,47 @@ def b_spline_basis(x: Tensor, knots: Tensor, order: int) -> Tensor:
     Returns:
         (..., in, M - order - 1), in float32, or float64 if x or the knots are.
     """
-    dtype = torch.promote_types(torch.promote_types(x.dtype, knots.dtype), torch.float32)
-    x, knots = x.to(dtype), knots.to(dtype)
-    in_features, num_knots = knots.shape
+    x = x.to(basis_dtype(x, knots))
+    span, values, _ = local_b_splines(x, padded_knots(knots.to(x.dtype), order), order)
+    index = span[..., None] + torch.arange(order + 1, device=x.device)
+    basis = x.new_zeros(*x.shape, knots.shape[1] + order - 1)
+    basis = basis.scatter(-1, index, torch.stack(values, dim=-1))
+    return basis[..., order : knots.shape[1] - 1]
+
+
+def basis_dtype(x: Tensor, knots: Tensor) -> torch.dtype:
+    """float32, or float64 if x or the knots are."""
+    return torch.promote_types(torch.promote_types(x.dtype, knots.dtype), torch.float32)
+
+
+def padded_knots(knots: Tensor, order: int) -> Tensor:
+    """Knots with `order` more at both ends, so that order + 1 functions live on every interval.
+
+    Any will do: they move no function but those that they add. (in, M) -> (in, M + 2·order).
+    """
+    return extend_knots(knots, order, 1.0)
+
+
+def local_b_splines(
+    x: Tensor, padded: Tensor, order: int
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The order + 1 functions that are not zero at each x, and their slopes.
+
+    Each step is a convex combination, so nothing cancels in float32.
+
+    Args:
+        x: (..., in), of the knots' dtype.
+        padded: (in, M + 2·order), from `padded_knots`.
+
+    Returns:
+        span: (..., in) int64, number of the interval of the M knots in which x lies; the functions
+            that live there have the numbers span - order … span. Those below 0 or above
+            M - order - 2 belong to the padding.
+        values: of these functions, order + 1 tensors (..., in); zero outside the knots.
+        slopes: their derivatives, likewise.
+    """
+    in_features, stride = padded.shape
+    knots = padded[:, order : stride - order].contiguous()
     first, last = knots[:, 0], knots[:, -1]
     inside = (x >= first) & (x <= last)
     x = torch.clamp(x, first, last)  # infinities must not reach the backward pass
@@ -84,27 +123,22 @@ def b_spline_basis(x: Tensor, knots: Tensor, order: int) -> Tensor:
     )  # the last one that is not empty
     span = torch.minimum(span, last_span).clamp(min=0).T.reshape(x.shape)
 
-    # With `order` more knots at both ends (any will do: no returned function reaches them) there
-    # are order + 1 functions in every span.
-    padded = extend_knots(knots, order, 1.0).flatten()
-    stride = num_knots + 2 * order
-    at = span + order + stride * torch.arange(in_features, device=x.device)
-    t = {i: padded[at + i] for i in range(1 - order, order + 1)}
+    table = padded.T.flatten()
+    at = (span + order) * in_features + torch.arange(in_features, device=x.device)
+    t = {i: table.take(at + i * in_features) for i in range(1 - order, order + 1)}
 
-    values = [torch.ones_like(x)]
+    values = [inside.to(x.dtype)]
+    shares: list[Tensor] = []
     for degree in range(1, order + 1):
-        carried, raised = torch.zeros_like(x), []
-        for r, value in enumerate(values):
-            left, right = t[r + 1 - degree], t[r + 1]
-            share = value / (right - left)
-            raised.append(carried + (right - x) * share)
-            carried = (x - left) * share
-        values = [*raised, carried]
-
-    local = torch.where(inside[..., None], torch.stack(values, dim=-1), 0.0)  # (..., in, order + 1)
-    index = span[..., None] + torch.arange(order + 1, device=x.device)
-    basis = local.new_zeros(*x.shape, num_knots + order - 1)
-    return basis.scatter(-1, index, local)[..., order : num_knots - 1]
+        shares = [value / (t[r + 1] - t[r + 1 - degree]) for r, value in enumerate(values)]
+        rising = [(x - t[r + 1 - degree]) * share for r, share in enumerate(shares)]
+        falling = [(t[r + 1] - x) * share for r, share in enumerate(shares)]
+        inner = [a + b for a, b in zip(rising[:-1], falling[1:], strict=True)]
+        values = [falling[0], *inner, rising[-1]]
+    if order == 0:
+        return span, values, [torch.zeros_like(x)]
+    slopes = [order * (a - b) for a, b in pairwise(shares)]
+    return span, values, [-order * shares[0], *slopes, order * shares[-1]]
 
 
 def _least_squares(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,119 @@
+"""Compiles kernels ahead of time and keeps them on disk, so that a machine compiles each once.
+
+On a CPU through AOTInductor, whose kernels load in milliseconds and are called without the guards
+that a `torch.compile`d function checks each time; elsewhere through `torch.compile`, which keeps a
+cache of its own (no one has run that yet).
+"""
+
+import hashlib
+import inspect
+import logging
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+# At the default thresholds the intermediate values of a long formula are written to memory and
+# read again, which makes it ten times as slow.
+OPTIONS: dict[str, Any] = {"realize_opcount_threshold": 10**5, "realize_reads_threshold": 10**5}
+
+log = logging.getLogger(__name__)
+
+
+def compiled(
+    function: Callable[..., None],
+    constants: tuple[object, ...],
+    examples: list[Tensor],
+    dynamic: list[dict[int, str]],
+) -> Callable[..., object]:
+    """function(*constants, *tensors), compiled; it writes its results into some of the tensors.
+
+    Args:
+        function: at the top level of a module, of which all that it calls is part.
+        constants: plain values that the kernel is compiled for.
+        examples: tensors like those that it will get, contiguous, of typical sizes.
+        dynamic: for each tensor, which of its dimensions go by which name; other sizes are fixed.
+
+    Returns:
+        A function of contiguous tensors with these dtypes.
+
+    Raises:
+        Exception: whatever the compiler raises, which can be anything.
+    """
+    if examples[0].device.type != "cpu":
+
+        def run(*tensors: Tensor) -> None:
+            function(*constants, *tensors)
+
+        return torch.compile(run, dynamic=True, fullgraph=True, options=OPTIONS)
+    path = cache_folder() / f"{function.__name__}-{_key(function, constants, examples)}.pt2"
+    if not path.exists():
+        log.info("compiling KAN kernels for this machine, once; this takes about half a minute")
+        _compile(path, _Module(function, constants), examples, dynamic)
+    return torch._inductor.aoti_load_package(str(path))
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: `vision-kansformer` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "vision-kansformer"
+
+
+class _Module(nn.Module):
+    def __init__(self, function: Callable[..., None], constants: tuple[object, ...]) -> None:
+        super().__init__()
+        self.function, self.constants = function, constants
+
+    def forward(self, *tensors: Tensor) -> None:
+        self.function(*self.constants, *tensors)
+
+
+def _compile(
+    path: Path, module: nn.Module, examples: list[Tensor], dynamic: list[dict[int, str]]
+) -> None:
+    dims = {name: Dim(name, min=1) for dimensions in dynamic for name in dimensions.values()}
+    shapes = tuple({i: dims[name] for i, name in dimensions.items()} for dimensions in dynamic)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, tuple(examples), dynamic_shapes={"tensors": shapes})
+        package = torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(Path(folder) / "kernel.pt2"),
+            inductor_configs={**OPTIONS, "cpp.dynamic_threads": True},
+        )
+        os.replace(package, path)  # in one step: another process may be doing the same
+
+
+def _key(
+    function: Callable[..., None], constants: tuple[object, ...], examples: list[Tensor]
+) -> str:
+    """Of everything that the machine code depends on."""
+    module = inspect.getmodule(function)
+    assert module is not None
+    parts = (
+        inspect.getsource(module),
+        constants,
+        [(tuple(tensor.shape), tensor.dtype) for tensor in examples],
+        torch.__version__,
+        torch.get_num_threads() > 1,
+        OPTIONS,
+        _processor(),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _processor() -> str:
+    """What the processor can do; a home folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.platform() + platform.processor()
+    return platform.machine() + next((li for li in lines if li.startswith(("flags", "Feat"))), "")

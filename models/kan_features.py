@@ -1,0 +1,349 @@
+"""The features of a KAN layer's input, [b(x), B_1(x) … B_n(x)], and the ways to compute them.
+
+`features` is the definition, in operations that autograd, export and functional transforms know.
+The kernels compute the same for a block of rows without autograd, and the gradient in x with it:
+`EagerKernel` in place, in buffers that stay in the processor's cache; `CompiledKernel` in one pass,
+through torch.compile; `LocalKernel` for large grids, touching only the functions that are not zero.
+
+Features are laid out (rows, features, in), so that neighbours in memory differ in their knots only.
+"""
+
+import math
+import threading
+import warnings
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import kan_compile, splines
+
+DENSE_KNOTS = 24  # on more knots than this only the functions that are not zero are computed
+
+aten = torch.ops.aten
+
+# Base activations that the kernels compute: the function, and its backward (grad, x) -> grad_x.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "silu": (F.silu, aten.silu_backward),
+    "gelu": (F.gelu, aten.gelu_backward),
+    "relu": (F.relu, lambda grad, x: aten.threshold_backward(grad, x, 0)),
+    "tanh": (torch.tanh, lambda grad, x: aten.tanh_backward(grad, torch.tanh(x))),
+    "identity": (lambda x: x, lambda grad, x: grad),
+}
+
+
+def activation_name(activation: object) -> str | None:
+    """Name in ACTIVATIONS of a module or function, or None for any other."""
+    if isinstance(activation, nn.GELU) and activation.approximate != "none":
+        return None
+    names = {nn.SiLU: "silu", nn.GELU: "gelu", nn.ReLU: "relu", nn.Tanh: "tanh"}
+    return {**names, nn.Identity: "identity"}.get(type(activation))
+
+
+def knot_table(knots: Tensor, order: int) -> Tensor:
+    """What the Cox-de Boor recursion reads of knots (in, M), as one tensor (rows, in).
+
+    The M knots, then 1 / (knots[d:] - knots[:-d]) for d = 1 … order, then the largest number below
+    the last knot.
+    """
+    knots = knots.T
+    # equal knots make the recursion's 0 / 0, which counts as 0
+    inverse = [
+        (knots[d:] - knots[:-d]).reciprocal().nan_to_num(0.0, 0.0, 0.0) for d in range(1, order + 1)
+    ]
+    before_last = torch.nextafter(knots[-1:], knots.new_full((), -torch.inf))
+    return torch.cat([knots, *inverse, before_last])
+
+
+def _split(table: Tensor, order: int) -> tuple[Tensor, list[Tensor], Tensor]:
+    """The parts of a knot table: knots (M, in), for d = 1 … order (M - d, in), and (in,)."""
+    M = (len(table) - 1 + order * (order + 1) // 2) // (order + 1)
+    knots, *inverse, before_last = table.split([M, *(M - d for d in range(1, order + 1)), 1])
+    return knots, inverse, before_last[0]
+
+
+def _recursion(x: Tensor, table: Tensor, order: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Every B-spline at x (..., in), and the shares of the last step, whose differences are slopes.
+
+    Per function, not per tensor of functions: a compiler then keeps all of it in registers.
+    """
+    knots, inverse, before_last = _split(table, order)
+    x = torch.where(x == knots[-1], before_last, x)  # half open intervals, but for the last
+    distance = [x - knot for knot in knots.unbind()]
+    reached = [x >= knot for knot in knots.unbind()]
+    values = [(a & ~b).to(x.dtype) for a, b in pairwise(reached)]
+    shares: list[Tensor] = []
+    for degree, scale in enumerate(inverse, start=1):
+        shares = [value * s for value, s in zip(values, scale.unbind(), strict=True)]
+        values = [
+            distance[i] * shares[i] - distance[i + degree + 1] * shares[i + 1]
+            for i in range(len(shares) - 1)
+        ]
+    return values, shares
+
+
+def features(x: Tensor, table: Tensor, order: int, activation: str | None) -> Tensor:
+    """[b(x), B_1(x) … B_n(x)], or without b(x) where `activation` is None.
+
+    Shapes: x (..., in), table from `knot_table` -> (..., features, in).
+    """
+    values, _ = _recursion(x, table, order)
+    base = [] if activation is None else [ACTIVATIONS[activation][0](x)]
+    return torch.stack([*base, *values], dim=-2)
+
+
+class _Workspace(threading.local):
+    """Buffers that are used again, one set per thread, and grow to the largest size asked for.
+
+    A large tensor that comes fresh from the system costs as much in page faults as the features
+    cost to compute. On other devices than the CPU, torch keeps such memory itself.
+    """
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor on the device of `like`, which the next one of that name replaces."""
+        if like.device.type != "cpu":
+            return like.new_empty(shape, dtype=dtype)
+        size = math.prod(shape)
+        buffer = self.buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < size:
+            buffer = self.buffers[name, dtype] = torch.empty(size, dtype=dtype)
+        return buffer[:size].view(shape)
+
+
+workspace = _Workspace()
+
+
+class Kernel(Protocol):
+    """Computes blocks of rows; what it returns is valid until its next call."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """(rows, features, in) of x (rows, in)."""
+
+    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The features again, and from their gradient (rows, features, in) that in x (rows, in)."""
+
+
+class EagerKernel:
+    """The recursion over all functions at once, in place."""
+
+    def __init__(
+        self, rows: int, knots: Tensor, order: int, activation: str | None, dtype: torch.dtype
+    ) -> None:
+        self.order, self.activation, self.dtype = order, activation, dtype
+        self.knots, self.inverse, self.before_last = _split(knot_table(knots, order), order)
+        width, M = knots.shape
+        self.base = int(activation is not None)  # features before the splines
+        kind = knots, knots.dtype
+        self.distance = workspace.empty("distance", (rows, M, width), *kind)  # of x from each knot
+        self.shares = workspace.empty("shares", (rows, M, width), *kind)
+        # flat, since each degree has one function fewer
+        self.values = workspace.empty("values", (rows * (M - 1) * width,), *kind)
+        self.out = workspace.empty("features", (rows, self.base + M - order - 1, width), *kind)
+
+    def features(self, x: Tensor) -> Tensor:
+        rows, (M, width) = len(x), self.knots.shape
+        out = self.out[:rows]
+        if self.activation is not None:
+            out[:, 0] = ACTIVATIONS[self.activation][0](x)
+
+        def values(degree: int) -> Tensor:
+            if degree == self.order:
+                return out[:, self.base :]
+            count = M - 1 - degree
+            return self.values[: rows * count * width].view(rows, count, width)
+
+        x = torch.where(x == self.knots[-1], self.before_last, x)[:, None]
+        distance = torch.sub(x, self.knots, out=self.distance[:rows])
+        reached = torch.ge(x, self.knots, out=self.shares[:rows])
+        torch.sub(reached[:, :-1], reached[:, 1:], out=values(0))
+        for degree, inverse in enumerate(self.inverse, start=1):
+            count = M - degree
+            shares = torch.mul(values(degree - 1), inverse, out=self.shares[:rows, :count])
+            raised = torch.mul(distance[:, : count - 1], shares[:, :-1], out=values(degree))
+            raised.addcmul_(distance[:, degree + 1 :], shares[:, 1:], value=-1)
+        return out.to(self.dtype)
+
+    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.features(x)
+        rows, count = len(x), self.out.shape[1] - self.base
+        grad_x = torch.zeros_like(x)
+        if self.order > 0:
+            shares = self.shares[:rows, : count + 1]  # those of the last degree
+            slopes = torch.sub(shares[:, :-1], shares[:, 1:], out=self.distance[:rows, :count])
+            torch.sum(slopes.mul_(grad[:, self.base :]), dim=1, out=grad_x)
+        grad_x.mul_(self.order)
+        return out, _add_base_gradient(grad_x, x, grad, self.activation)
+
+
+class LocalKernel:
+    """The order + 1 functions that are not zero, scattered among zeros."""
+
+    def __init__(
+        self, rows: int, knots: Tensor, order: int, activation: str | None, dtype: torch.dtype
+    ) -> None:
+        self.order, self.activation, self.dtype = order, activation, dtype
+        self.padded = splines.padded_knots(knots, order)
+        self.count = knots.shape[1] - order - 1
+        self.base = int(activation is not None)
+        # splines that belong to the padding come before and behind; b(x) overwrites one of them
+        self.before = max(order, self.base)
+        shape = (rows, self.before + self.count + order, len(knots))
+        self.out = workspace.empty("features", shape, knots, dtype)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self._compute(x)[0]
+
+    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        out, span, slopes = self._compute(x)
+        grad_x = torch.zeros_like(x)
+        for r, slope in enumerate(slopes):
+            index = span - self.order + r
+            mine = grad.gather(1, (index.clamp(0, self.count - 1) + self.base)[:, None])[:, 0]
+            inside = (index >= 0) & (index < self.count)
+            grad_x += torch.where(inside, slope * mine, 0.0)
+        return out, _add_base_gradient(grad_x, x, grad, self.activation)
+
+    def _compute(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        out = self.out[: len(x)].zero_()
+        span, values, slopes = splines.local_b_splines(x, self.padded, self.order)
+        places = torch.arange(self.order + 1, device=x.device)[:, None]
+        index = span[:, None] + (self.before - self.order) + places
+        out.scatter_(1, index, torch.stack(values, dim=1).to(self.dtype))
+        if self.activation is not None:
+            out[:, self.before - 1] = ACTIVATIONS[self.activation][0](x)
+        return out[:, self.before - self.base : self.before + self.count], span, slopes
+
+
+def _add_base_gradient(grad_x: Tensor, x: Tensor, grad: Tensor, activation: str | None) -> Tensor:
+    if activation is not None:
+        grad_x += ACTIVATIONS[activation][1](grad[:, 0].to(x.dtype), x)
+    return grad_x
+
+
+# ---- compiled ----
+
+
+def write_features(
+    order: int, activation: str | None, x: Tensor, table: Tensor, out: Tensor
+) -> None:
+    """Writes the features of x (rows, in) into `out` (rows, features, in)."""
+    out.copy_(features(x, table, order, activation))
+
+
+def write_gradients(
+    order: int,
+    activation: str | None,
+    x: Tensor,
+    table: Tensor,
+    out: Tensor,
+    grad: Tensor,
+    grad_x: Tensor,
+) -> None:
+    """The same, and from the features' gradient `grad` that in x into `grad_x`."""
+    values, shares = _recursion(x, table, order)
+    base = [] if activation is None else [ACTIVATIONS[activation][0](x)]
+    out.copy_(torch.stack([*base, *values], dim=1))
+    splines_grad = [row.to(x.dtype) for row in grad.unbind(1)[len(base) :]]
+    total = torch.zeros_like(x)
+    if order > 0:
+        total = shares[0] * splines_grad[0] - shares[-1] * splines_grad[-1]
+        for share, (before, after) in zip(shares[1:-1], pairwise(splines_grad), strict=True):
+            total = total + share * (after - before)
+        total = order * total
+    if activation is not None:
+        total = total + ACTIVATIONS[activation][1](grad[:, 0].to(x.dtype), x)
+    grad_x.copy_(total)
+
+
+@cache
+def _compiled(
+    order: int,
+    activation: str | None,
+    M: int,
+    exact: torch.dtype,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Callable[..., object], Callable[..., object]] | None:
+    """The two functions above for these settings; None, with a warning, if that fails."""
+    rows, width = 512, 192  # typical, so that the compiler sees that threads are worth while
+    x = torch.zeros(rows, width, dtype=exact, device=device)
+    table = knot_table(torch.arange(M).to(x).repeat(width, 1), order)
+    count = M - order - 1 + int(activation is not None)
+    out = torch.zeros(rows, count, width, dtype=dtype, device=device)
+    small, large = {0: "rows", 1: "width"}, {0: "rows", 2: "width"}
+    first = [x, table, out], [small, {1: "width"}, large]
+    second = [*first[0], out.clone(), x.clone()], [*first[1], large, small]
+    try:
+        return (
+            kan_compile.compiled(write_features, (order, activation), *first),
+            kan_compile.compiled(write_gradients, (order, activation), *second),
+        )
+    except Exception as error:  # compilers fail in all sorts of ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"KAN kernels cannot be compiled here and run eagerly instead ({reason})", stacklevel=2
+        )
+        return None
+
+
+class CompiledKernel:
+    """The recursion in one pass over x, by compiled functions."""
+
+    def __init__(
+        self,
+        functions: tuple[Callable[..., object], Callable[..., object]],
+        rows: int,
+        knots: Tensor,
+        order: int,
+        activation: str | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.write_features, self.write_gradients = functions
+        self.table = knot_table(knots, order)
+        width, M = knots.shape
+        count = M - order - 1 + int(activation is not None)
+        self.out = workspace.empty("features", (rows, count, width), knots, dtype)
+
+    def features(self, x: Tensor) -> Tensor:
+        out = self.out[: len(x)]
+        self.write_features(x, self.table, out)
+        return out
+
+    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        out, grad_x = self.out[: len(x)], torch.empty_like(x)
+        self.write_gradients(x, self.table, out, grad, grad_x)
+        return out, grad_x
+
+
+def make_kernel(
+    rows: int,
+    knots: Tensor,
+    order: int,
+    activation: str | None,
+    dtype: torch.dtype,
+    compiled: bool,
+) -> Kernel:
+    """The kernel for blocks of up to `rows` contiguous rows.
+
+    Args:
+        knots: (in, M), in the dtype in which x comes and the features are computed.
+        activation: a name in ACTIVATIONS, or None for features without b(x).
+        dtype: of the features that it gives, and of their gradient.
+        compiled: whether to compile where that is possible and the grid is not large.
+    """
+    settings = order, activation
+    if knots.shape[1] > DENSE_KNOTS:
+        return LocalKernel(rows, knots, *settings, dtype)
+    functions = (
+        _compiled(*settings, knots.shape[1], knots.dtype, dtype, knots.device) if compiled else None
+    )
+    if functions is not None:
+        return CompiledKernel(functions, rows, knots, *settings, dtype)
+    return EagerKernel(rows, knots, *settings, dtype)
