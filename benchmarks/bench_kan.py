@@ -35,14 +35,17 @@ RANGE = (-3.0, 3.0)
 def layers(width: int, out: int, grid_size: int) -> dict[str, nn.Module]:
     """All contenders for one shape, with equal grids."""
     ours = KANLinear(width, out, grid_size=grid_size, grid_range=RANGE)
-    found: dict[str, nn.Module] = {}
-    for way in WAYS:
-        found[way] = copy.deepcopy(ours)
-        found[way].mode = way
-    uneven = copy.deepcopy(found["compiled"])
+
+    def copied(mode: str) -> KANLinear:
+        layer = copy.deepcopy(ours)
+        layer.mode = mode
+        return layer
+
+    found: dict[str, nn.Module] = {way: copied(way) for way in WAYS}
+    uneven = copied("compiled")
     uneven.update_grid(torch.randn(2048, width))
     found["compiled, uneven knots"] = uneven
-    found["textbook"] = TextbookKANLinear(copy.deepcopy(ours))
+    found["textbook"] = TextbookKANLinear(copied("plain"))
     found["packed GEMM"] = PackedGEMM(width, out, grid_size + ours.spline_order + 1)
     found["nn.Linear"] = nn.Linear(width, out)
     for package in ("inkan", "flashkan"):

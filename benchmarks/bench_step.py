@@ -48,7 +48,7 @@ def textbook(model: nn.Module) -> nn.Module:
 
 def contenders(size: str, pixels: int, patch: int) -> dict[str, nn.Module]:
     """Models of one size by name."""
-    shape = {"img_size": pixels, "patch_size": patch, "num_classes": CLASSES}
+    shape: dict[str, Any] = {"img_size": pixels, "patch_size": patch, "num_classes": CLASSES}
 
     def kansformer() -> nn.Module:
         return create_model(f"kansformer_{size}", **shape)

@@ -4,25 +4,28 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 
+Name = TypeVar("Name", bound=Hashable)
+
+
 def interleaved(
-    jobs: Mapping[str, Callable[[], object]], repeats: int, device: str, warmup: int = 2
-) -> dict[str, list[float]]:
+    jobs: Mapping[Name, Callable[[], object]], repeats: int, device: str, warmup: int = 2
+) -> dict[Name, list[float]]:
     """Milliseconds of each job in each of `repeats` rounds.
 
     Every round runs every job once, so that whatever else slows the machine meets all of them, and
     starts with another one, so that none always follows the same neighbour.
     """
     names = list(jobs)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[Name, list[float]] = {name: [] for name in names}
     for number in range(-warmup, repeats):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:

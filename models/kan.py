@@ -5,18 +5,19 @@ dicts load as they are. `KANFeedForward` is the block that takes the place of a 
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from models import splines
-from models.kan_features import activation_name
-from models.kan_ops import Weights, kan_linear
+from models import kan_grid, splines
+from models.kan_features import activation_name, features
+from models.kan_ops import Weights, check_mode, kan_linear
 
 
 def gain(activation: Callable[[Tensor], Tensor]) -> float:
@@ -56,11 +57,16 @@ class KANLinear(nn.Module):
         grid_range: both ends of the grid. Behind a LayerNorm inputs are about N(0, 1), and a third
             of them lie outside the default (-1, 1), which is meant for functions on that interval.
         bias: adds a learnable constant per output.
+        mode: how to compute it, "compiled", "eager" or "plain", or "auto", see `kan_linear`; all
+            give the same to rounding. The attribute may be changed at any time.
 
     Shapes: (..., in_features) -> (..., out_features).
 
+    Knots stay in float32 when the module is cast to 16 bits. A state dict with another number of
+    knots (after `kan_grid.refine_grid`) resizes the layer.
+
     Raises:
-        ValueError: a size that is not positive, or a grid range that is empty.
+        ValueError: a size that is not positive, a grid range that is empty, or an unknown mode.
     """
 
     grid: Tensor
@@ -90,6 +96,7 @@ class KANLinear(nn.Module):
         low, high = grid_range
         if not low < high:
             raise ValueError(f"grid_range must be (low, high) with low < high, not {grid_range}")
+        check_mode(mode)
         self.in_features = in_features
         self.out_features = out_features
         self.grid_size = grid_size
@@ -103,9 +110,8 @@ class KANLinear(nn.Module):
         self.grid_eps = grid_eps
 
         knots = splines.uniform_knots(low, high, grid_size, spline_order)
-        self.register_buffer(
-            "grid", knots.to(torch.get_default_dtype()).repeat(in_features, 1)
-        )  # (in, G + 2k + 1)
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer("grid", knots.to(dtype).repeat(in_features, 1))  # (in, G + 2k + 1)
         self.base_weight = nn.Parameter(torch.empty(out_features, in_features))
         self.spline_weight = nn.Parameter(
             torch.empty(out_features, in_features, grid_size + spline_order)
@@ -157,7 +163,7 @@ class KANLinear(nn.Module):
         """
         if y.shape != (*x.shape, self.out_features):
             raise ValueError(f"y has shape {tuple(y.shape)} for x of shape {tuple(x.shape)}")
-        samples = self._samples(x)
+        samples = kan_grid.finite_samples(x, self.in_features)
         if not y.isfinite().all():
             raise ValueError("curves to be fitted must be finite")
         y = y.detach().reshape(len(samples), self.in_features, self.out_features).cpu()
@@ -178,57 +184,54 @@ class KANLinear(nn.Module):
             y = y + F.linear(self.base_activation(x), self.base_weight)
         return y if self.bias is None else y + self.bias
 
-    @torch.no_grad()
-    def update_grid(self, x: Tensor, margin: float = 0.01) -> Tensor:
-        """Moves the knots to where the samples are, and keeps the functions.
+    def update_grid(
+        self, x: Tensor, margin: float = 0.01, optimizer: Optimizer | None = None
+    ) -> Tensor:
+        """Moves the knots to where the samples (..., in) are, and keeps the functions.
 
-        The new coefficients are the least-squares best on the samples for the new knots, and keep
-        to the old function where the samples leave a choice; `spline_scaler` stays as it is. A
-        feature with fewer than grid_size + 1 distinct samples keeps its grid and its function, and
-        a warning counts such features. Moments that an optimiser keeps for `spline_weight` belong
-        to the old functions; make a new optimiser, or clear its state for this parameter.
+        See `kan_grid.update_grid`, and the other changes of a grid there.
+        """
+        return kan_grid.update_grid(self, x, self.grid_eps, margin, optimizer)
+
+    def edge_deviations(self, x: Tensor) -> Tensor:
+        """Standard deviation of every edge's output over samples, base and spline, (out, in).
+
+        From the covariance of the features of each input, C_i, as √(wᵀ C_i w): no tensor of
+        (samples, in, out) is needed. Differentiable.
+
+        Args:
+            x: (..., in), at least two samples.
+        """
+        x = x.reshape(-1, self.in_features).to(self.grid.dtype)
+        values = features(x, self.grid, self.spline_order, None)  # (N, n, in)
+        values = torch.cat([self.base_activation(x)[:, None], values], dim=1)
+        values = (values - values.mean(dim=0)).permute(2, 1, 0)  # (in, n + 1, N)
+        covariance = values @ values.mT / (len(x) - 1)
+        weight = torch.cat([self.base_weight[..., None], self.scaled_spline_weight], dim=-1)
+        weight = weight.to(values.dtype)
+        variance = torch.einsum("oim,imn,oin->oi", weight, covariance, weight)
+        return variance.clamp_min(1e-24).sqrt()  # a root of zero has no derivative
+
+    def activation_regularization_loss(
+        self, x: Tensor, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
+    ) -> Tensor:
+        """pykan's regulariser: L1 and entropy of the edges' outputs over samples, a scalar.
+
+        pykan 0.2.8's `reg("edge_forward_spline_n", …)`: an edge's size is the standard deviation
+        of its output over that of its input; the entropies are those of each output's and of each
+        input's edges.
 
         Args:
             x: (..., in) samples of the layer's input.
-            margin: added to both ends of the range of the samples.
-
-        Returns:
-            (in,) bool, the features that were given a new grid.
-
-        Raises:
-            ValueError: samples that are not finite, or that no feature can be updated with; then
-                nothing has changed.
         """
-        samples = self._samples(x)
-        grid, weight = self.grid.clone().cpu(), self.spline_weight.detach().clone().cpu()
-        knots = splines.adaptive_knots(
-            samples, self.grid_size, self.spline_order, self.grid_eps, margin
-        ).to(grid.dtype)
-        distinct = 1 + (samples.sort(dim=0).values.diff(dim=0) > 0).sum(dim=0)  # (in,)
-        updated = (distinct > self.grid_size) & (knots.diff(dim=-1) > 0).all(dim=-1)
-        kept = int((~updated).sum())
-        if kept == self.in_features:
-            raise ValueError(
-                f"update_grid needs at least {self.grid_size + 1} distinct samples of some feature"
-                f" for a grid of {self.grid_size}; nothing was changed"
-            )
-        if kept:
-            warnings.warn(
-                f"{kept} of {self.in_features} features have too few distinct samples for a new"
-                " grid and keep the one they have",
-                stacklevel=2,
-            )
-        maps = splines.refit_matrix(
-            samples[:, updated], grid[updated], knots[updated], self.spline_order
-        )
-        fitted = torch.einsum("inm,oim->oin", maps, weight[:, updated].double())
-        if not fitted.isfinite().all():
-            raise ValueError("the fit to the new grid is not finite; nothing was changed")
-        grid[updated] = knots[updated]
-        weight[:, updated] = fitted.to(weight.dtype)
-        self.grid.copy_(grid)
-        self.spline_weight.copy_(weight)
-        return updated
+        spread = x.reshape(-1, self.in_features).to(self.grid.dtype).std(dim=0)
+        size = self.edge_deviations(x) / (spread + 0.1)  # (out, in)
+
+        def entropy(dim: int) -> Tensor:
+            share = size / (size.sum(dim=dim, keepdim=True) + 1)
+            return -(share * (share + 1e-4).log2()).sum(dim=dim).mean()
+
+        return regularize_activation * size.sum() + regularize_entropy * (entropy(0) + entropy(1))
 
     def regularization_loss(
         self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
@@ -250,14 +253,20 @@ class KANLinear(nn.Module):
             f" spline_order={self.spline_order}, bias={self.bias is not None}"
         )
 
-    def _samples(self, x: Tensor) -> Tensor:
-        """x as (N, in) on the CPU, where float64 is always to be had, checked to be usable."""
-        if x.shape[-1:] != (self.in_features,):
-            raise ValueError(f"the last dimension of {tuple(x.shape)} is not {self.in_features}")
-        x = x.detach().reshape(-1, self.in_features).cpu()
-        if len(x) == 0 or not x.isfinite().all():
-            raise ValueError("a fit needs samples, and finite ones; nothing was changed")
-        return x
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "KANLinear":
+        grid = self.grid
+        super()._apply(fn, recurse)
+        if self.grid.dtype.itemsize < 4:  # knots are never rounded to 16 bits
+            self.grid = grid.to(self.grid.device)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any
+    ) -> None:
+        grid = state_dict.get(prefix + "grid")
+        if grid is not None and grid.shape[:-1] == (self.in_features,):
+            kan_grid.resize(self, max(grid.shape[-1] - 2 * self.spline_order - 1, 1))
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
 
 
 class KAN(nn.Module):
@@ -281,6 +290,7 @@ class KAN(nn.Module):
         base_activation: Callable[[], Callable[[Tensor], Tensor]] = nn.SiLU,
         grid_eps: float = 0.02,
         grid_range: Sequence[float] = (-1, 1),
+        mode: str = "auto",
     ) -> None:
         super().__init__()
         if len(layers_hidden) < 2:
@@ -299,6 +309,7 @@ class KAN(nn.Module):
                 base_activation=base_activation,
                 grid_eps=grid_eps,
                 grid_range=grid_range,
+                mode=mode,
             )
             for in_features, out_features in pairwise(layers_hidden)
         )
@@ -306,7 +317,7 @@ class KAN(nn.Module):
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
         """Runs the layers; with `update_grid`, first fits each one's grid to its input.
 
-        An update that cannot be done is a ValueError, see `KANLinear.update_grid`; the layers
+        An update that cannot be done is a ValueError, see `kan_grid.update_grid`; the layers
         before that one have their new grids then.
         """
         for layer in self.layers:
@@ -325,6 +336,19 @@ class KAN(nn.Module):
             for layer in self.layers
             if isinstance(layer, KANLinear)
         ]
+        return torch.stack(losses).sum()
+
+    def activation_regularization_loss(
+        self, x: Tensor, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
+    ) -> Tensor:
+        """Sum of the layers' `KANLinear.activation_regularization_loss` on their inputs."""
+        losses = []
+        for layer in self.layers:
+            assert isinstance(layer, KANLinear)
+            losses.append(
+                layer.activation_regularization_loss(x, regularize_activation, regularize_entropy)
+            )
+            x = layer(x)
         return torch.stack(losses).sum()
 
 

@@ -44,17 +44,40 @@ def activation_name(activation: object) -> str | None:
     return {**names, nn.Identity: "identity"}.get(type(activation))
 
 
+def features(x: Tensor, knots: Tensor, order: int, activation: str | None) -> Tensor:
+    """[b(x), B_1(x) … B_n(x)], or without b(x) where `activation` is None.
+
+    By the recursion of Cox and de Boor, in operations that autograd and ONNX know.
+
+    Shapes: x (..., in), knots (in, M) of the same dtype -> (..., features, in).
+    """
+    t = knots.T
+    place = x.unsqueeze(-2)
+    distance = place - t  # (..., M, in)
+    reached = torch.where(t < t[-1], place >= t, place > t)  # half open intervals, but for the last
+    values = (reached[..., :-1, :] & ~reached[..., 1:, :]).to(x.dtype)
+    for degree in range(1, order + 1):
+        shares = values * _inverse(t[degree:] - t[:-degree])
+        rising = distance[..., : -degree - 1, :] * shares[..., :-1, :]
+        values = rising - distance[..., degree + 1 :, :] * shares[..., 1:, :]
+    if activation is None:
+        return values
+    return torch.cat([ACTIVATIONS[activation][0](place), values], dim=-2)
+
+
+def _inverse(gaps: Tensor) -> Tensor:
+    """1 / gaps; equal knots make the recursion's 0 / 0, which counts as 0."""
+    return torch.where(gaps > 0, 1 / gaps, 0)
+
+
 def knot_table(knots: Tensor, order: int) -> Tensor:
-    """What the Cox-de Boor recursion reads of knots (in, M), as one tensor (rows, in).
+    """What the kernels read of knots (in, M), as one tensor (rows, in).
 
     The M knots, then 1 / (knots[d:] - knots[:-d]) for d = 1 … order, then the largest number below
     the last knot.
     """
     knots = knots.T
-    # equal knots make the recursion's 0 / 0, which counts as 0
-    inverse = [
-        (knots[d:] - knots[:-d]).reciprocal().nan_to_num(0.0, 0.0, 0.0) for d in range(1, order + 1)
-    ]
+    inverse = [_inverse(knots[d:] - knots[:-d]) for d in range(1, order + 1)]
     before_last = torch.nextafter(knots[-1:], knots.new_full((), -torch.inf))
     return torch.cat([knots, *inverse, before_last])
 
@@ -64,36 +87,6 @@ def _split(table: Tensor, order: int) -> tuple[Tensor, list[Tensor], Tensor]:
     M = (len(table) - 1 + order * (order + 1) // 2) // (order + 1)
     knots, *inverse, before_last = table.split([M, *(M - d for d in range(1, order + 1)), 1])
     return knots, inverse, before_last[0]
-
-
-def _recursion(x: Tensor, table: Tensor, order: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Every B-spline at x (..., in), and the shares of the last step, whose differences are slopes.
-
-    Per function, not per tensor of functions: a compiler then keeps all of it in registers.
-    """
-    knots, inverse, before_last = _split(table, order)
-    x = torch.where(x == knots[-1], before_last, x)  # half open intervals, but for the last
-    distance = [x - knot for knot in knots.unbind()]
-    reached = [x >= knot for knot in knots.unbind()]
-    values = [(a & ~b).to(x.dtype) for a, b in pairwise(reached)]
-    shares: list[Tensor] = []
-    for degree, scale in enumerate(inverse, start=1):
-        shares = [value * s for value, s in zip(values, scale.unbind(), strict=True)]
-        values = [
-            distance[i] * shares[i] - distance[i + degree + 1] * shares[i + 1]
-            for i in range(len(shares) - 1)
-        ]
-    return values, shares
-
-
-def features(x: Tensor, table: Tensor, order: int, activation: str | None) -> Tensor:
-    """[b(x), B_1(x) … B_n(x)], or without b(x) where `activation` is None.
-
-    Shapes: x (..., in), table from `knot_table` -> (..., features, in).
-    """
-    values, _ = _recursion(x, table, order)
-    base = [] if activation is None else [ACTIVATIONS[activation][0](x)]
-    return torch.stack([*base, *values], dim=-2)
 
 
 class _Workspace(threading.local):
@@ -230,11 +223,33 @@ def _add_base_gradient(grad_x: Tensor, x: Tensor, grad: Tensor, activation: str 
 # ---- compiled ----
 
 
+def _recursion(x: Tensor, table: Tensor, order: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Every B-spline at x (rows, in), and the last step's shares; their differences are slopes.
+
+    Per function, not per tensor of functions: a compiler then keeps all of it in registers.
+    """
+    knots, inverse, before_last = _split(table, order)
+    x = torch.where(x == knots[-1], before_last, x)
+    distance = [x - knot for knot in knots.unbind()]
+    reached = [x >= knot for knot in knots.unbind()]
+    values = [(a & ~b).to(x.dtype) for a, b in pairwise(reached)]
+    shares: list[Tensor] = []
+    for degree, scale in enumerate(inverse, start=1):
+        shares = [value * s for value, s in zip(values, scale.unbind(), strict=True)]
+        values = [
+            distance[i] * shares[i] - distance[i + degree + 1] * shares[i + 1]
+            for i in range(len(shares) - 1)
+        ]
+    return values, shares
+
+
 def write_features(
     order: int, activation: str | None, x: Tensor, table: Tensor, out: Tensor
 ) -> None:
     """Writes the features of x (rows, in) into `out` (rows, features, in)."""
-    out.copy_(features(x, table, order, activation))
+    values, _ = _recursion(x, table, order)
+    base = [] if activation is None else [ACTIVATIONS[activation][0](x)]
+    out.copy_(torch.stack([*base, *values], dim=1))
 
 
 def write_gradients(

@@ -58,6 +58,39 @@ def adaptive_knots(
     return extend_knots(uniform_share * uniform + (1 - uniform_share) * quantiles, order, step)
 
 
+def central_knots(x: Tensor, grid_size: int, order: int, coverage: float) -> Tensor:
+    """Equally spaced knots whose grid spans the central share `coverage` of the samples.
+
+    Shapes: x (N, in) -> (in, grid_size + 2·order + 1) in float64.
+    """
+    ordered = x.double().sort(dim=0).values
+    cut = round((1 - coverage) / 2 * (len(x) - 1))
+    low, high = ordered[cut, :, None], ordered[len(x) - 1 - cut, :, None]
+    step = (high - low) / grid_size
+    return low + step * torch.arange(
+        -order, grid_size + order + 1, dtype=torch.float64, device=x.device
+    )
+
+
+def finer_knots(knots: Tensor, grid_size: int, order: int) -> Tensor:
+    """Knots (in, M) with the grid divided into `grid_size` intervals; those outside it stay.
+
+    Each of the old intervals is divided evenly; if `grid_size` is a multiple of their number, all
+    old knots stay, and the new splines can be any of the old.
+
+    Shapes: (in, M) -> (in, grid_size + 2·order + 1).
+    """
+    M = knots.shape[1]
+    grid = knots[:, order : M - order]  # (in, G + 1)
+    old = grid.shape[1] - 1
+    place = torch.arange(grid_size + 1, device=knots.device) * old  # in units of 1 / grid_size
+    interval = (place // grid_size).clamp(max=old - 1)
+    share = (place - interval * grid_size) / grid_size
+    left, right = grid[:, interval], grid[:, interval + 1]
+    finer = torch.where(share == 1, right, left + (right - left) * share.to(knots.dtype))
+    return torch.cat([knots[:, :order], finer, knots[:, M - order :]], dim=1)
+
+
 def b_spline_basis(x: Tensor, knots: Tensor, order: int) -> Tensor:
     """Values of all B-splines of degree `order` at x.
 
@@ -166,30 +199,72 @@ def fit_coefficients(x: Tensor, y: Tensor, knots: Tensor, order: int) -> Tensor:
     return _least_squares(a, y.transpose(0, 1)).permute(2, 0, 1)
 
 
-def refit_matrix(x: Tensor, old_knots: Tensor, new_knots: Tensor, order: int) -> Tensor:
-    """The linear map from coefficients on old knots to coefficients on new ones.
+def insertion_matrix(old_knots: Tensor, new_knots: Tensor, order: int) -> Tensor:
+    """The map from coefficients on old knots to those of the same function on more knots.
 
-    The new spline is a least-squares best fit of the old one at the samples. Where the samples
-    leave a choice, it is the one nearest to a fit over the whole new grid, so that a function is
-    not forgotten where this batch happens to have no samples. One matrix serves every output, and
-    any factor on the coefficients (a scaler, a mask), since the map is linear.
+    The Oslo algorithm (Cohen, Lyche and Riesenfeld, 1980): the recursion of Cox and de Boor with
+    another new knot as its argument at each degree. The function stays as it was everywhere, if
+    the new knots contain the old ones.
 
     Args:
-        x: (N, in) samples.
-        old_knots: (in, M).
+        old_knots: (in, M), increasing.
         new_knots: (in, M'), increasing.
 
     Returns:
         (in, n', n) in float64.
     """
+    old, new = old_knots.double()[:, None], new_knots.double()[..., None]  # (in, 1, M), (in, M', 1)
+    count = new_knots.shape[1] - order - 1
+    first = new[:, :count]
+    values = ((first >= old[..., :-1]) & (first < old[..., 1:])).double()
+    for degree in range(1, order + 1):
+        at = new[:, degree : degree + count]
+        gaps = old[..., degree:] - old[..., :-degree]
+        rising = values * (at - old[..., :-degree]) / gaps
+        falling = values * (old[..., degree:] - at) / gaps
+        values = rising[..., :-1] + falling[..., 1:]
+    return values
+
+
+def refit_matrix(
+    old_knots: Tensor, new_knots: Tensor, order: int, x: Tensor | None = None
+) -> Tensor:
+    """The linear map from coefficients on old knots to coefficients on new ones.
+
+    Where a feature's new knots contain its old ones, the function stays as it was (see
+    `insertion_matrix`). Else the new spline is a least-squares best fit of the old one at the
+    samples, and where these leave a choice the one nearest to a fit over the whole new grid, so
+    that a function is not forgotten where this batch happens to have no samples. One matrix serves
+    every output, and any factor on the coefficients (a scaler, a mask), since the map is linear.
+
+    Args:
+        old_knots: (in, M).
+        new_knots: (in, M'), increasing.
+        x: (N, in) samples; without them it is the fit over the whole new grid.
+
+    Returns:
+        (in, n', n) in float64.
+    """
+    nested = (old_knots[:, :, None] == new_knots[:, None]).any(dim=2).all(dim=1)  # (in,)
+    nested &= (old_knots.diff(dim=1) > 0).all(dim=1)  # equal knots are not counted
+    maps = insertion_matrix(old_knots, new_knots, order)
+    if not nested.all():
+        samples = None if x is None else x[:, ~nested]
+        maps[~nested] = _fit(old_knots[~nested], new_knots[~nested], order, samples)
+    return maps
+
+
+def _fit(old_knots: Tensor, new_knots: Tensor, order: int, x: Tensor | None) -> Tensor:
     grid = new_knots[:, order : new_knots.shape[1] - order].double()  # (in, G' + 1)
     old = torch.clamp(old_knots.double(), grid[:, :1], grid[:, -1:])
     breaks = torch.cat([old, grid], dim=-1).sort(dim=-1).values
     # order + 1 points in every polynomial piece determine a spline
-    fractions = (torch.arange(order + 1, dtype=torch.float64, device=x.device) + 0.5) / (order + 1)
-    pieces = breaks[:, :-1, None] + breaks.diff(dim=-1)[..., None] * fractions
+    fractions = (torch.arange(order + 1, dtype=torch.float64) + 0.5) / (order + 1)
+    pieces = breaks[:, :-1, None] + breaks.diff(dim=-1)[..., None] * fractions.to(breaks.device)
     everywhere = pieces.flatten(1).T  # (points, in)
     whole = _fit_map(everywhere, old_knots, new_knots, order)
+    if x is None:
+        return whole
     return whole + _fit_map(x.double(), old_knots, new_knots, order, start=whole)
 
 

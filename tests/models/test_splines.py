@@ -114,7 +114,7 @@ def test_refitting_to_a_nested_grid_keeps_the_function_everywhere_inside(order: 
     new = splines.uniform_knots(-1, 1, 12, order).repeat(2, 1)
     coefficients = torch.randn(2, 4 + order, 1, dtype=torch.float64)
     samples = torch.zeros(1, 2, dtype=torch.float64)  # says next to nothing
-    moved = splines.refit_matrix(samples, old, new, order) @ coefficients
+    moved = splines.refit_matrix(old, new, order, samples) @ coefficients
     x = torch.linspace(-1, 1, 201, dtype=torch.float64)[:, None].expand(-1, 2)
     before = torch.einsum("nij,ijo->nio", splines.b_spline_basis(x, old, order), coefficients)
     after = torch.einsum("nij,ijo->nio", splines.b_spline_basis(x, new, order), moved)

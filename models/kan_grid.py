@@ -1,0 +1,259 @@
+"""The life of a grid: moved to where the samples are, refined, calibrated on a first batch.
+
+Each change keeps the layer's functions as well as the new knots allow, is checked before anything
+is written, and can be told to an optimiser. Under torch.distributed every rank must make it, with
+its own samples: all of them count, and the ranks end up equal.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from models import splines
+
+
+@runtime_checkable
+class SplineLayer(Protocol):
+    """A layer with splines, as these functions know it."""
+
+    spline_order: int
+    grid_size: int
+    grid: Tensor  # (in, grid_size + 2·spline_order + 1)
+    spline_weight: nn.Parameter  # (..., in, grid_size + spline_order)
+
+
+def update_grid(
+    layer: SplineLayer,
+    x: Tensor,
+    grid_eps: float = 0.02,
+    margin: float = 0.01,
+    optimizer: Optimizer | None = None,
+) -> Tensor:
+    """Moves the knots to where the samples are, and keeps the functions (see `change_grid`).
+
+    A feature with fewer than grid_size + 1 distinct samples keeps its grid and its functions, and a
+    warning counts such features.
+
+    Args:
+        x: (..., in) samples of the layer's input.
+        grid_eps: share of an equally spaced grid; the rest follows the samples' quantiles.
+        margin: by how much the equally spaced grid exceeds the range of the samples.
+        optimizer: forgets its moments for `spline_weight`, which are of other functions.
+
+    Returns:
+        (in,) bool, the features that were given a new grid.
+
+    Raises:
+        ValueError: samples that are not finite, or too few of them for every feature; then nothing
+            has changed.
+    """
+    samples = finite_samples(_of_all_ranks(x), len(layer.grid))
+    knots = splines.adaptive_knots(samples, layer.grid_size, layer.spline_order, grid_eps, margin)
+    distinct = 1 + (samples.sort(dim=0).values.diff(dim=0) > 0).sum(dim=0)  # (in,)
+    return _move_where(layer, distinct > layer.grid_size, knots, samples, optimizer)
+
+
+def calibrate_grid(
+    layer: SplineLayer, x: Tensor, coverage: float = 0.99, optimizer: Optimizer | None = None
+) -> Tensor:
+    """Spans an equally spaced grid over the central share of the samples, as for a first batch.
+
+    Args:
+        coverage: that share, in (0, 1].
+        the rest, and what is returned and raised: as in `update_grid`; a constant feature keeps
+            its grid.
+    """
+    if not 0 < coverage <= 1:
+        raise ValueError(f"coverage must be in (0, 1], not {coverage}; nothing was changed")
+    samples = finite_samples(_of_all_ranks(x), len(layer.grid))
+    knots = splines.central_knots(samples, layer.grid_size, layer.spline_order, coverage)
+    every = torch.ones(len(knots), dtype=torch.bool)
+    return _move_where(layer, every, knots, samples, optimizer)
+
+
+def refine_grid(
+    layer: SplineLayer, grid_size: int, x: Tensor | None = None, optimizer: Optimizer | None = None
+) -> None:
+    """Divides the grid into more intervals and keeps the functions (see `change_grid`).
+
+    They stay exactly as they are if `grid_size` is a multiple of the present one.
+
+    Args:
+        x, optimizer: as in `change_grid`.
+
+    Raises:
+        ValueError: a smaller size than the present one, or samples that are not finite; then
+            nothing has changed.
+    """
+    if grid_size < layer.grid_size:
+        raise ValueError(
+            f"grid_size {grid_size} is smaller than the present {layer.grid_size}; nothing was"
+            " changed"
+        )
+    knots = splines.finer_knots(layer.grid, grid_size, layer.spline_order)
+    change_grid(layer, knots, x, optimizer)
+
+
+def change_grid(
+    layer: SplineLayer,
+    knots: Tensor,
+    x: Tensor | None = None,
+    optimizer: Optimizer | None = None,
+) -> None:
+    """Puts a layer's splines on other knots, of any number, and keeps the functions.
+
+    Where a feature's new knots contain its old ones, its functions stay as they are. Else they
+    become the least-squares best on the samples, nearest to the old functions where the samples
+    leave a choice. Factors on the coefficients (`spline_scaler`) stay as they are. Another number
+    of knots replaces the data of `spline_weight`: a model in DDP must be wrapped anew then.
+
+    Args:
+        knots: (in, grid_size + 2·spline_order + 1), increasing.
+        x: (..., in) samples of the layer's input; without them every place counts.
+        optimizer: forgets its moments for `spline_weight`, which are of other functions.
+
+    Raises:
+        ValueError: knots or samples that cannot be used; then nothing has changed.
+    """
+    knots = knots.detach().to("cpu", layer.grid.dtype)
+    width, least = len(layer.grid), 2 * layer.spline_order + 2
+    if knots.ndim != 2 or len(knots) != width or knots.shape[1] < least:
+        raise ValueError(
+            f"knots must be of shape ({width}, {least} or more), not {tuple(knots.shape)}; nothing"
+            " was changed"
+        )
+    if not (knots.isfinite().all() and (knots.diff(dim=1) > 0).all()):
+        raise ValueError("knots must be finite and increasing; nothing was changed")
+    samples = None if x is None else finite_samples(_of_all_ranks(x), width)
+    _move(layer, knots, samples, optimizer)
+
+
+@torch.no_grad()
+def fit_grids(
+    model: nn.Module, batch: Tensor, fit: Callable[[Any, Tensor], object] = calibrate_grid
+) -> None:
+    """Fits the grid of every KAN layer in a model to what reaches it, from first to last.
+
+    Args:
+        model: is run once in evaluation mode.
+        batch: its input.
+        fit: called with each layer and that layer's input.
+
+    Raises:
+        ValueError: the grid of some layer cannot be fitted; then no layer has changed.
+    """
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        fit(layer, inputs[0])
+
+    layers = [module for module in model.modules() if isinstance(module, SplineLayer)]
+    before = [copy.deepcopy(layer.state_dict()) for layer in layers]
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    training = model.training
+    try:
+        model.eval()(batch)
+    except Exception:
+        for layer, state in zip(layers, before, strict=True):
+            layer.load_state_dict(state)
+        raise
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+
+
+def finite_samples(x: Tensor, width: int) -> Tensor:
+    """x (..., in) as (N, in) on the CPU, where float64 is always to be had.
+
+    Raises:
+        ValueError: another width, no samples, or some that are not finite.
+    """
+    if x.shape[-1:] != (width,):
+        raise ValueError(f"the last dimension of {tuple(x.shape)} is not {width}")
+    x = x.detach().reshape(-1, width).cpu()
+    if len(x) == 0 or not x.isfinite().all():
+        raise ValueError("a fit needs samples, and finite ones; nothing was changed")
+    return x
+
+
+def resize(layer: SplineLayer, grid_size: int) -> None:
+    """Makes room for another number of intervals; what is in it then is not defined."""
+    if grid_size == layer.grid_size:
+        return
+    layer.grid_size = grid_size
+    count = grid_size + layer.spline_order
+    layer.grid = layer.grid.new_empty(len(layer.grid), count + layer.spline_order + 1)
+    # the parameter stays the one that an optimiser knows
+    weight = layer.spline_weight
+    weight.data = weight.data.new_empty(*weight.shape[:-1], count)
+
+
+def _of_all_ranks(x: Tensor) -> Tensor:
+    """The samples of all processes, in order of rank; x itself where there is only one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, x.detach().reshape(-1, x.shape[-1]).cpu())
+    return torch.cat(parts)
+
+
+def _move_where(
+    layer: SplineLayer,
+    wanted: Tensor,
+    knots: Tensor,
+    samples: Tensor,
+    optimizer: Optimizer | None,
+) -> Tensor:
+    """Moves the features (in,) that are wanted and can be, and returns which those are."""
+    grid = layer.grid.cpu()
+    knots = knots.to(grid.dtype)
+    moved = wanted & (knots.diff(dim=1) > 0).all(dim=1)
+    kept = int((~moved).sum())
+    if kept == len(grid):
+        raise ValueError(
+            "there are too few distinct samples of every feature for a grid of"
+            f" {layer.grid_size} intervals; nothing was changed"
+        )
+    _move(layer, torch.where(moved[:, None], knots, grid), samples, optimizer)
+    if kept:
+        warnings.warn(
+            f"{kept} of {len(grid)} features have too few distinct samples for a new grid and keep"
+            " the one they have",
+            stacklevel=4,
+        )
+    return moved
+
+
+@torch.no_grad()
+def _move(
+    layer: SplineLayer, knots: Tensor, samples: Tensor | None, optimizer: Optimizer | None
+) -> None:
+    """Fits the functions to checked knots on the CPU, given the samples of all ranks."""
+    maps = splines.refit_matrix(layer.grid.cpu(), knots, layer.spline_order, samples)
+    weight = torch.einsum("inm,...im->...in", maps, layer.spline_weight.cpu().double())
+    if not weight.isfinite().all():
+        raise ValueError("the fit to the new grid is not finite; nothing was changed")
+    resize(layer, knots.shape[1] - 2 * layer.spline_order - 1)
+    layer.grid.copy_(knots)
+    layer.spline_weight.copy_(weight)
+    layer.spline_weight.grad = None  # of other functions
+    if dist.is_available() and dist.is_initialized():
+        for tensor in (layer.grid, layer.spline_weight.data):
+            dist.broadcast(tensor, 0)
+    if optimizer is not None:
+        _forget_moments(optimizer, layer.spline_weight)
+
+
+def _forget_moments(optimizer: Optimizer, parameter: nn.Parameter) -> None:
+    """Drops what an optimiser remembers of a parameter; it starts anew at its next step."""
+    if isinstance(optimizer, LBFGS):  # has one memory for all its parameters
+        optimizer.state.clear()
+        optimizer._numel_cache = None
+    else:
+        optimizer.state.pop(parameter, None)
