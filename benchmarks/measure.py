@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-
 Name = TypeVar("Name", bound=Hashable)
 
 

@@ -12,7 +12,8 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,15 @@ def compiled(
 
         return torch.compile(run, dynamic=True, fullgraph=True, options=OPTIONS)
     path = cache_folder() / f"{function.__name__}-{_key(function, constants, examples)}.pt2"
-    if not path.exists():
+    with _quiet():
+        if path.exists():
+            try:
+                return torch._inductor.aoti_load_package(str(path))
+            except Exception as error:  # the file is damaged: made again below
+                log.info("the compiled kernel %s cannot be loaded: %s", path, error)
         log.info("compiling KAN kernels for this machine, once; this takes about half a minute")
         _compile(path, _Module(function, constants), examples, dynamic)
-    return torch._inductor.aoti_load_package(str(path))
+        return torch._inductor.aoti_load_package(str(path))
 
 
 def cache_folder() -> Path:
@@ -81,8 +87,7 @@ def _compile(
     dims = {name: Dim(name, min=1) for dimensions in dynamic for name in dimensions.values()}
     shapes = tuple({i: dims[name] for i, name in dimensions.items()} for dimensions in dynamic)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         program = torch.export.export(module, tuple(examples), dynamic_shapes={"tensors": shapes})
         package = torch._inductor.aoti_compile_and_package(
             program,
@@ -90,6 +95,20 @@ def _compile(
             inductor_configs={**OPTIONS, "cpp.dynamic_threads": True},
         )
         os.replace(package, path)  # in one step: another process may be doing the same
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the compiler's warnings, such as that a machine without a GPU has no CUDA."""
+    loud = logging.getLogger("torch.utils.cpp_extension")
+    level = loud.level
+    loud.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        loud.setLevel(level)
 
 
 def _key(

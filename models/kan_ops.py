@@ -142,7 +142,7 @@ def _forward(
 
 @_forward.register_fake
 def _(x: Tensor, knots: Tensor, base: Tensor | None, spline: Tensor, *settings: Any) -> Tensor:
-    return x.new_empty(len(x), len(spline), dtype=settings[3])
+    return x.new_empty(x.shape[0], spline.shape[0], dtype=settings[3])
 
 
 @torch.library.custom_op("kansformer::kan_linear_backward", mutates_args=())

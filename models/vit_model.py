@@ -222,7 +222,7 @@ class VisionTransformer(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised tokens, class token first: (B, C, H, W) -> (B, 1 + patches, D)."""
         x = self.patch_embed(x)  # (B, patches, D)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm(self.blocks(x + self.pos_embed))
 
     def forward_head(self, x: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """KANLinear against the formula written out, and the laws of its grid."""
 
-import contextlib
 import copy
 import io
 import pickle
@@ -209,14 +208,7 @@ def test_a_larger_scale_gives_larger_weights(scaler: bool) -> None:
     assert KANLinear(3, 3, scale_base=0.0, scale_spline=0.0)(torch.randn(4, 3)).abs().max() == 0
 
 
-# ---- grid updates ----
-
-
-def spline_curves(layer: KANLinear, x: Tensor) -> np.ndarray:
-    """Spline of every edge at samples, (N, in, out), in float64."""
-    basis = copy.deepcopy(layer).double().b_splines(x.double())
-    weight = layer.scaled_spline_weight.detach().double()
-    return torch.einsum("nij,oij->nio", basis, weight).numpy()
+# ---- the rest ----
 
 
 def random_layer(grid_size: int = 5, order: int = 3) -> KANLinear:
@@ -225,109 +217,6 @@ def random_layer(grid_size: int = 5, order: int = 3) -> KANLinear:
         layer.spline_weight.normal_()
         layer.spline_scaler.uniform_(-2, 2)
     return layer
-
-
-SAMPLES = {
-    "uniform": lambda: torch.rand(400, 3) * 4 - 2,
-    "skewed": lambda: torch.randn(400, 3).exp() - 1,
-    "few": lambda: torch.randn(7, 3),
-    "three-dimensional": lambda: torch.randn(5, 80, 3),
-    "ties": lambda: torch.randint(-8, 9, (500, 3)) / 4,
-}
-
-
-@pytest.mark.parametrize("kind", SAMPLES)
-def test_update_grid_is_the_least_squares_best(kind: str) -> None:
-    layer = random_layer()
-    x = SAMPLES[kind]()
-    scaler = layer.spline_scaler.detach().clone()
-    flat = x.reshape(-1, 3)
-    before = spline_curves(layer, flat)
-    assert layer.update_grid(x).all()
-    assert torch.equal(layer.spline_scaler, scaler)
-    low, high = layer.grid[:, 3], layer.grid[:, -4]
-    assert ((flat >= low) & (flat <= high)).all()
-    after = spline_curves(layer, flat)
-    basis = copy.deepcopy(layer).double().b_splines(flat.double()).numpy()
-    for feature in range(3):
-        a = basis[:, feature]
-        best = a @ np.linalg.lstsq(a, before[:, feature], rcond=None)[0]
-        np.testing.assert_allclose(after[:, feature], best, atol=1e-5)
-    if kind == "few":  # seven samples can be met exactly by eight coefficients
-        np.testing.assert_allclose(after, before, atol=1e-4)
-
-
-def test_update_grid_keeps_what_the_new_knots_can_represent() -> None:
-    layer = random_layer()
-    with torch.no_grad():  # cubic polynomials, by their values at the samples
-        x = torch.linspace(-2, 2, 200, dtype=torch.float64)[:, None].expand(-1, 3)
-        powers = torch.stack([x**p for p in range(4)], dim=-1)
-        curves = powers @ torch.randn(4, 4, dtype=torch.float64)
-        coefficients = copy.deepcopy(layer).double().curve2coeff(x, curves)
-        layer.spline_weight.copy_(coefficients / layer.spline_scaler[..., None])
-    samples = torch.rand(300, 3) * 3.9 - 1.95
-    before = spline_curves(layer, samples)
-    layer.update_grid(samples)
-    np.testing.assert_allclose(spline_curves(layer, samples), before, atol=1e-5)
-
-
-def test_update_grid_keeps_a_constant_feature_and_says_so() -> None:
-    layer = random_layer()
-    x = torch.randn(300, 3)
-    x[:, 1] = 0.7
-    grid, weight = layer.grid.clone(), layer.spline_weight.detach().clone()
-    before = spline_curves(layer, x)
-    with pytest.warns(UserWarning, match="1 of 3 features"):
-        updated = layer.update_grid(x)
-    assert updated.tolist() == [True, False, True]
-    assert torch.equal(layer.grid[1], grid[1])
-    assert torch.equal(layer.spline_weight[:, 1], weight[:, 1])
-    assert not torch.equal(layer.grid[0], grid[0])
-    np.testing.assert_array_equal(spline_curves(layer, x)[:, 1], before[:, 1])
-
-
-@pytest.mark.parametrize(
-    "samples",
-    [torch.randn(3, 3), torch.full((50, 3), 0.3), torch.zeros(0, 3), torch.full((50, 3), torch.nan),
-     torch.randn(50, 3).index_fill(0, torch.tensor([7]), torch.inf)],
-    ids=["too few", "constant", "none", "nan", "inf"],
-)  # fmt: skip
-def test_update_grid_that_cannot_be_done_changes_nothing(samples: Tensor) -> None:
-    layer = random_layer()
-    state = copy.deepcopy(layer.state_dict())
-    with pytest.raises(ValueError, match="nothing was changed"):
-        layer.update_grid(samples)
-    assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
-
-
-@given(
-    seed=st.integers(0, 10**6), scale=st.floats(0.01, 100), count=st.integers(1, 40),
-    order=st.integers(0, 5), grid_size=st.integers(1, 12),
-)  # fmt: skip
-@settings(max_examples=60, deadline=None)
-@pytest.mark.filterwarnings("ignore:.*too few distinct samples")
-def test_update_grid_leaves_a_usable_layer(
-    seed: int, scale: float, count: int, order: int, grid_size: int
-) -> None:
-    torch.manual_seed(seed)
-    layer = random_layer(grid_size, order)
-    with contextlib.suppress(ValueError):
-        layer.update_grid(torch.randn(count, 3) * scale)
-    assert (layer.grid.diff(dim=-1) > 0).all()
-    assert layer.spline_weight.isfinite().all()
-
-
-def test_kan_updates_its_grids_layer_by_layer() -> None:
-    network = KAN([3, 5, 2])
-    x = torch.randn(200, 3)
-    grids = [layer.grid.clone() for layer in network.layers]
-    network(x, update_grid=True)
-    assert all(
-        not torch.equal(layer.grid, grid) for layer, grid in zip(network.layers, grids, strict=True)
-    )
-
-
-# ---- the rest ----
 
 
 def test_curve2coeff_inverts_the_spline_in_any_dimensions() -> None:

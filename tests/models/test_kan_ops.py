@@ -1,0 +1,391 @@
+"""One definition, three ways to run it: all equal, all lean, and at home wherever torch is."""
+
+import copy
+import io
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import kan_compile, kan_features, kan_ops
+from models.kan import KAN, KANFeedForward, KANLinear
+from models.kan_grid import refine_grid
+from models.vit_model import create_model
+from tests.conftest import ROOT
+from tests.models.test_kan import random_layer, uneven_layer
+
+ACTIVATIONS = [nn.SiLU, nn.GELU, nn.ReLU, nn.Tanh, nn.Identity, nn.Softplus]  # one has no kernel
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler"
+)
+
+
+@pytest.fixture
+def kernel_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder for compiled kernels, in memory and on disk."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kan_features._compiled.cache_clear()
+    yield tmp_path / "vision-kansformer"
+    kan_features._compiled.cache_clear()
+
+
+def results(layer: nn.Module, x: Tensor, mode: str) -> dict[str, Tensor]:
+    """Output and all gradients of a copy of the layer, run in one way."""
+    layer = copy.deepcopy(layer)
+    for module in layer.modules():
+        if isinstance(module, KANLinear):
+            module.mode = mode
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    weight = (torch.arange(y.numel()) % 7 - 3).to(y.dtype).view(y.shape)
+    (y * weight).sum().backward()
+    found = {"y": y.detach(), "x": x.grad}
+    found |= {name: parameter.grad for name, parameter in layer.named_parameters()}
+    assert all(value is not None for value in found.values())
+    return found
+
+
+def assert_ways_agree(layer: nn.Module, x: Tensor, *modes: str) -> None:
+    """Each mode gives what the plain way gives in float64, to rounding: sums are over the rows."""
+    exact = results(copy.deepcopy(layer).double(), x.double(), "plain")
+    for mode in modes:
+        for name, value in results(layer, x, mode).items():
+            scale = max(len(x) ** 0.5, float(exact[name].abs().max()))
+            error = float((value.double() - exact[name]).abs().max())
+            assert error <= 1e-5 * scale, (mode, name, error, scale)
+
+
+def prepared(layer: KANLinear) -> KANLinear:
+    """With splines as large as the base."""
+    nn.init.normal_(layer.spline_weight)
+    return layer
+
+
+@pytest.mark.parametrize("order", range(6))
+@pytest.mark.parametrize("grid_size", [1, 5, 50, 100])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_eager_equals_plain(
+    order: int, grid_size: int, uneven: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = prepared(KANLinear(7, 4, grid_size=grid_size, spline_order=order))
+    if uneven:
+        gaps = 0.2 + torch.rand(layer.grid.shape)
+        layer.grid.copy_(4 * gaps.cumsum(dim=1) / gaps.sum(dim=1, keepdim=True) - 2)
+    monkeypatch.setattr(kan_ops, "BLOCK_ELEMENTS", 7 * 30)  # several blocks, the last one short
+    monkeypatch.setattr(kan_ops, "BLOCK_ROWS", (1, 30))
+    assert_ways_agree(layer, torch.randn(100, 7) * 1.5, "eager", "plain")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("scaler", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_kind_of_layer_runs_in_every_way(
+    activation: type[nn.Module], scaler: bool, bias: bool
+) -> None:
+    layer = KANLinear(
+        5, 3, base_activation=activation, enable_standalone_scale_spline=scaler, bias=bias
+    )
+    assert_ways_agree(prepared(layer), torch.randn(40, 5), "eager", "plain")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("order", "grid_size", "activation"),
+    [(3, 5, nn.SiLU), (0, 3, nn.GELU), (2, 1, nn.Softplus)],
+)
+def test_compiled_equals_plain(order: int, grid_size: int, activation: type[nn.Module]) -> None:
+    options = {"grid_size": grid_size, "spline_order": order, "base_activation": activation}
+    for width, out, rows in ((7, 4, 100), (40, 3, 700), (1, 1, 1)):
+        layer = prepared(KANLinear(width, out, **options))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_ways_agree(layer, torch.randn(rows, width), "compiled")
+        layer.update_grid(torch.randn(200, width))
+        assert_ways_agree(layer, torch.randn(rows, width), "compiled")
+
+
+@needs_compiler
+def test_kernels_are_compiled_once_and_kept_on_disk(
+    kernel_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    compile_kernel = kan_compile._compile
+    monkeypatch.setattr(
+        kan_compile, "_compile", lambda *args: (compiled.append(1), compile_kernel(*args))
+    )
+    x = torch.randn(30, 6)
+    layer = KANLinear(6, 2, grid_size=2, spline_order=1)
+    first = results(layer, x, "compiled")
+    results(KANLinear(9, 4, grid_size=2, spline_order=1), torch.randn(50, 9), "compiled")
+    assert len(compiled) == len(list(kernel_cache.glob("*.pt2"))) == 2  # forward and backward
+
+    kan_features._compiled.cache_clear()  # another process
+    again = results(layer, x, "compiled")
+    assert len(compiled) == 2
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+    for path in kernel_cache.glob("*.pt2"):
+        path.write_bytes(path.read_bytes()[:1000])
+    kan_features._compiled.cache_clear()
+    assert torch.equal(results(layer, x, "compiled")["x"], first["x"])
+    assert len(compiled) == 4
+
+
+def test_without_a_compiler_it_falls_back_with_one_warning(tmp_path: Path) -> None:
+    code = """if True:
+        import torch
+        from models.kan import KAN
+        torch.manual_seed(0)
+        network = KAN([3, 4, 2], mode="compiled")
+        x = torch.randn(20, 3)
+        for _ in range(3):
+            network(x).sum().backward()
+        for layer in network.layers:
+            layer.mode = "plain"
+        print(float((network(x) - KAN.forward(network, x)).detach().abs().max()))
+    """
+    folders = {
+        name: str(tmp_path) for name in ("XDG_CACHE_HOME", "HOME", "TORCHINDUCTOR_CACHE_DIR")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, **folders, "CXX": "no-such-compiler", "PYTHONWARNINGS": "default"},
+    )  # fmt: skip
+    assert float(done.stdout) < 1e-5
+    assert done.stderr.count("UserWarning") == 1
+    assert "run eagerly instead" in done.stderr
+
+
+# ---- what it keeps, and in which precision ----
+
+
+@pytest.mark.parametrize("mode", ["compiled", "eager"])
+@pytest.mark.parametrize("grid_size", [5, 50])
+def test_only_the_input_is_kept_for_backward(mode: str, grid_size: int) -> None:
+    layer = KANLinear(6, 4, grid_size=grid_size, mode=mode)
+    x = torch.randn(50, 6, requires_grad=True)
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = layer(x)
+    known = (x, layer.grid, *layer.parameters())
+    assert set(kept) <= {tensor.untyped_storage().data_ptr() for tensor in known}
+    assert y.requires_grad
+
+
+@pytest.mark.parametrize("grid_size", [5, 50])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_autocast_in_both_directions(dtype: torch.dtype, grid_size: int) -> None:
+    layer = prepared(KANLinear(16, 8, grid_size=grid_size))
+    x = torch.randn(64, 16)
+    whole = results(layer, x, "eager")
+    with torch.autocast("cpu", dtype):
+        half = results(layer, x, "eager")
+        plain = results(layer, x, "plain")
+    assert half["y"].dtype == plain["y"].dtype == dtype
+    for name, value in whole.items():
+        if name != "y":
+            assert half[name].dtype == torch.float32
+        for other in (half[name], plain[name]):
+            assert float((other.float() - value).norm() / value.norm()) < 0.02, name
+
+
+@pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16])
+def test_casting_a_module_never_rounds_its_knots(cast: object) -> None:
+    layer = uneven_layer(3, 4, 3).float()
+    knots = layer.grid.clone()
+    network = nn.Sequential(cast(layer))
+    assert layer.grid.dtype == torch.float32
+    assert torch.equal(layer.grid, knots)
+    assert layer.spline_weight.dtype.itemsize == 2
+    x = torch.randn(30, 3).to(layer.spline_weight.dtype)
+    y = network(x)
+    assert y.dtype == x.dtype
+    y.sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+    exact = copy.deepcopy(layer).double()(x.double())
+    assert float((y - exact).detach().norm() / exact.detach().norm()) < 0.02
+    assert network.double()[0].grid.dtype == torch.float64
+
+
+def test_runs_are_deterministic() -> None:
+    layer, x = prepared(KANLinear(30, 20)), torch.randn(400, 30)
+    first, second = (results(layer, x, "eager") for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# ---- at home in torch ----
+
+
+@pytest.mark.parametrize("mode", ["eager", "plain"])
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_odd_inputs(mode: str, data: st.DataObject) -> None:
+    layer = KANLinear(4, 3, grid_size=data.draw(st.sampled_from([5, 50])), mode=mode)
+    shape = data.draw(st.lists(st.integers(0, 3), max_size=3))
+    x = torch.randn(*shape, 4) * data.draw(st.sampled_from([0.0, 1.0, 1e30]))
+    how = data.draw(st.sampled_from(["as it is", "turned", "strided", "expanded"]))
+    if how == "turned":
+        x = x.transpose(0, -1).contiguous().transpose(0, -1)
+    elif how == "strided":
+        x = x.repeat_interleave(2, dim=-1)[..., ::2]
+    elif how == "expanded":
+        x = x[..., :1].expand(*shape, 4)
+    y = layer(x)
+    assert y.shape == (*shape, 3)
+    torch.testing.assert_close(y, layer(x.contiguous().clone()))
+    y.sum().backward()  # its gradient is expanded
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's check reads them all
+def test_the_operator_is_what_torch_expects() -> None:
+    layer = random_layer()
+    arguments = (
+        torch.randn(6, 3, requires_grad=True), layer.grid, layer.base_weight, layer.spline_weight,
+        layer.spline_scaler, 3, "silu", torch.float32, False,
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.kansformer.kan_linear.default, arguments)
+
+
+@pytest.mark.parametrize("ffn", ["kan", "mlp"])
+def test_a_whole_model_compiles_without_a_break(ffn: str) -> None:
+    model = create_model(
+        "kansformer_micro", img_size=16, patch_size=8, num_classes=3, depth=2, ffn=ffn, head="kan"
+    )
+    pictures = torch.randn(4, 3, 16, 16)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = []
+    for network in (model, compiled):
+        model.zero_grad()
+        network(pictures).square().mean().backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(pictures[:3]), model(pictures[:3]))
+
+
+def test_a_whole_model_is_exported_in_plain_operations() -> None:
+    model = create_model("kansformer_micro", img_size=16, patch_size=8, num_classes=3, depth=2)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        model.eval(), (torch.randn(2, 3, 16, 16),), dynamic_shapes={"x": {0: batch}}
+    )
+    assert "kansformer" not in str(program.graph)
+    pictures = torch.randn(7, 3, 16, 16)
+    torch.testing.assert_close(program.module()(pictures), model(pictures), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # in torch's jacfwd
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_functional_transforms(order: int) -> None:
+    layer = uneven_layer(3, 2, order)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
+    slopes = torch.vmap(torch.func.jacrev(layer))(x)  # (5, 2, 3)
+    expected = torch.autograd.functional.jacobian(lambda x: layer(x).sum(dim=0), x)
+    torch.testing.assert_close(slopes, expected.transpose(0, 1))
+    torch.testing.assert_close(torch.vmap(torch.func.jacfwd(layer))(x), slopes)
+    curvature = torch.func.hessian(lambda x: layer(x).square().sum())(x)
+    expected = torch.autograd.functional.hessian(lambda x: layer(x).square().sum(), x)
+    torch.testing.assert_close(curvature, expected)
+
+    state = dict(layer.named_parameters()) | dict(layer.named_buffers())
+    stacked = {name: torch.stack([value, value * 1.1]) for name, value in state.items()}
+    several = torch.vmap(lambda s: torch.func.functional_call(layer, s, (x,)))(stacked)
+    torch.testing.assert_close(several[0], layer(x))
+
+
+def test_copies_compute_the_same_after_a_change_of_grid() -> None:
+    network = KAN([3, 5, 2])
+    network(torch.randn(99, 3), update_grid=True)
+    refine_grid(network.layers[1], 20)
+    x = torch.randn(20, 3)
+    packed = io.BytesIO()
+    torch.save(network.state_dict(), packed)
+    packed.seek(0)
+    fresh = KAN([3, 5, 2])
+    optimizer = torch.optim.SGD(fresh.parameters(), lr=0.1)
+    fresh.load_state_dict(torch.load(packed, weights_only=True))
+    assert fresh.layers[1].grid_size == 20
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network)), fresh):
+        assert torch.equal(other(x), network(x))
+    fresh(x).square().sum().backward()  # an optimiser made before the loading knows the parameters
+    before = fresh.layers[1].spline_weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(fresh.layers[1].spline_weight, before)
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        KAN([3, 5, 2], spline_order=2).load_state_dict(network.state_dict())
+
+
+def test_its_operations_are_counted() -> None:
+    x = torch.randn(10, 6)
+    counts = []
+    for mode in ("eager", "plain"):
+        with FlopCounterMode(display=False) as counter:
+            KANLinear(6, 4, mode=mode)(x)
+        counts.append(counter.get_total_flops())
+    assert counts == [2 * 10 * 6 * 9 * 4] * 2
+
+
+# ---- the choice ----
+
+
+def chosen(layer: KANLinear, x: Tensor) -> str:
+    return kan_ops._way(x, kan_ops.Weights(None, layer.spline_weight, None), layer.mode)
+
+
+def test_the_way_to_run_is_chosen_and_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KAN_MODE", raising=False)
+    layer = KANLinear(64, 4)
+    large, small = torch.zeros(kan_ops.COMPILE_ELEMENTS // 64, 64), torch.zeros(8, 64)
+    assert chosen(layer, large) == "compiled"
+    assert chosen(layer, small) == "eager"
+    with torch.no_grad():
+        assert chosen(layer, large) == "eager"
+    monkeypatch.setenv("KAN_MODE", "plain")
+    assert chosen(layer, large) == "plain"
+    layer.mode = "eager"  # a layer's own word goes first
+    assert chosen(layer, large) == "eager"
+    with pytest.raises(ValueError, match="one of auto, compiled, eager, plain, not 'fast'"):
+        KANLinear(3, 3, mode="fast")
+    monkeypatch.setenv("KAN_MODE", "fast")
+    with pytest.raises(ValueError, match="not 'fast'"):
+        KANLinear(3, 3)(torch.zeros(2, 3))
+
+
+def test_training_goes_the_same_way_in_each() -> None:
+    curves = []
+    for mode in ("plain", "eager"):
+        torch.manual_seed(0)
+        block = KANFeedForward(8, 4, 3)
+        block.fc1.mode = block.fc2.mode = mode
+        optimizer = torch.optim.Adam(block.parameters(), lr=0.01)
+        x = torch.randn(64, 8)
+        losses = []
+        for _ in range(50):
+            optimizer.zero_grad()
+            loss = (block(x) - x[:, :3].sin()).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        curves.append(torch.stack(losses))
+    assert curves[0][-1] < 0.5 * curves[0][0]
+    torch.testing.assert_close(curves[0], curves[1], rtol=0, atol=1e-5)
