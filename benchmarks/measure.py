@@ -74,14 +74,23 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 
 
 def peak_bytes(job: Callable[[], object]) -> int:
-    """Most memory that a job holds beyond what was there before, seen between operators."""
+    """Most memory that torch holds during a job beyond what it held before."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
         job()
+    assert profile.profiler is not None
+    # the averages per operator do not say what was held at one time
+    pending = list(profile.profiler.kineto_results.experimental_event_tree())
+    changes = []
+    while pending:
+        event = pending.pop()
+        pending += event.children
+        if event.name == "[memory]":
+            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
     held = peak = 0
-    for event in sorted(profile.events(), key=lambda event: event.time_range.start):
-        held += event.self_cpu_memory_usage + getattr(event, "self_device_memory_usage", 0)
+    for _, size in sorted(changes):
+        held += size
         peak = max(peak, held)
     return peak
 

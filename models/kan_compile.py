@@ -24,6 +24,11 @@ from torch.export import Dim
 # At the default thresholds the intermediate values of a long formula are written to memory and
 # read again, which makes it ten times as slow.
 OPTIONS: dict[str, Any] = {"realize_opcount_threshold": 10**5, "realize_reads_threshold": 10**5}
+CPU_OPTIONS = {
+    **OPTIONS,
+    "cpp.dynamic_threads": True,
+    "cpp.enable_floating_point_contract_flag": "fast",  # fused multiply-add
+}
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +66,7 @@ def compiled(
                 return torch._inductor.aoti_load_package(str(path))
             except Exception as error:  # the file is damaged: made again below
                 log.info("the compiled kernel %s cannot be loaded: %s", path, error)
-        log.info("compiling KAN kernels for this machine, once; this takes about half a minute")
+        log.warning("compiling KAN kernels for this machine, once; this takes about half a minute")
         _compile(path, _Module(function, constants), examples, dynamic)
         return torch._inductor.aoti_load_package(str(path))
 
@@ -92,7 +97,7 @@ def _compile(
         package = torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(Path(folder) / "kernel.pt2"),
-            inductor_configs={**OPTIONS, "cpp.dynamic_threads": True},
+            inductor_configs=CPU_OPTIONS,
         )
         os.replace(package, path)  # in one step: another process may be doing the same
 
@@ -123,7 +128,7 @@ def _key(
         [(tuple(tensor.shape), tensor.dtype) for tensor in examples],
         torch.__version__,
         torch.get_num_threads() > 1,
-        OPTIONS,
+        CPU_OPTIONS,
         _processor(),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

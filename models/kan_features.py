@@ -98,6 +98,9 @@ class _Workspace(threading.local):
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        # glibc returns freed memory to the system beyond twice the largest block freed so far (its
+        # upper limit is 32 MB), and the products of the next block would have to fetch it again
+        torch.empty(2**25 - 2**12, dtype=torch.uint8)
 
     def empty(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
         """A contiguous tensor on the device of `like`, which the next one of that name replaces."""
@@ -296,10 +299,13 @@ def _compiled(
     first = [x, table, out], [small, {1: "width"}, large]
     second = [*first[0], out.clone(), x.clone()], [*first[1], large, small]
     try:
-        return (
+        functions = (
             kan_compile.compiled(write_features, (order, activation), *first),
             kan_compile.compiled(write_gradients, (order, activation), *second),
         )
+        for function, (tensors, _) in zip(functions, (first, second), strict=True):
+            function(*tensors)  # torch.compile does its work, and fails, at the first call
+        return functions
     except Exception as error:  # compilers fail in all sorts of ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(

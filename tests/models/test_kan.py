@@ -1,8 +1,6 @@
 """KANLinear against the formula written out, and the laws of its grid."""
 
 import copy
-import io
-import pickle
 
 import numpy as np
 import pytest
@@ -250,17 +248,51 @@ def test_regularisation_is_finite_and_counts_the_scaler() -> None:
     assert layer.spline_weight.grad.isfinite().all()
 
 
-def test_copies_compute_the_same() -> None:
+def edge_outputs(layer: KANLinear, x: Tensor) -> Tensor:
+    """Every edge's own output, (N, in, out), in float64."""
+    layer = copy.deepcopy(layer).double()
+    base = layer.base_activation(x.double())[..., None] * layer.base_weight.T
+    return base + torch.einsum("nij,oij->nio", layer.b_splines(x), layer.scaled_spline_weight)
+
+
+def test_edge_deviations_are_those_of_the_edges_outputs() -> None:
     layer = random_layer()
-    x = torch.randn(20, 3)
-    layer.update_grid(x)
-    packed = io.BytesIO()
-    torch.save(layer.state_dict(), packed)
-    packed.seek(0)
-    fresh = KANLinear(3, 4)
-    fresh.load_state_dict(torch.load(packed, weights_only=True))
-    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh):
-        assert torch.equal(other(x), layer(x))
+    x = torch.randn(7, 30, 3) * 2
+    expected = edge_outputs(layer, x.reshape(-1, 3)).std(dim=0).T
+    torch.testing.assert_close(layer.edge_deviations(x).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_activation_regularisation_is_pykans() -> None:
+    network = KAN([3, 4, 2])
+    x = torch.randn(50, 3)
+    expected, inputs = 0.0, x
+    for layer in network.layers:  # as pykan 0.2.8 writes it, with a tensor of (N, in, out)
+        outputs = edge_outputs(layer, inputs).detach().numpy()
+        size = outputs.std(axis=0, ddof=1) / (inputs.numpy().std(axis=0, ddof=1)[:, None] + 0.1)
+        size = size.T  # (out, in)
+        by_output = size / (size.sum(axis=1, keepdims=True) + 1)
+        by_input = size / (size.sum(axis=0, keepdims=True) + 1)
+        entropy = -(by_output * np.log2(by_output + 1e-4)).sum(axis=1).mean()
+        entropy -= (by_input * np.log2(by_input + 1e-4)).sum(axis=0).mean()
+        expected += 0.5 * size.sum() + 2 * entropy
+        inputs = layer(inputs).detach()
+    loss = network.activation_regularization_loss(x, 0.5, 2.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_activation_regularisation_reaches_all_layers_and_survives_dead_edges() -> None:
+    network = KAN([3, 4, 2])
+    with torch.no_grad():
+        network.layers[1].spline_scaler[0, 0] = network.layers[1].base_weight[0, 0] = 0
+    network.activation_regularization_loss(torch.randn(50, 3)).backward()
+    for layer in network.layers:
+        for parameter in layer.parameters():
+            assert parameter.grad.isfinite().all()
+            assert parameter.grad.any()
+    constant = network.activation_regularization_loss(torch.ones(50, 3))
+    constant.backward()
+    assert constant.isfinite()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
 
 
 @torch.no_grad()
