@@ -7,7 +7,6 @@ dicts load as they are. `KANFeedForward` is the block that takes the place of a 
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -62,8 +61,7 @@ class KANLinear(nn.Module):
 
     Shapes: (..., in_features) -> (..., out_features).
 
-    Knots stay in float32 when the module is cast to 16 bits. A state dict with another number of
-    knots (after `kan_grid.refine_grid`) resizes the layer.
+    Knots stay in float32 when the module is cast to 16 bits.
 
     Raises:
         ValueError: a size that is not positive, a grid range that is empty, or an unknown mode.
@@ -259,14 +257,6 @@ class KANLinear(nn.Module):
         if self.grid.dtype.itemsize < 4:  # knots are never rounded to 16 bits
             self.grid = grid.to(self.grid.device)
         return self
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any
-    ) -> None:
-        grid = state_dict.get(prefix + "grid")
-        if grid is not None and grid.shape[:-1] == (self.in_features,):
-            kan_grid.resize(self, max(grid.shape[-1] - 2 * self.spline_order - 1, 1))
-        super()._load_from_state_dict(state_dict, prefix, *args, **options)
 
 
 class KAN(nn.Module):

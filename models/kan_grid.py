@@ -153,13 +153,14 @@ def fit_grids(
         fit(layer, inputs[0])
 
     layers = [module for module in model.modules() if isinstance(module, SplineLayer)]
-    before = [copy.deepcopy(layer.state_dict()) for layer in layers]
+    before = [(layer.grid_size, copy.deepcopy(layer.state_dict())) for layer in layers]
     handles = [layer.register_forward_pre_hook(hook) for layer in layers]
     training = model.training
     try:
         model.eval()(batch)
     except Exception:
-        for layer, state in zip(layers, before, strict=True):
+        for layer, (grid_size, state) in zip(layers, before, strict=True):
+            _resize(layer, grid_size)
             layer.load_state_dict(state)
         raise
     finally:
@@ -180,18 +181,6 @@ def finite_samples(x: Tensor, width: int) -> Tensor:
     if len(x) == 0 or not x.isfinite().all():
         raise ValueError("a fit needs samples, and finite ones; nothing was changed")
     return x
-
-
-def resize(layer: SplineLayer, grid_size: int) -> None:
-    """Makes room for another number of intervals; what is in it then is not defined."""
-    if grid_size == layer.grid_size:
-        return
-    layer.grid_size = grid_size
-    count = grid_size + layer.spline_order
-    layer.grid = layer.grid.new_empty(len(layer.grid), count + layer.spline_order + 1)
-    # the parameter stays the one that an optimiser knows
-    weight = layer.spline_weight
-    weight.data = weight.data.new_empty(*weight.shape[:-1], count)
 
 
 def _of_all_ranks(x: Tensor) -> Tensor:
@@ -239,7 +228,7 @@ def _move(
     weight = torch.einsum("inm,...im->...in", maps, layer.spline_weight.cpu().double())
     if not weight.isfinite().all():
         raise ValueError("the fit to the new grid is not finite; nothing was changed")
-    resize(layer, knots.shape[1] - 2 * layer.spline_order - 1)
+    _resize(layer, knots.shape[1] - 2 * layer.spline_order - 1)
     layer.grid.copy_(knots)
     layer.spline_weight.copy_(weight)
     layer.spline_weight.grad = None  # of other functions
@@ -248,6 +237,18 @@ def _move(
             dist.broadcast(tensor, 0)
     if optimizer is not None:
         _forget_moments(optimizer, layer.spline_weight)
+
+
+def _resize(layer: SplineLayer, grid_size: int) -> None:
+    """Makes room for another number of intervals; what is in it then is not defined."""
+    if grid_size == layer.grid_size:
+        return
+    layer.grid_size = grid_size
+    count = grid_size + layer.spline_order
+    layer.grid = layer.grid.new_empty(len(layer.grid), count + layer.spline_order + 1)
+    # the parameter stays the one that an optimiser knows
+    weight = layer.spline_weight
+    weight.data = weight.data.new_empty(*weight.shape[:-1], count)
 
 
 def _forget_moments(optimizer: Optimizer, parameter: nn.Parameter) -> None:

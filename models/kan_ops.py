@@ -281,7 +281,8 @@ def _blocks(
         size = min(max(BLOCK_ELEMENTS // width, BLOCK_ROWS[0]), BLOCK_ROWS[1])
     else:
         size = max(DEVICE_BLOCK_FEATURES // (width * M), 1)
-    size = math.ceil(len(x) / max(round(len(x) / size), 1))  # about that, and all alike
+    count = max(round(len(x) / size), 1)
+    size = math.ceil(max(len(x), 1) / count)  # about that, and all alike
     kernel = make_kernel(size, knots.to(exact), order, activation, dtype, compiled)
     for start in range(0, len(x), size):
         rows = slice(start, start + size)
