@@ -127,7 +127,9 @@ def measured_shape(
     for name, module in modules.items():
         low, median, high = measure.quartiles(times[name, "train"])
         saved = measure.saved_bytes(module, inputs[name])
-        workspace.buffers.clear()  # they count as memory that the job needs
+        inputs[name].grad = None  # what the job makes counts in full,
+        module.zero_grad()
+        workspace.buffers.clear()  # and so do buffers that are kept
         peak = measure.peak_bytes(jobs[name, "train"])
         records.append({
             "rows": rows, "in": width, "out": out, "grid_size": grid_size, "layer": name,

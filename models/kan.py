@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from models import kan_grid, splines
 from models.kan_features import activation_name, features
-from models.kan_ops import Weights, check_mode, kan_linear
+from models.kan_ops import Weights, check_mode, kan_linear, no_autocast
 
 
 def gain(activation: Callable[[Tensor], Tensor]) -> float:
@@ -107,9 +107,10 @@ class KANLinear(nn.Module):
         self.mode = mode
         self.grid_eps = grid_eps
 
-        knots = splines.uniform_knots(low, high, grid_size, spline_order)
+        self.grid_range = low, high
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        self.register_buffer("grid", knots.to(dtype).repeat(in_features, 1))  # (in, G + 2k + 1)
+        knots = torch.empty(in_features, grid_size + 2 * spline_order + 1, dtype=dtype)
+        self.register_buffer("grid", knots)
         self.base_weight = nn.Parameter(torch.empty(out_features, in_features))
         self.spline_weight = nn.Parameter(
             torch.empty(out_features, in_features, grid_size + spline_order)
@@ -120,7 +121,9 @@ class KANLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws fresh parameters; a larger scale gives larger weights."""
+        """Draws fresh parameters, on an even grid; a larger scale gives larger weights."""
+        knots = splines.uniform_knots(*self.grid_range, self.grid_size, self.spline_order)
+        self.grid.copy_(knots.expand_as(self.grid))
         fan = 1 / math.sqrt(self.in_features)
         bound = math.sqrt(3)  # of a uniform variable with variance 1
         base = self.scale_base * fan / gain(self.base_activation)
@@ -179,8 +182,9 @@ class KANLinear(nn.Module):
         )
         y = kan_linear(x, self.grid, self.spline_order, activation, weights, self.mode)
         if activation is None:  # one that the kernels do not know
-            y = y + F.linear(self.base_activation(x), self.base_weight)
-        return y if self.bias is None else y + self.bias
+            base = self.base_activation(x).to(y.dtype)
+            y = y + F.linear(base, self.base_weight.to(y.dtype))
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def update_grid(
         self, x: Tensor, margin: float = 0.01, optimizer: Optimizer | None = None
@@ -201,13 +205,14 @@ class KANLinear(nn.Module):
             x: (..., in), at least two samples.
         """
         x = x.reshape(-1, self.in_features).to(self.grid.dtype)
-        values = features(x, self.grid, self.spline_order, None)  # (N, n, in)
-        values = torch.cat([self.base_activation(x)[:, None], values], dim=1)
-        values = (values - values.mean(dim=0)).permute(2, 1, 0)  # (in, n + 1, N)
-        covariance = values @ values.mT / (len(x) - 1)
         weight = torch.cat([self.base_weight[..., None], self.scaled_spline_weight], dim=-1)
-        weight = weight.to(values.dtype)
-        variance = torch.einsum("oim,imn,oin->oi", weight, covariance, weight)
+        weight = weight.to(x.dtype)
+        with no_autocast(x):
+            values = features(x, self.grid, self.spline_order, None)  # (N, n, in)
+            values = torch.cat([self.base_activation(x.clone())[:, None], values], dim=1)
+            values = (values - values.mean(dim=0)).permute(2, 1, 0)  # (in, n + 1, N)
+            covariance = values @ values.mT / (len(x) - 1)
+            variance = torch.einsum("oim,imn,oin->oi", weight, covariance, weight)
         return variance.clamp_min(1e-24).sqrt()  # a root of zero has no derivative
 
     def activation_regularization_loss(
@@ -239,7 +244,8 @@ class KANLinear(nn.Module):
         The stand-in for pykan's activation-based form that needs no activations (efficient-kan),
         finite also where edges are exactly zero.
         """
-        size = self.scaled_spline_weight.abs().mean(-1)  # (out, in)
+        weight = self.scaled_spline_weight
+        size = weight.to(splines.basis_dtype(weight, weight)).abs().mean(-1)  # (out, in)
         total = size.sum()
         share = size / total.clamp_min(1e-12)
         entropy = -(share * share.clamp_min(1e-30).log()).sum()
@@ -255,7 +261,7 @@ class KANLinear(nn.Module):
         grid = self.grid
         super()._apply(fn, recurse)
         if self.grid.dtype.itemsize < 4:  # knots are never rounded to 16 bits
-            self.grid = grid.to(self.grid.device)
+            self.grid = grid.to(self.grid.device, torch.float32)
         return self
 
 

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -56,9 +57,11 @@ def compiled(
     if examples[0].device.type != "cpu":
 
         def run(*tensors: Tensor) -> None:
-            function(*constants, *tensors)
+            function(*constants, *(tensor.detach() for tensor in tensors))
 
-        return torch.compile(run, dynamic=True, fullgraph=True, options=OPTIONS)
+        # torch.compile counts what it compiles by code object, and gives up after a few
+        own = FunctionType(run.__code__.replace(), run.__globals__, closure=run.__closure__)
+        return torch.compile(own, dynamic=True, fullgraph=True, options=OPTIONS)
     path = cache_folder() / f"{function.__name__}-{_key(function, constants, examples)}.pt2"
     with _quiet():
         if path.exists():
@@ -97,7 +100,7 @@ def _compile(
         package = torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(Path(folder) / "kernel.pt2"),
-            inductor_configs=CPU_OPTIONS,
+            inductor_configs=dict(CPU_OPTIONS),  # which is written to
         )
         os.replace(package, path)  # in one step: another process may be doing the same
 

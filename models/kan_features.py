@@ -8,6 +8,7 @@ through torch.compile; `LocalKernel` for large grids, touching only the function
 Features are laid out (rows, features, in), so that neighbours in memory differ in their knots only.
 """
 
+import atexit
 import math
 import threading
 import warnings
@@ -37,7 +38,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 
 def activation_name(activation: object) -> str | None:
-    """Name in ACTIVATIONS of a module or function, or None for any other."""
+    """Name in ACTIVATIONS of an activation module, or None for any other and for functions."""
     if isinstance(activation, nn.GELU) and activation.approximate != "none":
         return None
     names = {nn.SiLU: "silu", nn.GELU: "gelu", nn.ReLU: "relu", nn.Tanh: "tanh"}
@@ -52,7 +53,8 @@ def features(x: Tensor, knots: Tensor, order: int, activation: str | None) -> Te
     Shapes: x (..., in), knots (in, M) of the same dtype -> (..., features, in).
     """
     t = knots.T
-    place = x.unsqueeze(-2)
+    span = t[-1] - t[0]
+    place = x.unsqueeze(-2).clamp(t[0] - span, t[-1] + span)  # slopes far outside are 0, not NaN
     distance = place - t  # (..., M, in)
     reached = torch.where(t < t[-1], place >= t, place > t)  # half open intervals, but for the last
     values = (reached[..., :-1, :] & ~reached[..., 1:, :]).to(x.dtype)
@@ -62,7 +64,7 @@ def features(x: Tensor, knots: Tensor, order: int, activation: str | None) -> Te
         values = rising - distance[..., degree + 1 :, :] * shares[..., 1:, :]
     if activation is None:
         return values
-    return torch.cat([ACTIVATIONS[activation][0](place), values], dim=-2)
+    return torch.cat([ACTIVATIONS[activation][0](x.unsqueeze(-2)), values], dim=-2)
 
 
 def _inverse(gaps: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ class _Workspace(threading.local):
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         # glibc returns freed memory to the system beyond twice the largest block freed so far (its
         # upper limit is 32 MB), and the products of the next block would have to fetch it again
-        torch.empty(2**25 - 2**12, dtype=torch.uint8)
+        torch.empty(2**25 - 2**12, dtype=torch.uint8, device="cpu")
 
     def empty(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
         """A contiguous tensor on the device of `like`, which the next one of that name replaces."""
@@ -109,7 +111,9 @@ class _Workspace(threading.local):
         size = math.prod(shape)
         buffer = self.buffers.get((name, dtype))
         if buffer is None or buffer.numel() < size:
-            buffer = self.buffers[name, dtype] = torch.empty(size, dtype=dtype)
+            with torch.inference_mode(False):  # its tensors could not be written to outside it
+                buffer = torch.empty(size, dtype=dtype, device="cpu")
+            self.buffers[name, dtype] = buffer
         return buffer[:size].view(shape)
 
 
@@ -312,6 +316,9 @@ def _compiled(
             f"KAN kernels cannot be compiled here and run eagerly instead ({reason})", stacklevel=2
         )
         return None
+
+
+atexit.register(_compiled.cache_clear)  # a loaded kernel removes its temporary files when it goes
 
 
 class CompiledKernel:

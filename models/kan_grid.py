@@ -2,7 +2,8 @@
 
 Each change keeps the layer's functions as well as the new knots allow, is checked before anything
 is written, and can be told to an optimiser. Under torch.distributed every rank must make it, with
-its own samples: all of them count, and the ranks end up equal.
+its own samples: all of them count, and the ranks end up equal. What is to be sharded (FSDP) must be
+changed before.
 """
 
 import copy
@@ -73,7 +74,7 @@ def calibrate_grid(
         raise ValueError(f"coverage must be in (0, 1], not {coverage}; nothing was changed")
     samples = finite_samples(_of_all_ranks(x), len(layer.grid))
     knots = splines.central_knots(samples, layer.grid_size, layer.spline_order, coverage)
-    every = torch.ones(len(knots), dtype=torch.bool)
+    every = torch.ones(len(knots), dtype=torch.bool, device="cpu")
     return _move_where(layer, every, knots, samples, optimizer)
 
 
@@ -155,7 +156,7 @@ def fit_grids(
     layers = [module for module in model.modules() if isinstance(module, SplineLayer)]
     before = [(layer.grid_size, copy.deepcopy(layer.state_dict())) for layer in layers]
     handles = [layer.register_forward_pre_hook(hook) for layer in layers]
-    training = model.training
+    training = [(module, module.training) for module in model.modules()]
     try:
         model.eval()(batch)
     except Exception:
@@ -164,7 +165,8 @@ def fit_grids(
             layer.load_state_dict(state)
         raise
     finally:
-        model.train(training)
+        for module, mode in training:
+            module.training = mode
         for handle in handles:
             handle.remove()
 
@@ -246,9 +248,12 @@ def _resize(layer: SplineLayer, grid_size: int) -> None:
     layer.grid_size = grid_size
     count = grid_size + layer.spline_order
     layer.grid = layer.grid.new_empty(len(layer.grid), count + layer.spline_order + 1)
-    # the parameter stays the one that an optimiser knows
+    # The parameter stays the one that an optimiser knows. By way of another dtype, since a loss
+    # that is still alive keeps a node of autograd's that would go on expecting the old shape.
     weight = layer.spline_weight
-    weight.data = weight.data.new_empty(*weight.shape[:-1], count)
+    data = weight.data.new_empty(*weight.shape[:-1], count)
+    weight.data = data.to(torch.float32 if data.dtype == torch.float64 else torch.float64)
+    weight.data = data
 
 
 def _forget_moments(optimizer: Optimizer, parameter: nn.Parameter) -> None:

@@ -8,10 +8,12 @@ it is one opaque operator, which is faster than what it would make of the formul
 import math
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from models.kan_features import Kernel, features, make_kernel, workspace
@@ -81,11 +83,11 @@ def check_mode(mode: str) -> None:
 
 
 def _way(x: Tensor, weights: Weights, mode: str) -> str:
-    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_exporting() or _is_transformed():
         return "plain"
     if mode == "auto":
-        mode = os.environ.get(MODE_VARIABLE, "auto")
-        check_mode(mode)
+        mode = os.environ.get(MODE_VARIABLE) or "auto"
+    check_mode(mode)
     if mode != "auto":
         return mode
     recorded = torch.is_grad_enabled() and any(
@@ -94,9 +96,15 @@ def _way(x: Tensor, weights: Weights, mode: str) -> str:
     return "compiled" if recorded and x.numel() >= COMPILE_ELEMENTS else "eager"
 
 
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which need `_plain`."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def _product_dtype(x: Tensor, weights: Weights) -> torch.dtype:
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    single = weights.spline.dtype != torch.float64  # which autocast leaves as it is
+    if single and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return weights.spline.dtype
 
@@ -133,7 +141,7 @@ def _forward(
     compiled: bool,
 ) -> Tensor:
     """The layer in blocks, (N, in) -> (N, out)."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         packed = _packed(Weights(base, spline, scaler), dtype)  # (out, features · in)
         y = packed.new_empty(len(x), len(packed))
         for rows, block, kernel in _blocks(x, knots, order, activation, dtype, compiled):
@@ -164,7 +172,7 @@ def _backward(
     """Gradients in x, if asked for, and then in those of the weights that are there."""
     weights = Weights(base, spline, scaler)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         packed = _packed(weights, dtype)  # (out, features · in)
         grad = grad.to(dtype).contiguous()
         grad_packed = None
@@ -227,6 +235,23 @@ def _flops(x: Any, knots: Any, base: Any, spline: Any, *args: Any, **options: An
     rows, width = x
     out, _, count = spline
     return 2 * rows * width * (count + (base is not None)) * out
+
+
+@register_flop_formula(torch.ops.kansformer.kan_linear_backward)
+def _backward_flops(
+    grad: Any, x: Any, knots: Any, base: Any, spline: Any, *args: Any, **options: Any
+) -> int:
+    """The same, once for each of the two gradients that are asked for."""
+    for_x, for_weights = args[-2:]
+    return _flops(x, knots, base, spline) * (for_x + for_weights)
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast switched off on the device of x, where it has any (`meta` has none)."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def times_transposed(a: Tensor, b: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+FIT_ELEMENTS = 2**24  # values of the basis that a fit holds at a time, 128 MB of them
+
 
 def extend_knots(grid: Tensor, order: int, step: Tensor | float) -> Tensor:
     """Adds `order` knots beyond both ends of a grid.
@@ -248,9 +250,10 @@ def refit_matrix(
     nested = (old_knots[:, :, None] == new_knots[:, None]).any(dim=2).all(dim=1)  # (in,)
     nested &= (old_knots.diff(dim=1) > 0).all(dim=1)  # equal knots are not counted
     maps = insertion_matrix(old_knots, new_knots, order)
-    if not nested.all():
-        samples = None if x is None else x[:, ~nested]
-        maps[~nested] = _fit(old_knots[~nested], new_knots[~nested], order, samples)
+    count = max(FIT_ELEMENTS // (new_knots.shape[1] * (1 if x is None else len(x))), 1)
+    for part in (~nested).nonzero()[:, 0].split(count) if not nested.all() else ():
+        samples = None if x is None else x[:, part]
+        maps[part] = _fit(old_knots[part], new_knots[part], order, samples)
     return maps
 
 

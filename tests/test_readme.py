@@ -1,4 +1,4 @@
-"""Every command and every piece of Python in the README runs, in a copy of the repository.
+"""Every command in the README and every piece of Python in it and in docs/ runs, in a copy.
 
 Training is cut to a few steps and the user's own pictures are stood in for. What installs or needs
 make is left to the machine that runs this test, by `make test` itself.
@@ -65,8 +65,13 @@ def test_every_shell_command_runs(clone: Path) -> None:
         run([sys.executable, *arguments, *short], clone)
 
 
-def test_every_piece_of_python_runs(clone: Path) -> None:
-    for code in re.findall(r"```python\n(.*?)```", README, re.S):
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=str
+)
+def test_every_piece_of_python_runs(clone: Path, path: Path) -> None:
+    pieces = re.findall(r"```python\n(.*?)```", path.read_text(), re.S)
+    assert pieces
+    for code in pieces:
         run([sys.executable, "-W", "error", "-c", code], clone)
 
 

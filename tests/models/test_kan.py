@@ -131,7 +131,8 @@ def test_forward_computes_scipys_basis(order: int, grid_size: int, kind: str) ->
 @pytest.mark.parametrize("order", range(6))
 def test_gradients(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = uneven_layer(3, 2, order, bias=True)
-    monkeypatch.setattr(kan_ops, "BLOCK_ELEMENTS", 2 * layer.grid.numel())  # several blocks
+    monkeypatch.setattr(kan_ops, "BLOCK_ELEMENTS", 6)  # several blocks
+    monkeypatch.setattr(kan_ops, "BLOCK_ROWS", (1, 2))
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     parameters = dict(layer.named_parameters())
     for parameter in parameters.values():
@@ -245,6 +246,19 @@ def test_regularisation_is_finite_and_counts_the_scaler() -> None:
         layer.spline_weight.zero_()
         layer.zero_grad()
     layer.regularization_loss().backward()
+    assert layer.spline_weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_regularisation_is_finite_in_16_bits(dtype: torch.dtype) -> None:
+    layer = KANLinear(192, 64)
+    expected = layer.regularization_loss()
+    loss = copy.deepcopy(layer).to(dtype).regularization_loss()
+    assert loss.item() == pytest.approx(expected.item(), rel=0.02)
+    with torch.autocast("cpu", dtype):
+        loss = layer.activation_regularization_loss(30 * torch.randn(500, 192))
+    loss.backward()
+    assert loss.isfinite()
     assert layer.spline_weight.grad.isfinite().all()
 
 

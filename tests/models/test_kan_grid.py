@@ -282,6 +282,22 @@ def test_an_optimiser_starts_anew_for_changed_splines_only(name: str, change: st
     torch.testing.assert_close(layer.spline_weight, other.spline_weight)
 
 
+def test_a_loss_that_is_still_alive_does_not_stop_training_on_a_finer_grid() -> None:
+    network = KAN([3, 4, 2])
+    optimizer = torch.optim.Adam(network.parameters())
+    x = torch.randn(50, 3)
+    for step in range(4):
+        optimizer.zero_grad()
+        loss = network(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        if step == 1:
+            for layer in network.layers:
+                refine_grid(layer, 10, optimizer=optimizer)
+    assert loss.isfinite()
+    assert all(layer.spline_weight.shape[-1] == 13 for layer in network.layers)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_lbfgs_goes_on_downhill(change: str) -> None:
     layer = random_layer()
@@ -306,8 +322,10 @@ def test_every_layer_of_a_model_is_fitted_to_what_reaches_it() -> None:
     model = create_model("kansformer_micro", img_size=16, patch_size=4, num_classes=3, depth=2)
     pictures = torch.randn(8, 3, 16, 16) * 5
     seen: dict[KANLinear, Tensor] = {}
-    fit_grids(model.train(), pictures)
+    model.train().norm.eval()
+    fit_grids(model, pictures)
     assert model.training
+    assert not model.norm.training
     layers = [module for module in model.modules() if isinstance(module, KANLinear)]
     for layer in layers:
         layer.register_forward_pre_hook(lambda layer, args: seen.update({layer: args[0]}))

@@ -117,8 +117,9 @@ def test_compiled_equals_plain(order: int, grid_size: int, activation: type[nn.M
 
 @needs_compiler
 def test_kernels_are_compiled_once_and_kept_on_disk(
-    kernel_cache: Path, monkeypatch: pytest.MonkeyPatch
+    kernel_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "temporary").mkdir()
     compiled = []
     compile_kernel = kan_compile._compile
     monkeypatch.setattr(
@@ -130,10 +131,25 @@ def test_kernels_are_compiled_once_and_kept_on_disk(
     results(KANLinear(9, 4, grid_size=2, spline_order=1), torch.randn(50, 9), "compiled")
     assert len(compiled) == len(list(kernel_cache.glob("*.pt2"))) == 2  # forward and backward
 
-    kan_features._compiled.cache_clear()  # another process
+    kan_features._compiled.cache_clear()
     again = results(layer, x, "compiled")
     assert len(compiled) == 2
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+    code = """if True:
+        import torch
+        from models.kan import KANLinear
+        torch.set_num_threads(%d)
+        layer = KANLinear(6, 2, grid_size=2, spline_order=1, mode="compiled")
+        layer(torch.randn(30, 6)).sum().backward()
+    """
+    done = subprocess.run(  # another process, in which nothing is compiled
+        [sys.executable, "-c", code % torch.get_num_threads()],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+    )  # fmt: skip
+    assert "compiling" not in done.stderr
+    assert not list((tmp_path / "temporary").iterdir())
 
     for path in kernel_cache.glob("*.pt2"):
         path.write_bytes(path.read_bytes()[:1000])
@@ -150,10 +166,11 @@ def test_without_a_compiler_it_falls_back_with_one_warning(tmp_path: Path) -> No
         network = KAN([3, 4, 2], mode="compiled")
         x = torch.randn(20, 3)
         for _ in range(3):
-            network(x).sum().backward()
+            y = network(x)
+            y.sum().backward()
         for layer in network.layers:
             layer.mode = "plain"
-        print(float((network(x) - KAN.forward(network, x)).detach().abs().max()))
+        print(float((network(x) - y).detach().abs().max()))
     """
     folders = {
         name: str(tmp_path) for name in ("XDG_CACHE_HOME", "HOME", "TORCHINDUCTOR_CACHE_DIR")
@@ -170,7 +187,7 @@ def test_without_a_compiler_it_falls_back_with_one_warning(tmp_path: Path) -> No
 # ---- what it keeps, and in which precision ----
 
 
-@pytest.mark.parametrize("mode", ["compiled", "eager"])
+@pytest.mark.parametrize("mode", [pytest.param("compiled", marks=needs_compiler), "eager"])
 @pytest.mark.parametrize("grid_size", [5, 50])
 def test_only_the_input_is_kept_for_backward(mode: str, grid_size: int) -> None:
     layer = KANLinear(6, 4, grid_size=grid_size, mode=mode)
@@ -223,6 +240,27 @@ def test_casting_a_module_never_rounds_its_knots(cast: object) -> None:
     assert network.double()[0].grid.dtype == torch.float64
 
 
+def test_autocast_gives_the_types_that_it_gives_a_linear_layer() -> None:
+    for layer in (KANLinear(4, 3, bias=True), KANLinear(4, 3, base_activation=nn.Softplus)):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            layer.to(dtype)
+            x = torch.randn(5, 4).to(dtype)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(x).dtype == nn.Linear(4, 3).to(dtype)(x).dtype
+                if dtype == torch.float32:
+                    assert layer(x.half()).dtype == torch.bfloat16
+
+
+def test_inference_mode_leaves_no_trace() -> None:
+    kan_features.workspace.buffers.clear()
+    layer, x = KANLinear(4, 3, mode="eager"), torch.randn(20, 4)
+    with torch.inference_mode():
+        expected = layer(x)
+    y = layer(x)
+    y.sum().backward()
+    assert torch.equal(y, expected)
+
+
 def test_runs_are_deterministic() -> None:
     layer, x = prepared(KANLinear(30, 20)), torch.randn(400, 30)
     first, second = (results(layer, x, "eager") for _ in range(2))
@@ -239,6 +277,7 @@ def test_odd_inputs(mode: str, data: st.DataObject) -> None:
     layer = KANLinear(4, 3, grid_size=data.draw(st.sampled_from([5, 50])), mode=mode)
     shape = data.draw(st.lists(st.integers(0, 3), max_size=3))
     x = torch.randn(*shape, 4) * data.draw(st.sampled_from([0.0, 1.0, 1e30]))
+    x.requires_grad_()
     how = data.draw(st.sampled_from(["as it is", "turned", "strided", "expanded"]))
     if how == "turned":
         x = x.transpose(0, -1).contiguous().transpose(0, -1)
@@ -249,8 +288,9 @@ def test_odd_inputs(mode: str, data: st.DataObject) -> None:
     y = layer(x)
     assert y.shape == (*shape, 3)
     torch.testing.assert_close(y, layer(x.contiguous().clone()))
-    y.sum().backward()  # its gradient is expanded
-    assert all(p.grad.isfinite().all() for p in layer.parameters())
+    found = torch.autograd.grad(y.sum(), x)[0]  # from a gradient that is expanded
+    leaf = x.detach().contiguous().requires_grad_()
+    torch.testing.assert_close(found, torch.autograd.grad(layer(leaf).sum(), leaf)[0])
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's check reads them all
@@ -312,6 +352,27 @@ def test_functional_transforms(order: int) -> None:
     torch.testing.assert_close(several[0], layer(x))
 
 
+def test_forward_mode_differentiation() -> None:
+    layer = uneven_layer(3, 2, 3).requires_grad_(False)
+    x, direction = torch.randn(2, 5, 3, dtype=torch.float64)
+    with warnings.catch_warnings(), torch.autograd.forward_ad.dual_level():
+        warnings.simplefilter("ignore")  # torch.jit.script, as above
+        dual = torch.autograd.forward_ad.make_dual(x, direction)
+        value, tangent = torch.autograd.forward_ad.unpack_dual(layer(dual))
+    torch.testing.assert_close(value, layer(x))
+    jacobian = torch.autograd.functional.jacobian(layer, x)
+    torch.testing.assert_close(tangent, torch.einsum("aobi,bi->ao", jacobian, direction))
+
+
+def test_meta_device_and_late_initialisation() -> None:
+    with torch.device("meta"):
+        layer = KANLinear(4, 3)
+        assert layer(torch.empty(5, 4)).shape == (5, 3)
+    layer.to_empty(device="cpu").reset_parameters()
+    assert torch.equal(layer.grid, KANLinear(4, 3).grid)
+    assert layer(torch.randn(5, 4)).isfinite().all()
+
+
 def test_copies_compute_the_same_after_a_change_of_grid() -> None:
     network = KAN([3, 5, 2])
     network(torch.randn(99, 3), update_grid=True)
@@ -330,13 +391,13 @@ def test_copies_compute_the_same_after_a_change_of_grid() -> None:
 
 
 def test_its_operations_are_counted() -> None:
-    x = torch.randn(10, 6)
+    x = torch.randn(10, 6, requires_grad=True)
     counts = []
     for mode in ("eager", "plain"):
         with FlopCounterMode(display=False) as counter:
-            KANLinear(6, 4, mode=mode)(x)
+            KANLinear(6, 4, mode=mode)(x).sum().backward()
         counts.append(counter.get_total_flops())
-    assert counts == [2 * 10 * 6 * 9 * 4] * 2
+    assert counts == [3 * 2 * 10 * 6 * 9 * 4] * 2  # the product and two gradients
 
 
 # ---- the choice ----
@@ -358,6 +419,9 @@ def test_the_way_to_run_is_chosen_and_can_be_forced(monkeypatch: pytest.MonkeyPa
     assert chosen(layer, large) == "plain"
     layer.mode = "eager"  # a layer's own word goes first
     assert chosen(layer, large) == "eager"
+    layer.mode = "compile"
+    with pytest.raises(ValueError, match="not 'compile'"):
+        layer(small)
     with pytest.raises(ValueError, match="one of auto, compiled, eager, plain, not 'fast'"):
         KANLinear(3, 3, mode="fast")
     monkeypatch.setenv("KAN_MODE", "fast")
