@@ -45,6 +45,8 @@ def layers(width: int, out: int, grid_size: int) -> dict[str, nn.Module]:
         return layer
 
     found: dict[str, nn.Module] = {way: copied(way) for way in WAYS}
+    if grid_size > 20:
+        del found["plain"]  # takes gigabytes, and is meant for other things than training
     uneven = copied("compiled")
     uneven.update_grid(torch.randn(2048, width))
     found["compiled, uneven knots"] = uneven

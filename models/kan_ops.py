@@ -26,7 +26,7 @@ COMPILE_ELEMENTS = 2**16  # inputs smaller than this do not repay the compiler
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 # On a CPU a block's features stay in the cache; measured best on 2 cores with 32 MB of L3.
-BLOCK_ELEMENTS, BLOCK_ROWS = 2**17, (256, 2048)
+BLOCK_FEATURES, BLOCK_ROWS = 3 * 2**19, (256, 2048)
 DEVICE_BLOCK_FEATURES = 2**27  # elsewhere a block is there to bound the memory
 
 
@@ -260,6 +260,8 @@ def times_transposed(a: Tensor, b: Tensor) -> Tensor:
     MKL, which `a @ b.T` takes there, ran at half that speed on an AMD EPYC with AVX-512.
     """
     if ONEDNN and a.dtype == torch.float32 and a.device.type == "cpu":
+        # with gaps between its rows a matrix goes to code that is hundreds of times slower
+        a, b = (m if m.is_contiguous() or m.T.is_contiguous() else m.contiguous() for m in (a, b))
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return a @ b.T
 
@@ -303,7 +305,7 @@ def _blocks(
     exact = basis_dtype(x, knots)
     width, M = knots.shape
     if x.device.type == "cpu":
-        size = min(max(BLOCK_ELEMENTS // width, BLOCK_ROWS[0]), BLOCK_ROWS[1])
+        size = min(max(BLOCK_FEATURES // (width * M), BLOCK_ROWS[0]), BLOCK_ROWS[1])
     else:
         size = max(DEVICE_BLOCK_FEATURES // (width * M), 1)
     count = max(round(len(x) / size), 1)

@@ -131,7 +131,7 @@ def test_forward_computes_scipys_basis(order: int, grid_size: int, kind: str) ->
 @pytest.mark.parametrize("order", range(6))
 def test_gradients(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = uneven_layer(3, 2, order, bias=True)
-    monkeypatch.setattr(kan_ops, "BLOCK_ELEMENTS", 6)  # several blocks
+    monkeypatch.setattr(kan_ops, "BLOCK_FEATURES", 1)  # several blocks
     monkeypatch.setattr(kan_ops, "BLOCK_ROWS", (1, 2))
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     parameters = dict(layer.named_parameters())

@@ -82,7 +82,7 @@ def test_eager_equals_plain(
     if uneven:
         gaps = 0.2 + torch.rand(layer.grid.shape)
         layer.grid.copy_(4 * gaps.cumsum(dim=1) / gaps.sum(dim=1, keepdim=True) - 2)
-    monkeypatch.setattr(kan_ops, "BLOCK_ELEMENTS", 7 * 30)  # several blocks, the last one short
+    monkeypatch.setattr(kan_ops, "BLOCK_FEATURES", 10**9)  # several blocks, the last one short
     monkeypatch.setattr(kan_ops, "BLOCK_ROWS", (1, 30))
     assert_ways_agree(layer, torch.randn(100, 7) * 1.5, "eager", "plain")
 
