@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from models import kan_compile, splines
 
+CACHED_VALUES = 2**19  # per knot and input, that the eager kernel computes at a time
 DENSE_KNOTS = 24  # on more knots than this only the functions that are not zero are computed
 
 aten = torch.ops.aten
@@ -131,7 +132,7 @@ class Kernel(Protocol):
 
 
 class EagerKernel:
-    """The recursion over all functions at once, in place."""
+    """The recursion over all functions at once, in place, for a few rows at a time."""
 
     def __init__(
         self, rows: int, knots: Tensor, order: int, activation: str | None, dtype: torch.dtype
@@ -140,16 +141,38 @@ class EagerKernel:
         self.knots, self.inverse, self.before_last = _split(knot_table(knots, order), order)
         width, M = knots.shape
         self.base = int(activation is not None)  # features before the splines
+        self.rows = max(CACHED_VALUES // (M * width), 1) if knots.device.type == "cpu" else rows
+        few = min(self.rows, rows)
         kind = knots, knots.dtype
-        self.distance = workspace.empty("distance", (rows, M, width), *kind)  # of x from each knot
-        self.shares = workspace.empty("shares", (rows, M, width), *kind)
+        self.distance = workspace.empty("distance", (few, M, width), *kind)  # of x from each knot
+        self.shares = workspace.empty("shares", (few, M, width), *kind)
         # flat, since each degree has one function fewer
-        self.values = workspace.empty("values", (rows * (M - 1) * width,), *kind)
+        self.values = workspace.empty("values", (few * (M - 1) * width,), *kind)
         self.out = workspace.empty("features", (rows, self.base + M - order - 1, width), *kind)
 
     def features(self, x: Tensor) -> Tensor:
+        out = self.out[: len(x)]
+        for few, part in zip(x.split(self.rows), out.split(self.rows), strict=True):
+            self._compute(few, part)
+        return out.to(self.dtype)
+
+    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        out, grad_x = self.out[: len(x)], torch.zeros_like(x)
+        count = out.shape[1] - self.base
+        parts = (tensor.split(self.rows) for tensor in (x, out, grad[:, self.base :], grad_x))
+        for few, part, grad_part, total in zip(*parts, strict=True):
+            self._compute(few, part)
+            if self.order > 0:
+                shares = self.shares[: len(few), : count + 1]  # those of the last degree
+                slopes = self.distance[: len(few), :count]
+                torch.sub(shares[:, :-1], shares[:, 1:], out=slopes)
+                torch.sum(slopes.mul_(grad_part), dim=1, out=total)
+        grad_x.mul_(self.order)
+        return out.to(self.dtype), _add_base_gradient(grad_x, x, grad, self.activation)
+
+    def _compute(self, x: Tensor, out: Tensor) -> None:
+        """Writes the features of x (rows, in); leaves distances and the last degree's shares."""
         rows, (M, width) = len(x), self.knots.shape
-        out = self.out[:rows]
         if self.activation is not None:
             out[:, 0] = ACTIVATIONS[self.activation][0](x)
 
@@ -168,18 +191,6 @@ class EagerKernel:
             shares = torch.mul(values(degree - 1), inverse, out=self.shares[:rows, :count])
             raised = torch.mul(distance[:, : count - 1], shares[:, :-1], out=values(degree))
             raised.addcmul_(distance[:, degree + 1 :], shares[:, 1:], value=-1)
-        return out.to(self.dtype)
-
-    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.features(x)
-        rows, count = len(x), self.out.shape[1] - self.base
-        grad_x = torch.zeros_like(x)
-        if self.order > 0:
-            shares = self.shares[:rows, : count + 1]  # those of the last degree
-            slopes = torch.sub(shares[:, :-1], shares[:, 1:], out=self.distance[:rows, :count])
-            torch.sum(slopes.mul_(grad[:, self.base :]), dim=1, out=grad_x)
-        grad_x.mul_(self.order)
-        return out, _add_base_gradient(grad_x, x, grad, self.activation)
 
 
 class LocalKernel:
