@@ -22,7 +22,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure
 from benchmarks.textbook import TextbookKANLinear
-from models.kan import KANLinear
+from models.kan import GroupKANLinear, KANLinear
 from models.vit_model import create_model
 
 INPUTS = [(224, 16, 8), (32, 4, 64)]  # pixels, patch, batch
@@ -32,7 +32,7 @@ CLASSES = 100
 def set_mode(model: nn.Module, mode: str) -> nn.Module:
     """The model, with every KAN layer run in that way."""
     for module in model.modules():
-        if isinstance(module, KANLinear):
+        if isinstance(module, KANLinear | GroupKANLinear):
             module.mode = mode
     return model
 
@@ -50,12 +50,14 @@ def contenders(size: str, pixels: int, patch: int) -> dict[str, nn.Module]:
     """Models of one size by name."""
     shape: dict[str, Any] = {"img_size": pixels, "patch_size": patch, "num_classes": CLASSES}
 
-    def kansformer() -> nn.Module:
-        return create_model(f"kansformer_{size}", **shape)
+    def kansformer(ffn: str = "kan") -> nn.Module:
+        return create_model(f"kansformer_{size}", ffn=ffn, **shape)
 
     return {
         "timm's ViT": timm.create_model(f"vit_{size}_patch16_224", **shape),
         "MLP twin": create_model(f"vit_{size}", **shape),
+        "group-KAN, compiled": set_mode(kansformer("group-kan"), "compiled"),
+        "group-KAN, eager": set_mode(kansformer("group-kan"), "eager"),
         "KANsformer, compiled": set_mode(kansformer(), "compiled"),
         "KANsformer, eager": set_mode(kansformer(), "eager"),
         "KANsformer, textbook": textbook(kansformer()),
@@ -97,6 +99,7 @@ def measured(
             "parameters": sum(p.numel() for p in model.parameters()),
             "step_ms": median, "step_ms_q1": low, "step_ms_q3": high,
             "times_timm": measure.paired_ratio(times[name], times["timm's ViT"]),
+            "times_twin": measure.paired_ratio(times[name], times["MLP twin"]),
             "images_per_second": 1000 * batch / median,
         })  # fmt: skip
     return records
@@ -134,11 +137,12 @@ def main() -> None:
             found = measured(size, pixels, patch, batch, options.repeats, options.device)
             records += found
             print(f"\n{size}, {pixels} px, patches of {patch}, batch {batch}, float32")
-            print(f"{'':24}{'parameters':>12}{'step ms':>10}  {'quartiles':>17}{'x timm':>8}")
+            print(f"{'':24}{'parameters':>12}{'step ms':>10}  {'quartiles':>17}{'x timm':>8}"
+                  f"{'x twin':>8}")
             for r in found:
                 spread = f"{r['step_ms_q1']:.0f} to {r['step_ms_q3']:.0f}"
                 print(f"{r['model']:24}{r['parameters']:12,}{r['step_ms']:10.0f}  {spread:>17}"
-                      f"{r['times_timm']:8.2f}")  # fmt: skip
+                      f"{r['times_timm']:8.2f}{r['times_twin']:8.2f}")  # fmt: skip
 
     curves = loss_curves(200, options.device)
     apart = {

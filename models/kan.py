@@ -7,6 +7,7 @@ dicts load as they are. `KANFeedForward` is the block that takes the place of a 
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models import kan_grid, splines
+from models.group_ops import group_kan_linear
 from models.kan_features import activation_name, features
 from models.kan_ops import Weights, check_mode, kan_linear, no_autocast
+
+Activation = Callable[[], Callable[[Tensor], Tensor]]  # makes an activation, as nn.SiLU does
 
 
 def gain(activation: Callable[[Tensor], Tensor]) -> float:
@@ -79,7 +83,7 @@ class KANLinear(nn.Module):
         scale_base: float = 1.0,
         scale_spline: float = 1.0,
         enable_standalone_scale_spline: bool = True,
-        base_activation: Callable[[], Callable[[Tensor], Tensor]] = nn.SiLU,
+        base_activation: Activation = nn.SiLU,
         grid_eps: float = 0.02,
         grid_range: Sequence[float] = (-1, 1),
         bias: bool = False,
@@ -186,6 +190,10 @@ class KANLinear(nn.Module):
             y = y + F.linear(base, self.base_weight.to(y.dtype))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
+    def spline_inputs(self, x: Tensor) -> Tensor:
+        """What each grid is for, (..., in) -> (N, in)."""
+        return x.reshape(-1, self.in_features)
+
     def update_grid(
         self, x: Tensor, margin: float = 0.01, optimizer: Optimizer | None = None
     ) -> Tensor:
@@ -260,9 +268,138 @@ class KANLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "KANLinear":
         grid = self.grid
         super()._apply(fn, recurse)
-        if self.grid.dtype.itemsize < 4:  # knots are never rounded to 16 bits
-            self.grid = grid.to(self.grid.device, torch.float32)
+        _keep_knots(self, grid)
         return self
+
+
+class GroupKANLinear(nn.Module):
+    """A dense layer behind learnable functions that groups of input channels share.
+
+    y = weight · φ(x) + bias,  φ(x_c) = b(x_c) + Σ_j spline_weight[g, j] · B_j(x_c)
+
+    for channel c of group g, with b a fixed activation. It has hardly more parameters and
+    operations than nn.Linear, and starts as `nn.Linear` behind b, with splines that are zero: a
+    pretrained layer becomes one of these by its weight and bias alone.
+
+    The shape is that of KAT's group-rational layers (Yang and Wang, 2025), with B-splines.
+
+    Args:
+        in_features, out_features: sizes of the last dimension of input and output.
+        groups: number of splines; channels c·in / groups … have spline c.
+        grid_size, spline_order, base_activation, grid_range, bias, mode: as in `KANLinear`.
+
+    Shapes: (..., in_features) -> (..., out_features).
+
+    Outside the grid the splines taper to zero and the base goes on. Knots stay in float32 when the
+    module is cast to 16 bits.
+
+    Raises:
+        ValueError: a size that is not positive, in_features that do not divide into the groups, a
+            grid range that is empty, or an unknown mode.
+    """
+
+    grid: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        groups: int = 8,
+        grid_size: int = 8,
+        spline_order: int = 3,
+        base_activation: Activation = nn.Identity,
+        grid_range: Sequence[float] = (-4, 4),
+        bias: bool = True,
+        mode: str = "auto",
+    ) -> None:
+        super().__init__()
+        if min(in_features, out_features, groups, grid_size) < 1 or spline_order < 0:
+            raise ValueError(
+                "in_features, out_features, groups and grid_size must be at least 1 and"
+                f" spline_order at least 0, not {in_features}, {out_features}, {groups},"
+                f" {grid_size}, {spline_order}"
+            )
+        if in_features % groups:
+            raise ValueError(f"{in_features} channels do not divide into {groups} equal groups")
+        low, high = grid_range
+        if not low < high:
+            raise ValueError(f"grid_range must be (low, high) with low < high, not {grid_range}")
+        check_mode(mode)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.groups = groups
+        self.grid_size = grid_size
+        self.spline_order = spline_order
+        self.base_activation = base_activation()
+        self.mode = mode
+        self.grid_range = low, high
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer(
+            "grid", torch.empty(groups, grid_size + 2 * spline_order + 1, dtype=dtype)
+        )
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.spline_weight = nn.Parameter(torch.empty(groups, grid_size + spline_order))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias as nn.Linear does; the splines are zero, on an even grid."""
+        knots = splines.uniform_knots(*self.grid_range, self.grid_size, self.spline_order)
+        self.grid.copy_(knots.expand_as(self.grid))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+        nn.init.zeros_(self.spline_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"the last dimension is {x.shape[-1]}, not {self.in_features}")
+        activation = activation_name(self.base_activation)
+        with no_autocast(x):
+            pieces = splines.polynomial_pieces(self.grid, self.spline_order)
+            own = torch.einsum("gspn,gn->gsp", pieces, self.spline_weight.to(pieces.dtype))
+        y = group_kan_linear(x, self.grid, own, activation, self.weight, self.bias, self.mode)
+        if activation is None:  # one that the kernels do not know
+            base = self.base_activation(x).to(y.dtype)
+            y = y + F.linear(base, self.weight.to(y.dtype))
+        return y
+
+    def spline_inputs(self, x: Tensor) -> Tensor:
+        """What each spline is evaluated at, (..., in) -> (N, groups)."""
+        return x.reshape(-1, self.groups, self.in_features // self.groups).mT.reshape(
+            -1, self.groups
+        )
+
+    def update_grid(
+        self, x: Tensor, margin: float = 0.01, optimizer: Optimizer | None = None
+    ) -> Tensor:
+        """Moves each group's knots to where its samples are; see `kan_grid.update_grid`."""
+        return kan_grid.update_grid(self, x, margin=margin, optimizer=optimizer)
+
+    def regularization_loss(self) -> Tensor:
+        """Mean absolute coefficient of each spline, summed, a scalar."""
+        weight = self.spline_weight
+        return weight.to(splines.basis_dtype(weight, weight)).abs().mean(-1).sum()
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, groups={self.groups},"
+            f" grid_size={self.grid_size}, spline_order={self.spline_order},"
+            f" bias={self.bias is not None}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GroupKANLinear":
+        grid = self.grid
+        super()._apply(fn, recurse)
+        _keep_knots(self, grid)
+        return self
+
+
+def _keep_knots(layer: KANLinear | GroupKANLinear, knots: Tensor) -> None:
+    """Undoes a cast of the layer's knots to 16 bits, to which they are never rounded."""
+    if layer.grid.dtype.itemsize < 4:
+        layer.grid = knots.to(layer.grid.device, torch.float32)
 
 
 class KAN(nn.Module):
@@ -283,7 +420,7 @@ class KAN(nn.Module):
         scale_noise: float = 0.1,
         scale_base: float = 1.0,
         scale_spline: float = 1.0,
-        base_activation: Callable[[], Callable[[Tensor], Tensor]] = nn.SiLU,
+        base_activation: Activation = nn.SiLU,
         grid_eps: float = 0.02,
         grid_range: Sequence[float] = (-1, 1),
         mode: str = "auto",
@@ -358,10 +495,16 @@ class KANFeedForward(nn.Module):
     on the first batch instead, since training moves the inputs away from it. The validation loss
     did not tell the three apart (0.18, 0.16, 0.19; one seed).
 
+    Without the norm, with biases and with the identity and GELU as bases, the block is an MLP as
+    long as its splines are zero: so a pretrained MLP becomes a KAN block.
+
     Args:
         in_features, hidden_features, out_features: widths; out_features defaults to in_features.
+        groups: None for `KANLinear`, a spline on every edge; a number for `GroupKANLinear`, a
+            spline for each of so many groups of channels.
         norm: the LayerNorm between the layers.
         output_scale: factor on the second layer's weights at the start.
+        base_activation: of both layers, or a pair, one for each.
         the rest: as in `KANLinear`, for both layers.
 
     Shapes: (..., in_features) -> (..., out_features).
@@ -373,32 +516,40 @@ class KANFeedForward(nn.Module):
         hidden_features: int,
         out_features: int | None = None,
         *,
+        groups: int | None = None,
         norm: bool = True,
         output_scale: float = 1.0,
         grid_size: int = 5,
         spline_order: int = 3,
         grid_range: Sequence[float] = (-3, 3),
-        base_activation: Callable[[], Callable[[Tensor], Tensor]] = nn.SiLU,
+        base_activation: Activation | tuple[Activation, Activation] = nn.SiLU,
+        bias: bool = False,
         drop: float = 0.0,
     ) -> None:
         super().__init__()
+        pair = base_activation if isinstance(base_activation, tuple) else (base_activation,) * 2
 
-        def layer(width_in: int, width_out: int, scale: float) -> KANLinear:
-            return KANLinear(
-                width_in,
-                width_out,
-                grid_size=grid_size,
-                spline_order=spline_order,
-                grid_range=grid_range,
-                base_activation=base_activation,
-                scale_base=scale,
-                scale_spline=scale,
-            )
+        def layer(
+            width_in: int, width_out: int, activation: Activation, scale: float
+        ) -> KANLinear | GroupKANLinear:
+            options: dict[str, Any] = {
+                "grid_size": grid_size,
+                "spline_order": spline_order,
+                "grid_range": grid_range,
+                "base_activation": activation,
+                "bias": bias,
+            }
+            if groups is None:
+                options |= {"scale_base": scale, "scale_spline": scale}
+                return KANLinear(width_in, width_out, **options)
+            made = GroupKANLinear(width_in, width_out, groups, **options)
+            made.weight.data *= scale
+            return made
 
-        self.fc1 = layer(in_features, hidden_features, 1.0)
+        self.fc1 = layer(in_features, hidden_features, pair[0], 1.0)
         self.norm = nn.LayerNorm(hidden_features, eps=1e-6) if norm else nn.Identity()
         self.drop = nn.Dropout(drop)
-        self.fc2 = layer(hidden_features, out_features or in_features, output_scale)
+        self.fc2 = layer(hidden_features, out_features or in_features, pair[1], output_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(self.norm(self.fc1(x)))))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,30 @@ CPU_OPTIONS = {
 log = logging.getLogger(__name__)
 
 
+class Kernel(NamedTuple):
+    """What to compile; the arguments of `compiled`."""
+
+    function: Callable[..., None]
+    constants: tuple[object, ...]
+    examples: list[Tensor]
+    dynamic: list[dict[int, str]]
+
+
+def all_compiled(*kernels: Kernel) -> tuple[Callable[..., object], ...] | None:
+    """Compiled kernels, each tried on its examples; None, with a warning, if that fails."""
+    try:
+        functions = tuple(compiled(*kernel) for kernel in kernels)
+        for function, kernel in zip(functions, kernels, strict=True):
+            function(*kernel.examples)  # torch.compile does its work, and fails, at the first call
+        return functions
+    except Exception as error:  # compilers fail in all sorts of ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"KAN kernels cannot be compiled here and run eagerly instead ({reason})", stacklevel=2
+        )
+        return None
+
+
 def compiled(
     function: Callable[..., None],
     constants: tuple[object, ...],
@@ -43,7 +67,7 @@ def compiled(
     """function(*constants, *tensors), compiled; it writes its results into some of the tensors.
 
     Args:
-        function: at the top level of a module, of which all that it calls is part.
+        function: at the top level of a module `*_features`; all that it calls is in such.
         constants: plain values that the kernel is compiled for.
         examples: tensors like those that it will get, contiguous, of typical sizes.
         dynamic: for each tensor, which of its dimensions go by which name; other sizes are fixed.
@@ -123,10 +147,10 @@ def _key(
     function: Callable[..., None], constants: tuple[object, ...], examples: list[Tensor]
 ) -> str:
     """Of everything that the machine code depends on."""
-    module = inspect.getmodule(function)
-    assert module is not None
+    sources = sorted(Path(inspect.getfile(function)).parent.glob("*_features.py"))
     parts = (
-        inspect.getsource(module),
+        [path.read_text() for path in sources],
+        function.__name__,
         constants,
         [(tuple(tensor.shape), tensor.dtype) for tensor in examples],
         torch.__version__,

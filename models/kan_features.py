@@ -11,7 +11,6 @@ Features are laid out (rows, features, in), so that neighbours in memory differ 
 import atexit
 import math
 import threading
-import warnings
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -303,7 +302,7 @@ def _compiled(
     exact: torch.dtype,
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[Callable[..., object], Callable[..., object]] | None:
+) -> tuple[Callable[..., object], ...] | None:
     """The two functions above for these settings; None, with a warning, if that fails."""
     rows, width = 512, 192  # typical, so that the compiler sees that threads are worth while
     x = torch.zeros(rows, width, dtype=exact, device=device)
@@ -313,20 +312,10 @@ def _compiled(
     small, large = {0: "rows", 1: "width"}, {0: "rows", 2: "width"}
     first = [x, table, out], [small, {1: "width"}, large]
     second = [*first[0], out.clone(), x.clone()], [*first[1], large, small]
-    try:
-        functions = (
-            kan_compile.compiled(write_features, (order, activation), *first),
-            kan_compile.compiled(write_gradients, (order, activation), *second),
-        )
-        for function, (tensors, _) in zip(functions, (first, second), strict=True):
-            function(*tensors)  # torch.compile does its work, and fails, at the first call
-        return functions
-    except Exception as error:  # compilers fail in all sorts of ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(
-            f"KAN kernels cannot be compiled here and run eagerly instead ({reason})", stacklevel=2
-        )
-        return None
+    return kan_compile.all_compiled(
+        kan_compile.Kernel(write_features, (order, activation), *first),
+        kan_compile.Kernel(write_gradients, (order, activation), *second),
+    )
 
 
 atexit.register(_compiled.cache_clear)  # a loaded kernel removes its temporary files when it goes
@@ -337,7 +326,7 @@ class CompiledKernel:
 
     def __init__(
         self,
-        functions: tuple[Callable[..., object], Callable[..., object]],
+        functions: tuple[Callable[..., object], ...],
         rows: int,
         knots: Tensor,
         order: int,

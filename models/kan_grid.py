@@ -23,10 +23,14 @@ from models import splines
 class SplineLayer(Protocol):
     """A layer with splines, as these functions know it."""
 
+    in_features: int
     spline_order: int
     grid_size: int
-    grid: Tensor  # (in, grid_size + 2·spline_order + 1)
-    spline_weight: nn.Parameter  # (..., in, grid_size + spline_order)
+    grid: Tensor  # (splines, grid_size + 2·spline_order + 1)
+    spline_weight: nn.Parameter  # (..., splines, grid_size + spline_order)
+
+    def spline_inputs(self, x: Tensor) -> Tensor:
+        """What each grid is for, (..., in_features) -> (N, splines)."""
 
 
 def update_grid(
@@ -54,7 +58,7 @@ def update_grid(
         ValueError: samples that are not finite, or too few of them for every feature; then nothing
             has changed.
     """
-    samples = finite_samples(_of_all_ranks(x), len(layer.grid))
+    samples = _samples(layer, x)
     knots = splines.adaptive_knots(samples, layer.grid_size, layer.spline_order, grid_eps, margin)
     distinct = 1 + (samples.sort(dim=0).values.diff(dim=0) > 0).sum(dim=0)  # (in,)
     return _move_where(layer, distinct > layer.grid_size, knots, samples, optimizer)
@@ -72,7 +76,7 @@ def calibrate_grid(
     """
     if not 0 < coverage <= 1:
         raise ValueError(f"coverage must be in (0, 1], not {coverage}; nothing was changed")
-    samples = finite_samples(_of_all_ranks(x), len(layer.grid))
+    samples = _samples(layer, x)
     knots = splines.central_knots(samples, layer.grid_size, layer.spline_order, coverage)
     every = torch.ones(len(knots), dtype=torch.bool, device="cpu")
     return _move_where(layer, every, knots, samples, optimizer)
@@ -131,7 +135,7 @@ def change_grid(
         )
     if not (knots.isfinite().all() and (knots.diff(dim=1) > 0).all()):
         raise ValueError("knots must be finite and increasing; nothing was changed")
-    samples = None if x is None else finite_samples(_of_all_ranks(x), width)
+    samples = None if x is None else _samples(layer, x)
     _move(layer, knots, samples, optimizer)
 
 
@@ -183,6 +187,13 @@ def finite_samples(x: Tensor, width: int) -> Tensor:
     if len(x) == 0 or not x.isfinite().all():
         raise ValueError("a fit needs samples, and finite ones; nothing was changed")
     return x
+
+
+def _samples(layer: SplineLayer, x: Tensor) -> Tensor:
+    """The checked inputs of a layer's splines, those of all ranks, (N, splines)."""
+    if x.shape[-1:] != (layer.in_features,):
+        raise ValueError(f"the last dimension of {tuple(x.shape)} is not {layer.in_features}")
+    return finite_samples(_of_all_ranks(layer.spline_inputs(x)), len(layer.grid))
 
 
 def _of_all_ranks(x: Tensor) -> Tensor:

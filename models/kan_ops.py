@@ -7,11 +7,12 @@ it is one opaque operator, which is faster than what it would make of the formul
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
@@ -67,8 +68,8 @@ def kan_linear(
     Raises:
         ValueError: KAN_MODE is none of these.
     """
-    mode = _way(x, weights, mode)
-    dtype = _product_dtype(x, weights)
+    mode = way_to_run(x, weights, mode)
+    dtype = product_dtype(x, weights.spline)
     if mode == "plain":
         return _plain(x, knots, order, activation, weights, dtype)
     flat = x.reshape(-1, x.shape[-1])
@@ -82,7 +83,8 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"the mode of a KAN layer must be one of {', '.join(MODES)}, not {mode!r}")
 
 
-def _way(x: Tensor, weights: Weights, mode: str) -> str:
+def way_to_run(x: Tensor, weights: Iterable[Tensor | None], mode: str) -> str:
+    """The mode in which a layer runs, see `kan_linear`; never "auto"."""
     if torch.compiler.is_exporting() or _is_transformed():
         return "plain"
     if mode == "auto":
@@ -101,12 +103,13 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _product_dtype(x: Tensor, weights: Weights) -> torch.dtype:
+def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The type of a layer's matrix product: autocast's, or the weight's."""
     device = x.device.type
-    single = weights.spline.dtype != torch.float64  # which autocast leaves as it is
+    single = weight.dtype != torch.float64  # which autocast leaves as it is
     if single and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
-    return weights.spline.dtype
+    return weight.dtype
 
 
 def _plain(
@@ -254,16 +257,16 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def times_transposed(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b.T; in float32 on a CPU by oneDNN, which has full speed on every maker's processors.
+def times_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a @ b.T + bias; in float32 on a CPU by oneDNN, which is fast on every maker's processors.
 
-    MKL, which `a @ b.T` takes there, ran at half that speed on an AMD EPYC with AVX-512.
+    MKL, which `a @ b.T` takes there, ran at half its speed on an AMD EPYC with AVX-512.
     """
     if ONEDNN and a.dtype == torch.float32 and a.device.type == "cpu":
         # with gaps between its rows a matrix goes to code that is hundreds of times slower
         a, b = (m if m.is_contiguous() or m.T.is_contiguous() else m.contiguous() for m in (a, b))
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-    return a @ b.T
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return F.linear(a, b, bias)
 
 
 def _packed(weights: Weights, dtype: torch.dtype) -> Tensor:
@@ -303,14 +306,23 @@ def _blocks(
 ) -> Iterator[tuple[slice, Tensor, Kernel]]:
     """Blocks of x's rows with their places, and the kernel to compute their features."""
     exact = basis_dtype(x, knots)
-    width, M = knots.shape
-    if x.device.type == "cpu":
-        size = min(max(BLOCK_FEATURES // (width * M), BLOCK_ROWS[0]), BLOCK_ROWS[1])
-    else:
-        size = max(DEVICE_BLOCK_FEATURES // (width * M), 1)
-    count = max(round(len(x) / size), 1)
-    size = math.ceil(max(len(x), 1) / count)  # about that, and all alike
-    kernel = make_kernel(size, knots.to(exact), order, activation, dtype, compiled)
-    for start in range(0, len(x), size):
-        rows = slice(start, start + size)
+    places = block_rows(len(x), knots.numel(), x.device)
+    largest = max((rows.stop - rows.start for rows in places), default=0)
+    kernel = make_kernel(largest, knots.to(exact), order, activation, dtype, compiled)
+    for rows in places:
         yield rows, x[rows].to(exact).contiguous(), kernel
+
+
+def block_rows(rows: int, values: int, device: torch.device) -> list[slice]:
+    """The rows in blocks of about one size, which the features' memory decides.
+
+    Args:
+        rows: how many there are.
+        values: computed for each of them.
+    """
+    if device.type == "cpu":
+        size = min(max(BLOCK_FEATURES // values, BLOCK_ROWS[0]), BLOCK_ROWS[1])
+    else:
+        size = max(DEVICE_BLOCK_FEATURES // values, 1)
+    size = math.ceil(rows / max(round(rows / size), 1))
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size or 1)]

@@ -12,6 +12,7 @@ Piegl and Tiller, "The NURBS Book" (1997), algorithm A2.2.
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FIT_ELEMENTS = 2**24  # values of the basis that a fit holds at a time, 128 MB of them
@@ -174,6 +175,30 @@ def local_b_splines(
         return span, values, [torch.zeros_like(x)]
     slopes = [order * (a - b) for a, b in pairwise(shares)]
     return span, values, [-order * shares[0], *slopes, order * shares[-1]]
+
+
+def polynomial_pieces(knots: Tensor, order: int) -> Tensor:
+    """Every B-spline as a polynomial on every interval between knots.
+
+    The recursion of Cox and de Boor on coefficients. B_j(x) on interval s is the polynomial in
+    x - knots[s] with coefficients [:, s, :, j], lowest power first.
+
+    Shapes: (in, M) -> (in, M - 1, order + 1, M - order - 1), in the knots' dtype.
+    """
+    start = knots[:, :-1, None, None]  # (in, intervals, 1, 1)
+    t = knots[:, None, None]  # (in, 1, 1, M)
+    intervals = knots.shape[1] - 1
+    identity = torch.eye(intervals, dtype=knots.dtype, device=knots.device)
+    pieces = identity[:, None].expand(len(knots), -1, 1, -1)
+    for degree in range(1, order + 1):
+        gaps = t[..., degree:] - t[..., :-degree]
+        shares = pieces * torch.where(gaps > 0, 1 / gaps, 0)  # equal knots make 0 / 0 count as 0
+        rising, falling = shares[..., :-1], shares[..., 1:]
+        constant = (start - t[..., : -degree - 1]) * rising + (
+            t[..., degree + 1 :] - start
+        ) * falling
+        pieces = F.pad(constant, (0, 0, 0, 1)) + F.pad(rising - falling, (0, 0, 1, 0))
+    return pieces
 
 
 def _least_squares(a: Tensor, b: Tensor) -> Tensor:

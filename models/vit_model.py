@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
-from models.kan import KANFeedForward, KANLinear
+from models.kan import GroupKANLinear, KANFeedForward, KANLinear
 
-FFNS = ("kan", "mlp")
+FFNS = ("kan", "group-kan", "mlp")
 HEADS = ("linear", "kan")
 BASE_ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
@@ -24,6 +24,18 @@ BASE_ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
     "identity": nn.Identity,
+}
+# Of a feed-forward block that begins as the MLP it takes the place of.
+LIKE_MLP: dict[str, Any] = {
+    "base_activation": ("identity", "gelu"),
+    "kan_bias": True,
+    "kan_norm": False,
+}
+# What a choice of feed-forward block implies for other fields, unless they are given.
+FFN_SETTINGS: dict[str, dict[str, Any]] = {
+    "kan": {},
+    "group-kan": {**LIKE_MLP, "grid_size": 8, "grid_range": (-4.0, 4.0)},
+    "mlp": {},
 }
 
 
@@ -42,23 +54,27 @@ class ViTConfig:
     embed_dim: int = 192
     depth: int = 12
     num_heads: int = 3
-    mlp_ratio: float = 4.0  # hidden width of the "mlp" block, in units of embed_dim
+    mlp_ratio: float = 4.0  # hidden width of "mlp" and "group-kan" blocks, in units of embed_dim
     ffn: str = "kan"
     kan_hidden: int | str = 64  # hidden width of the "kan" block; "full": as wide as the MLP's
     kan_norm: bool = True  # a LayerNorm between the two KAN layers of a block
+    kan_bias: bool = False  # biases in KAN layers
+    groups: int = 8  # splines per layer of a "group-kan" block
     head: str = "linear"
     head_hidden: int = 64  # hidden width of the "kan" head
     grid_size: int = 5
     spline_order: int = 3
     grid_range: tuple[float, float] = (-3.0, 3.0)  # spans the N(0, 1) behind a LayerNorm
-    base_activation: str = "silu"
+    base_activation: str | tuple[str, str] = "silu"  # or one for each of a block's two layers
     drop_rate: float = 0.0  # dropout on FFN outputs and before the head
     drop_path_rate: float = 0.0  # stochastic depth, rising linearly to this in the last block
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid_range", tuple(self.grid_range))
+        if isinstance(self.base_activation, list):  # as JSON has it
+            object.__setattr__(self, "base_activation", tuple(self.base_activation))
         sizes = ("img_size patch_size in_chans num_classes embed_dim depth num_heads"
-                 " head_hidden grid_size").split()  # fmt: skip
+                 " head_hidden groups grid_size").split()  # fmt: skip
         for name in sizes:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -75,11 +91,14 @@ class ViTConfig:
             isinstance(self.kan_hidden, int) and self.kan_hidden > 0
         ):
             raise ValueError(f'kan_hidden must be a number or "full", not {self.kan_hidden!r}')
-        for name, known in (
-            ("ffn", FFNS), ("head", HEADS), ("base_activation", tuple(BASE_ACTIVATIONS)),
-        ):  # fmt: skip
+        for name, known in (("ffn", FFNS), ("head", HEADS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
+        if not all(name in BASE_ACTIVATIONS for name in self.base_activations):
+            raise ValueError(
+                f"base_activation must be one or two of {tuple(BASE_ACTIVATIONS)}, not"
+                f" {self.base_activation!r}"
+            )
         for name, low, high in (
             ("spline_order", 0, 20), ("mlp_ratio", 0, 1000),
             ("drop_rate", 0, 1), ("drop_path_rate", 0, 1),
@@ -89,6 +108,13 @@ class ViTConfig:
                 raise ValueError(f"{name} must be in [{low}, {high}), not {value!r}")
         if self.mlp_hidden < 1:
             raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves no hidden units")
+        if self.ffn == "group-kan" and (
+            self.embed_dim % self.groups or self.mlp_hidden % self.groups
+        ):
+            raise ValueError(
+                f"widths {self.embed_dim} and {self.mlp_hidden} do not divide into"
+                f" {self.groups} groups"
+            )
         if len(self.grid_range) != 2 or not self.grid_range[0] < self.grid_range[1]:
             raise ValueError(f"grid_range must be (low, high), not {self.grid_range}")
 
@@ -108,6 +134,20 @@ class ViTConfig:
     def mlp_hidden(self) -> int:
         """Hidden width of the MLP block."""
         return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def base_activations(self) -> tuple[str, str]:
+        """Base activation of a block's first and of its second KAN layer."""
+        pair = self.base_activation
+        first, second = (pair, pair) if isinstance(pair, str) else pair
+        return first, second
+
+    @property
+    def ffn_hidden(self) -> int:
+        """Hidden width of the feed-forward block, of whatever kind."""
+        if self.ffn == "kan" and self.kan_hidden != "full":
+            return int(self.kan_hidden)
+        return self.mlp_hidden
 
     @property
     def branch_scale(self) -> float:
@@ -151,8 +191,8 @@ class Block(nn.Module):
         for weight in self.attn.qkv.weight.chunk(3):  # three matrices in one
             nn.init.xavier_uniform_(weight)
         self.attn.proj.weight.data *= config.branch_scale
-        if isinstance(self.mlp, Mlp):  # a KAN block has the factor already
-            self.mlp.fc2.weight.data *= config.branch_scale
+        if config.ffn != "kan":  # a KANLinear has the factor already
+            self.get_parameter("mlp.fc2.weight").data *= config.branch_scale
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
@@ -163,8 +203,13 @@ def make_ffn(config: ViTConfig) -> nn.Module:
     """The feed-forward block that the config names."""
     if config.ffn == "mlp":
         return Mlp(config.embed_dim, config.mlp_hidden, drop=config.drop_rate)
-    hidden = config.mlp_hidden if config.kan_hidden == "full" else int(config.kan_hidden)
-    return _kan_feed_forward(config, hidden, config.embed_dim, output_scale=config.branch_scale)
+    return _kan_feed_forward(
+        config,
+        config.ffn_hidden,
+        config.embed_dim,
+        groups=config.groups if config.ffn == "group-kan" else None,
+        output_scale=config.branch_scale,
+    )
 
 
 def make_head(config: ViTConfig) -> nn.Module:
@@ -175,19 +220,21 @@ def make_head(config: ViTConfig) -> nn.Module:
 
 
 def _kan_feed_forward(
-    config: ViTConfig, hidden: int, out_features: int, output_scale: float = 1.0
+    config: ViTConfig, hidden: int, out_features: int, **options: Any
 ) -> KANFeedForward:
+    first, second = (BASE_ACTIVATIONS[name] for name in config.base_activations)
     return KANFeedForward(
         config.embed_dim,
         hidden,
         out_features,
         norm=config.kan_norm,
-        output_scale=output_scale,
         grid_size=config.grid_size,
         spline_order=config.spline_order,
         grid_range=config.grid_range,
-        base_activation=BASE_ACTIVATIONS[config.base_activation],
+        base_activation=(first, second),
+        bias=config.kan_bias,
         drop=config.drop_rate,
+        **options,
     )
 
 
@@ -242,12 +289,14 @@ class VisionTransformer(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, KANLinear):
                 names |= {f"{name}.spline_weight", f"{name}.spline_scaler"}
+            elif isinstance(module, GroupKANLinear):
+                names.add(f"{name}.spline_weight")
         return names
 
 
 def _init_linear(module: nn.Module) -> None:
     """Xavier's uniform weights and zero biases, as in the first ViT."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | GroupKANLinear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -286,6 +335,10 @@ def model_config(name: str, **config: Any) -> ViTConfig:
             f" vit_base_patch16_224, with sizes {', '.join(SIZES)}"
         )
     embed_dim, depth, num_heads, kan_hidden = SIZES[match["size"]]
+    unknown = set(config) - {field.name for field in fields(ViTConfig)}
+    if unknown:
+        raise ValueError(f"unknown model settings: {', '.join(sorted(unknown))}")
+    ffn = config.get("ffn", "kan" if match["family"] == "kansformer" else "mlp")
     preset = ViTConfig(
         img_size=int(match["img"] or 224),
         patch_size=int(match["patch"] or 16),
@@ -293,13 +346,9 @@ def model_config(name: str, **config: Any) -> ViTConfig:
         embed_dim=embed_dim,
         depth=depth,
         num_heads=num_heads,
-        ffn="kan" if match["family"] == "kansformer" else "mlp",
         kan_hidden=kan_hidden,
     )
-    unknown = set(config) - {field.name for field in fields(ViTConfig)}
-    if unknown:
-        raise ValueError(f"unknown model settings: {', '.join(sorted(unknown))}")
-    return replace(preset, **config)
+    return replace(preset, **{"ffn": ffn, **FFN_SETTINGS.get(ffn, {}), **config})
 
 
 def create_model(name: str, **config: Any) -> VisionTransformer:

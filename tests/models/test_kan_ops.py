@@ -404,7 +404,7 @@ def test_its_operations_are_counted() -> None:
 
 
 def chosen(layer: KANLinear, x: Tensor) -> str:
-    return kan_ops._way(x, kan_ops.Weights(None, layer.spline_weight, None), layer.mode)
+    return kan_ops.way_to_run(x, kan_ops.Weights(None, layer.spline_weight, None), layer.mode)
 
 
 def test_the_way_to_run_is_chosen_and_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,268 @@
+"""The functions of a group-KAN layer, one spline per group of channels, and ways to compute them.
+
+A spline is evaluated as the polynomial of its interval, which takes few operations whatever the
+number of basis functions. `group_functions` is the definition, in operations that autograd, export
+and functional transforms know. The kernels compute the same for a block of rows without autograd,
+and the gradients with it: `SelectKernel` in one pass, compiled; `GatherKernel` by looking each
+polynomial up, without a compiler and for large grids.
+"""
+
+import atexit
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models import kan_compile
+from models.kan_features import ACTIVATIONS, DENSE_KNOTS, workspace
+
+
+def group_functions(x: Tensor, knots: Tensor, pieces: Tensor, activation: str | None) -> Tensor:
+    """φ(x) = b(x) + the spline of each channel's group, (..., in) -> (..., in).
+
+    Args:
+        x: (..., in); channels c·in / groups … belong to group c.
+        knots: (groups, M).
+        pieces: (groups, M - 1, order + 1) coefficients of each interval's polynomial in x minus
+            the interval's first knot, lowest power first (see `splines.polynomial_pieces`).
+        activation: b, a name in ACTIVATIONS; None leaves b out.
+
+    All of one dtype. In operations that autograd and ONNX know.
+    """
+    grouped = x.unflatten(-1, (len(knots), -1))  # (..., groups, channels of a group)
+    edges = knots.T[..., None]  # (M, groups, 1)
+    place = grouped.clamp(edges[0], edges[-1])
+    reached = [place >= edge for edge in edges[:-1].unbind()] + [grouped > edges[-1]]
+    interval = torch.stack(reached).sum(dim=0)  # 0: before the first knot, M: behind the last
+    group = torch.arange(len(knots), device=x.device)[:, None]
+    beyond = pieces.new_zeros(len(knots), 1, pieces.shape[2])
+    mine = torch.cat([beyond, pieces, beyond], dim=1)[group, interval]  # (..., order + 1)
+    starts = torch.cat([knots[:, :1], knots], dim=1)[group, interval]
+    value = torch.zeros_like(place)
+    for coefficient in reversed(mine.unbind(-1)):
+        value = value * (place - starts) + coefficient
+    value = value.flatten(-2)
+    return value if activation is None else ACTIVATIONS[activation][0](x) + value
+
+
+class GroupKernel(Protocol):
+    """Computes blocks of rows; what it returns is valid until its next call."""
+
+    def values(self, x: Tensor) -> Tensor:
+        """φ(x), (rows, in) -> (rows, in)."""
+
+    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """φ(x), and from its gradient (rows, in) that in x and that in the pieces."""
+
+
+class GatherKernel:
+    """Looks the polynomial of each value up; without a compiler, and for large grids."""
+
+    def __init__(
+        self, knots: Tensor, pieces: Tensor, activation: str | None, dtype: torch.dtype
+    ) -> None:
+        self.activation, self.dtype = activation, dtype
+        beyond = pieces.new_zeros(len(knots), 1, pieces.shape[2])
+        # (order + 1, groups, M + 1): before the first knot, on the intervals, behind the last
+        self.table = torch.cat([beyond, pieces, beyond], dim=1).permute(2, 0, 1).contiguous()
+        self.starts = torch.cat([knots[:, :1], knots], dim=1)
+        # the last interval is closed
+        last = torch.nextafter(knots[:, -1:], knots.new_full((), torch.inf))
+        self.edges = torch.cat([knots[:, :-1], last], dim=1)
+
+    def values(self, x: Tensor) -> Tensor:
+        interval, distance = self._places(x)
+        value = self._polynomial(interval, distance, self.table)
+        return self._with_base(x, value).to(self.dtype)
+
+    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        grad = grad.to(x.dtype)
+        interval, distance = self._places(x)
+        value = self._polynomial(interval, distance, self.table)
+        powers = torch.arange(1, len(self.table)).to(self.table)[:, None, None]
+        slope = self._polynomial(interval, distance, self.table[1:] * powers)
+        grad_x = self._in_rows(slope, x).mul_(grad)
+        if self.activation is not None:
+            grad_x += ACTIVATIONS[self.activation][1](grad, x)
+        weighted = self._in_groups(grad)
+        moments = torch.zeros_like(self.table)
+        for row in moments:
+            row.scatter_add_(1, interval, weighted)
+            weighted = weighted * distance
+        inner = moments[..., 1:-1].permute(1, 2, 0)
+        return self._with_base(x, value).to(self.dtype), grad_x, inner
+
+    def _places(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Number of the interval, from 0 before the first knot, and distance from its start."""
+        place = self._in_groups(x)
+        interval = torch.searchsorted(self.edges, place, right=True)
+        place = place.clamp(self.starts[:, :1], self.starts[:, -1:])  # infinities give no NaN
+        return interval, place - self.starts.gather(1, interval)
+
+    def _polynomial(self, interval: Tensor, distance: Tensor, table: Tensor) -> Tensor:
+        value = torch.zeros_like(distance)
+        for row in table.flip(0):
+            value.mul_(distance).add_(row.gather(1, interval))
+        return value
+
+    def _with_base(self, x: Tensor, value: Tensor) -> Tensor:
+        value = self._in_rows(value, x)
+        return value if self.activation is None else ACTIVATIONS[self.activation][0](x) + value
+
+    def _in_groups(self, x: Tensor) -> Tensor:
+        """(rows, in) -> (groups, rows · channels of a group)."""
+        groups = len(self.starts)
+        return x.view(len(x), groups, -1).transpose(0, 1).reshape(groups, -1)
+
+    def _in_rows(self, value: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `_in_groups`."""
+        return value.view(len(value), len(like), -1).transpose(0, 1).reshape(like.shape)
+
+
+def _polynomials(x: Tensor, place: Tensor, table: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Coefficients of the polynomial at each x, and the distance from its interval's start.
+
+    All intervals in turn, each overwriting the last where x has reached it: this vectorises, and
+    the compiler keeps it in registers.
+
+    Shapes: x and place (rows, groups, channels), table (M, order + 2, groups, 1).
+    """
+    start, coefficients = table[0, 0], [torch.zeros_like(x)] * (table.shape[1] - 1)
+    last = table[-1, 0]
+    for row in table[:-1].unbind():
+        knot, *own = row.unbind()
+        reached = x >= knot
+        start = torch.where(reached, knot, start)
+        coefficients = [torch.where(reached, a, b) for a, b in zip(own, coefficients, strict=True)]
+    coefficients = [torch.where(x > last, 0.0, c) for c in coefficients]
+    return coefficients, place - start
+
+
+def write_values(activation: str | None, x: Tensor, table: Tensor, out: Tensor) -> None:
+    """Writes φ(x), all (rows, groups, channels), into `out`."""
+    place = torch.minimum(torch.maximum(x, table[0, 0]), table[-1, 0])  # infinities give no NaN
+    coefficients, distance = _polynomials(x, place, table)
+    value = torch.zeros_like(x)
+    for coefficient in reversed(coefficients):
+        value = value * distance + coefficient
+    out.copy_(value if activation is None else ACTIVATIONS[activation][0](x) + value)
+
+
+def write_gradients(
+    activation: str | None,
+    x: Tensor,
+    table: Tensor,
+    out: Tensor,
+    grad: Tensor,
+    grad_x: Tensor,
+    moments: Tensor,
+) -> None:
+    """The same, the gradient in x, and that in the coefficients, ((M - 1)·(order + 1), in)."""
+    place = torch.minimum(torch.maximum(x, table[0, 0]), table[-1, 0])  # infinities give no NaN
+    coefficients, distance = _polynomials(x, place, table)
+    value, slope = torch.zeros_like(x), torch.zeros_like(x)
+    for coefficient in reversed(coefficients):
+        slope = slope * distance + value
+        value = value * distance + coefficient
+    grad = grad.to(x.dtype)
+    base_slope = 0.0 if activation is None else ACTIVATIONS[activation][1](grad, x)
+    out.copy_(value if activation is None else ACTIVATIONS[activation][0](x) + value)
+    grad_x.copy_(base_slope + slope * grad)
+
+    knots = table[:, 0].unbind()
+    reached = [*(x >= knot for knot in knots[:-1]), x > knots[-1]]
+    sums = []
+    for knot, (above, beyond) in zip(knots, pairwise(reached), strict=False):
+        weighted = torch.where(above & ~beyond, grad, 0.0)
+        for _ in coefficients:
+            sums.append(weighted.sum(dim=0))
+            weighted = weighted * (place - knot)
+    moments.copy_(torch.stack(sums))
+
+
+@cache
+def _compiled(
+    order: int,
+    activation: str | None,
+    M: int,
+    exact: torch.dtype,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Callable[..., object], ...] | None:
+    """The two functions above for these settings; None, with a warning, if that fails."""
+    rows, groups, channels = 512, 8, 24  # typical
+    x = torch.zeros(rows, groups, channels, dtype=exact, device=device)
+    table = torch.zeros(M, order + 2, groups, 1, dtype=exact, device=device)
+    out = torch.zeros_like(x, dtype=dtype)
+    moments = torch.zeros((M - 1) * (order + 1), groups, channels, dtype=exact, device=device)
+    block, sums = {0: "rows", 1: "groups", 2: "channels"}, {1: "groups", 2: "channels"}
+    first = [x, table, out], [block, {2: "groups"}, block]
+    second = [*first[0], out.clone(), x.clone(), moments], [*first[1], block, block, sums]
+    return kan_compile.all_compiled(
+        kan_compile.Kernel(write_values, (activation,), *first),
+        kan_compile.Kernel(write_gradients, (activation,), *second),
+    )
+
+
+atexit.register(_compiled.cache_clear)  # a loaded kernel removes its temporary files when it goes
+
+
+class SelectKernel:
+    """Tries the intervals in turn, by compiled functions."""
+
+    def __init__(
+        self,
+        functions: tuple[Callable[..., object], ...],
+        knots: Tensor,
+        pieces: Tensor,
+        activation: str | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.write_values, self.write_gradients = functions
+        beyond = pieces.new_zeros(len(knots), 1, pieces.shape[2])
+        table = torch.cat([knots[..., None], torch.cat([pieces, beyond], dim=1)], dim=2)
+        self.table = table.permute(1, 2, 0)[..., None].contiguous()
+        self.pieces = pieces
+        self.dtype = dtype
+
+    def values(self, x: Tensor) -> Tensor:
+        out = workspace.empty("features", x.shape, x, self.dtype)
+        self.write_values(self._grouped(x), self.table, self._grouped(out))
+        return out
+
+    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out, grad_x = workspace.empty("features", x.shape, x, self.dtype), torch.empty_like(x)
+        groups, intervals, powers = self.pieces.shape
+        moments = x.new_empty(intervals * powers, groups, x.shape[1] // groups)
+        self.write_gradients(
+            self._grouped(x), self.table, self._grouped(out), self._grouped(grad),
+            self._grouped(grad_x), moments,
+        )  # fmt: skip
+        return out, grad_x, moments.sum(dim=2).T.reshape(self.pieces.shape)
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        return x.view(len(x), len(self.pieces), -1)
+
+
+def make_group_kernel(
+    knots: Tensor, pieces: Tensor, activation: str | None, dtype: torch.dtype, compiled: bool
+) -> GroupKernel:
+    """The kernel for blocks of contiguous rows.
+
+    Args:
+        knots: (groups, M), in the dtype in which x comes and the functions are computed.
+        pieces: (groups, M - 1, order + 1), see `group_functions`, in the same dtype.
+        activation: a name in ACTIVATIONS, or None for functions without b(x).
+        dtype: of the values that it gives, and of their gradient.
+        compiled: whether to compile where that is possible and the grid is not large.
+    """
+    M, order = knots.shape[1], pieces.shape[2] - 1
+    functions = None
+    if compiled and M <= DENSE_KNOTS:
+        functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
+    if functions is None:
+        return GatherKernel(knots, pieces, activation, dtype)
+    return SelectKernel(functions, knots, pieces, activation, dtype)
