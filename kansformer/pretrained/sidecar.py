@@ -1,0 +1,68 @@
+"""What the config.json beside a file says that its tensors do not: Hugging Face's and timm's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+EXACT_GELU = ("gelu", "gelu_python")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Facts of a config.json; None where it says nothing."""
+
+    num_heads: int | None = None
+    norm_eps: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing."""
+        return self == Sidecar()
+
+
+def read_sidecar(values: dict[str, Any], embed_dim: int) -> Sidecar:
+    """The facts for a model of that width; none if the config.json is of another model.
+
+    Raises:
+        ValueError: an activation function other than the exact GELU.
+    """
+    if values.get("hidden_size") == embed_dim:
+        return _hugging_face(values)
+    if values.get("num_features") == embed_dim and isinstance(values.get("pretrained_cfg"), dict):
+        return _timm(values)
+    return Sidecar()
+
+
+def _hugging_face(values: dict[str, Any]) -> Sidecar:
+    activation = values.get("hidden_act", "gelu")
+    if activation not in EXACT_GELU:
+        raise ValueError(f"its config.json has the activation {activation!r}; only gelu is known")
+    heads, eps = values.get("num_attention_heads"), values.get("layer_norm_eps")
+    labels = values.get("id2label")
+    names = None
+    if isinstance(labels, dict) and all(str(i) in labels for i in range(len(labels))):
+        names = tuple(str(labels[str(i)]) for i in range(len(labels)))
+        if names[:1] == ("LABEL_0",):  # placeholders of a config that was never told the names
+            names = None
+    return Sidecar(
+        heads if isinstance(heads, int) and heads > 0 else None,
+        eps if isinstance(eps, float) else None,
+        class_names=names,
+    )
+
+
+def _timm(values: dict[str, Any]) -> Sidecar:
+    pretrained = values["pretrained_cfg"]
+    names = values.get("label_names")
+    return Sidecar(
+        mean=_three(pretrained.get("mean")),
+        std=_three(pretrained.get("std")),
+        class_names=tuple(map(str, names)) if isinstance(names, list) else None,
+    )
+
+
+def _three(value: Any) -> tuple[float, ...] | None:
+    good = isinstance(value, list) and len(value) == 3 and all(isinstance(v, float) for v in value)
+    return tuple(value) if good else None
