@@ -43,19 +43,12 @@ def convert_hf_vit(state: StateDict) -> Conversion:
     out.skip(r"embeddings\.mask_token", "only masked training uses it")
     out.skip(r"pooler\.", "the pooler, which classifiers do not use")
     _rename(out)
+    if "dist_token" in out.state:  # else the two are cls_classifier and distillation_classifier
+        out.skip(r"classifier\.", "a classifier without the second one of a distilled model")
     out.rename((
         (r"(?:cls_)?classifier\.(\w+)", r"head.\1"),
         (r"distillation_classifier\.(\w+)", r"head_dist.\1"),
     ))  # fmt: skip
-    if (
-        "dist_token" in out.state
-        and "head.weight" in out.state
-        and "head_dist.weight" not in (out.state)
-    ):
-        raise ValueError(
-            "a distillation token without its classifier: DeiTForImageClassification is not"
-            " supported, DeiTForImageClassificationWithTeacher is"
-        )
     return out
 
 

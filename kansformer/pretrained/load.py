@@ -174,7 +174,7 @@ def _foreign(raw: RawFile, asked: dict[str, Any]) -> Source:
         preprocessing = _preprocessing(conversion, sidecar, config)
     except UserError:
         raise
-    except (ValueError, OverflowError, AttributeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # of shapes, too
         remedy = "; give num_heads" if "how many heads" in str(error) else ""
         raise unreadable(raw.path, " ".join(str(error).split())[:300] + remedy) from None
     if heads is None:

@@ -24,7 +24,7 @@ def resize_state(
         The new state dict, and for each tensor that was changed what was done.
 
     Raises:
-        ValueError: channels that timm has no rule for.
+        ValueError: channels that timm has no rule for, or positions for other tokens.
     """
     new, done = dict(state), {}
     interpolation, antialias = resampling
@@ -43,7 +43,10 @@ def resize_state(
 
     positions = state["pos_embed"]
     prefix = 0 if config.no_embed_class else config.prefix_tokens
-    side, old_side = config.img_size // config.patch_size, math.isqrt(positions.shape[1] - prefix)
+    old_side = math.isqrt(max(positions.shape[1] - prefix, 0))
+    if old_side**2 != positions.shape[1] - prefix:
+        raise ValueError(f"{positions.shape[1]} positions do not fit {prefix} tokens and a square")
+    side = config.img_size // config.patch_size
     if side != old_side:
         new["pos_embed"] = resample_abs_pos_embed(
             positions, [side, side], [old_side, old_side], prefix, interpolation, antialias
