@@ -28,8 +28,9 @@ class Conversion:
         skipped: the file's tensors that are left out by design, with the reason.
         config: fields of `ViTConfig` that the format implies and shapes do not show.
         preprocessing: fields of `Preprocessing` that the format implies.
+        assumption: what a user ought to know about that, if the format does not tell for sure.
         resampling: interpolation and antialiasing with which timm resizes this format.
-        notes: what a user ought to know.
+        notes: what else a user ought to know.
     """
 
     format: str
@@ -40,6 +41,7 @@ class Conversion:
     skipped: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    assumption: str = ""
     resampling: tuple[str, bool] = ("bicubic", True)
     notes: list[str] = field(default_factory=list)
 

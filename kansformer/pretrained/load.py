@@ -44,6 +44,7 @@ class Source:
     config: ViTConfig
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None
+    pixels_known: bool  # whether mean and std stand beside the file
 
 
 def load_pretrained(
@@ -127,6 +128,8 @@ def _load(
         raise UserError(f"{path}: {error}; change the flags of the model") from None
     if statistics:
         preprocessing = preprocessing.with_statistics(statistics)
+    elif conversion.assumption and not source.pixels_known:
+        conversion.notes.append(conversion.assumption)
     state = _to_ffn(path, state, source.config, config)
     filled = _fates(conversion, state, resized)
     model, fresh = _build(path, state, source.config, config, reason)
@@ -148,7 +151,7 @@ def _our_own(raw: RawFile) -> Source:
     conversion = Conversion("KANsformer", dict(file.tensors))
     for name in file.tensors:
         conversion.make(name, (name,), "")
-    return Source(conversion, file.config, file.preprocessing, file.class_names)
+    return Source(conversion, file.config, file.preprocessing, file.class_names, True)
 
 
 def _foreign(raw: RawFile, asked: dict[str, Any]) -> Source:
@@ -164,7 +167,8 @@ def _foreign(raw: RawFile, asked: dict[str, Any]) -> Source:
             raise ValueError(more + ", ".join(sorted(conversion.left)[:3]))
         patches = conversion.state.get("patch_embed.proj.weight")
         width = 0 if patches is None else len(patches)
-        sidecar = read_sidecar(raw.sidecar, width)
+        hugging_face = conversion.format.startswith("Hugging Face")
+        sidecar = read_sidecar(raw.sidecar, width, hugging_face)
         heads = asked.get("num_heads") or conversion.config.get("num_heads") or sidecar.num_heads
         settings = {"ffn": "mlp", **infer_config(conversion.state, heads), **conversion.config}
         settings["num_heads"] = heads or settings["num_heads"]
@@ -185,7 +189,9 @@ def _foreign(raw: RawFile, asked: dict[str, Any]) -> Source:
         conversion.notes.append(f"taken from {' / '.join(raw.unwrapped)}")
     names = sidecar.class_names
     known = names is not None and len(names) == config.num_classes
-    return Source(conversion, config, preprocessing, names if known else None)
+    return Source(
+        conversion, config, preprocessing, names if known else None, sidecar.mean is not None
+    )
 
 
 def _preprocessing(conversion: Conversion, sidecar: Sidecar, config: ViTConfig) -> Preprocessing:

@@ -22,17 +22,16 @@ class Sidecar:
         return self == Sidecar()
 
 
-def read_sidecar(values: dict[str, Any], embed_dim: int) -> Sidecar:
-    """The facts for a model of that width; none if the config.json is of another model.
+def read_sidecar(values: dict[str, Any], embed_dim: int, hugging_face: bool) -> Sidecar:
+    """The facts for a model of that width, of Hugging Face or timm; none if it is of another model.
 
     Raises:
         ValueError: an activation function other than the exact GELU.
     """
-    if values.get("hidden_size") == embed_dim:
-        return _hugging_face(values)
-    if values.get("num_features") == embed_dim and isinstance(values.get("pretrained_cfg"), dict):
-        return _timm(values)
-    return Sidecar()
+    if hugging_face:
+        return _hugging_face(values) if values.get("hidden_size") == embed_dim else Sidecar()
+    known = isinstance(values.get("pretrained_cfg"), dict)
+    return _timm(values) if known and values.get("num_features") == embed_dim else Sidecar()
 
 
 def _hugging_face(values: dict[str, Any]) -> Sidecar:

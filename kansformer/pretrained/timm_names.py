@@ -46,12 +46,16 @@ def convert_timm(state: StateDict, unwrapped: tuple[str, ...] = ()) -> Conversio
         out.preprocessing = RESIZE_256 if headless else IMAGENET
     elif unwrapped == ("model",):
         out.format, out.preprocessing = "DeiT", IMAGENET
-        out.notes.append("taken for DeiT, which is published under 'model': ImageNet's mean and"
-                         " std; others need preprocessing=\"half\"")  # fmt: skip
+        out.assumption = (
+            "taken for DeiT, which is published under the key model: ImageNet's mean and std; other"
+            " models may need preprocessing half"
+        )
     else:
         out.preprocessing = HALF
-        out.notes.append("timm's files do not say mean and std: 0.5 is taken, as for its ViTs;"
-                         " DeiT and DINO need preprocessing=\"imagenet\"")  # fmt: skip
+        out.assumption = (
+            "timm's files do not tell mean and std: 0.5 is taken, which most of its ViTs have; DeiT"
+            " and DINO need preprocessing imagenet"
+        )
     return out
 
 

@@ -129,11 +129,14 @@ def test_timms_config_tells_mean_and_std(tmp_path: Path) -> None:
         (0.4, 0.5, 0.6),
     )
     assert "the config.json beside it was read" in report.notes
+    assert not any("0.5 is taken" in note for note in report.notes)
     _, report = load_pretrained(judge.path, preprocessing="imagenet")
     assert report.preprocessing.mean == (0.485, 0.456, 0.406)
-    (tmp_path / "config.json").write_text(json.dumps({"num_features": 32, "pretrained_cfg": cfg}))
-    _, report = load_pretrained(judge.path)
-    assert report.preprocessing.mean == 0.5
+    for other in ({"num_features": 32, "pretrained_cfg": cfg}, {"hidden_size": 64}):
+        (tmp_path / "config.json").write_text(json.dumps(other))
+        _, report = load_pretrained(judge.path)
+        assert report.preprocessing.mean == 0.5
+        assert any("0.5 is taken" in note for note in report.notes)
 
 
 def test_the_caller_can_say_what_the_file_does_not(tmp_path: Path) -> None:
