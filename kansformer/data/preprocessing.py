@@ -45,7 +45,8 @@ class Preprocessing:
             value = getattr(self, name)
             kinds: tuple[type, ...] = (int,) if name in ("img_size", "in_chans") else (int, float)
             for number in value if isinstance(value, tuple) else (value,):
-                if type(number) not in kinds or not math.isfinite(number):
+                good = isinstance(number, kinds) and not isinstance(number, bool)
+                if not good or not math.isfinite(number):
                     raise ValueError(f"{name} must be a number, not {value!r}")
         if not (self.img_size > 0 and self.in_chans in (1, 3)):
             raise ValueError(f"no pictures have size {self.img_size} and {self.in_chans} channels")

@@ -120,6 +120,8 @@ def _load(
         if reason:
             settings["pre_logits"] = asked.get("pre_logits", False)
             _drop(conversion, HEAD, reason)
+        elif class_names and source.class_names is None:
+            conversion.notes.append("the head is kept, although the file does not name its classes")
         config = ViTConfig(**settings)
         _drop_unasked(conversion, source.config, config)
         state, resized = resize_state(conversion.state, config, conversion.resampling)
@@ -170,6 +172,11 @@ def _foreign(raw: RawFile, asked: dict[str, Any]) -> Source:
         hugging_face = conversion.format.startswith("Hugging Face")
         sidecar = read_sidecar(raw.sidecar, width, hugging_face)
         heads = asked.get("num_heads") or conversion.config.get("num_heads") or sidecar.num_heads
+        if heads and width % heads:
+            raise UserError(
+                f"{raw.path}: its width {width} is not a multiple of num_heads {heads}; change the"
+                " flags of the model"
+            )
         settings = {"ffn": "mlp", **infer_config(conversion.state, heads), **conversion.config}
         settings["num_heads"] = heads or settings["num_heads"]
         if sidecar.norm_eps is not None:
@@ -179,7 +186,7 @@ def _foreign(raw: RawFile, asked: dict[str, Any]) -> Source:
     except UserError:
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # of shapes, too
-        remedy = "; give num_heads" if "how many heads" in str(error) else ""
+        remedy = "; give num_heads, --num-heads" if "how many heads" in str(error) else ""
         raise unreadable(raw.path, " ".join(str(error).split())[:300] + remedy) from None
     if heads is None:
         conversion.notes.append(f"{config.num_heads} heads are assumed, as is usual for its width")

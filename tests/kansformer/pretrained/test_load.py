@@ -117,6 +117,7 @@ def test_class_names_of_a_file_decide_where_known(tmp_path: Path) -> None:
     for names in ("abcde", "edcba"):
         _, report = load_for_classes(unknown.path, tuple(names))
         assert report.fresh == ()
+        assert any("does not name its classes" in note for note in report.notes)
 
 
 def test_timms_config_tells_mean_and_std(tmp_path: Path) -> None:
