@@ -114,7 +114,7 @@ def infer_config(state: StateDict, num_heads: int | None = None) -> dict[str, An
     hidden = state.get("blocks.0.mlp.fc1.weight")
     if hidden is not None:
         if state["blocks.0.mlp.fc2.weight"].shape[-1] != len(hidden):
-            raise ValueError("SwiGLU feed-forward blocks are not supported")
+            raise ValueError("not supported: SwiGLU feed-forward blocks")
         config["mlp_ratio"] = _ratio(len(hidden), embed_dim)
     return config
 
@@ -123,7 +123,7 @@ def _refuse_unsupported(state: StateDict) -> None:
     for pattern, what in UNSUPPORTED:
         name = next((name for name in state if re.search(pattern, name)), None)
         if name is not None:
-            raise ValueError(f"{what} are not supported ({name[:60]})")
+            raise ValueError(f"not supported: {what}, {name[:60]}")
 
 
 def _usual_heads(embed_dim: int) -> int:

@@ -63,11 +63,12 @@ def read_file(path: str | Path) -> RawFile:
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; check --weights")
     metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
         contents, metadata = _read_safetensors(path)
-    elif path.suffix == ".npz":
+    elif suffix == ".npz":
         contents = _read_npz(path)
-    elif path.suffix in TORCH_SUFFIXES:
+    elif suffix in TORCH_SUFFIXES:
         contents = _read_torch(path)
     else:
         raise unreadable(path, f"its name does not end in {', '.join(SUFFIXES)}")

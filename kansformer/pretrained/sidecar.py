@@ -1,9 +1,12 @@
 """What the config.json beside a file says that its tensors do not: Hugging Face's and timm's."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 EXACT_GELU = ("gelu", "gelu_python")
+# timm's models that compute otherwise than ours with tensors of the same names and shapes
+LOOK_ALIKES = r"rope|_rpn|siglip|quickgelu|clip"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ def read_sidecar(values: dict[str, Any], embed_dim: int, hugging_face: bool) -> 
     """The facts for a model of that width, of Hugging Face or timm; none if it is of another model.
 
     Raises:
-        ValueError: an activation function other than the exact GELU.
+        ValueError: an activation function other than the exact GELU, or a model of timm's that only
+            looks like ours.
     """
     if hugging_face:
         return _hugging_face(values) if values.get("hidden_size") == embed_dim else Sidecar()
@@ -53,6 +57,9 @@ def _hugging_face(values: dict[str, Any]) -> Sidecar:
 
 
 def _timm(values: dict[str, Any]) -> Sidecar:
+    architecture = str(values.get("architecture"))
+    if re.search(LOOK_ALIKES, architecture):
+        raise ValueError(f"not supported: {architecture[:60]}, says its config.json")
     pretrained = values["pretrained_cfg"]
     names = values.get("label_names")
     return Sidecar(

@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from kansformer.pretrained import load_pretrained
+from kansformer.pretrained.formats import _grid, _ratio, convert
+from kansformer.pretrained.read import read_file
+from models.vit_model import ViTConfig
 from tests.kansformer.pretrained import judges
 from tests.kansformer.pretrained.judges import Judge
 
@@ -140,3 +145,37 @@ def test_another_number_of_classes_gives_a_fresh_head_and_nothing_else(
     for key, value in model.state_dict().items():
         if not key.startswith("head"):
             assert torch.equal(value, whole.state_dict()[key])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_conversions_change_nothing_they_are_given(name: str, tmp_path: Path) -> None:
+    build, suffix, _, _ = CASES[name]
+    raw = read_file(build(tmp_path / f"file.{suffix}").path)
+    before = {key: value.clone() for key, value in raw.tensors.items()}
+    first, second = (convert(raw.tensors, raw.unwrapped) for _ in range(2))
+    assert raw.tensors.keys() == before.keys()
+    assert all(torch.equal(raw.tensors[key], before[key]) for key in before)
+    assert first.left == {}
+    assert first.state.keys() == second.state.keys()
+    assert all(torch.equal(first.state[key], second.state[key]) for key in first.state)
+    used = {key for keys in first.sources.values() for key in keys}
+    assert used | set(first.skipped) == set(before)  # each tensor of the file is accounted for
+    assert not used & set(first.skipped)
+
+
+@given(hidden=st.integers(1, 20_000), embed_dim=st.integers(1, 4096))
+def test_the_hidden_width_comes_back_from_its_ratio(hidden: int, embed_dim: int) -> None:
+    assume(hidden < 999 * embed_dim)  # what a config allows
+    config = ViTConfig(embed_dim=embed_dim, num_heads=1, mlp_ratio=_ratio(hidden, embed_dim))
+    assert config.mlp_hidden == hidden
+
+
+@given(side=st.integers(1, 128), prefix=st.integers(0, 9), no_embed_class=st.booleans())
+def test_the_grid_comes_back_from_the_number_of_positions(
+    side: int, prefix: int, no_embed_class: bool
+) -> None:
+    positions = side**2 + (0 if no_embed_class else prefix)
+    found, without = _grid(positions, prefix)
+    assert found**2 + (0 if without else prefix) == positions
+    if prefix == 1 and positions > 1:  # no two squares are one apart
+        assert (found, without) == (side, no_embed_class)

@@ -214,9 +214,9 @@ UNSUPPORTED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "parallel": (
         of_timm(lambda: TimmViT(**SIZES, block_fn=ParallelThingsBlock)), "parallel blocks"
     ),
-    "EVA-02": (of_timm(lambda: Eva(**SIZES, use_rot_pos_emb=True)), "are not supported"),
+    "EVA-02": (of_timm(lambda: Eva(**SIZES, use_rot_pos_emb=True)), "not supported: "),
     "BEiT": (of_timm(lambda: timm.create_model("beit_base_patch16_224", depth=1)),
-             "are not supported"),
+             "not supported: "),
     "relative": (of_timm(lambda: timm.create_model("vit_relpos_small_patch16_224", depth=1)),
                  "relative positions"),
     "hybrid": (of_timm(lambda: timm.create_model("vit_tiny_r_s16_p8_224", depth=1)),

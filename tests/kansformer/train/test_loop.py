@@ -211,6 +211,19 @@ def test_starting_from_another_librarys_weights(tmp_path: Path, colours: Path) -
         run(tiny_settings(colours, tmp_path / "kan", weights=str(judge.path), ffn="kan"))
 
 
+def test_frozen_models_train_what_stands_behind_the_blocks() -> None:
+    for parts, trained in (
+        ({"distilled": True}, {"head", "head_dist", "norm"}),
+        ({"pre_logits": True}, {"head", "pre_logits", "norm"}),
+        ({"pool": "avg", "fc_norm": True}, {"head", "fc_norm"}),
+    ):
+        model = create_model("vit_micro_patch4_8", num_classes=3, **parts)
+        frozen = loop.freeze_layers(model)
+        left = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert {name.split(".")[0] for name in left} == trained
+        assert left | set(frozen) == {n for n, _ in model.named_parameters()}
+
+
 def test_mean_and_std_without_weights(tmp_path: Path, colours: Path) -> None:
     for name, mean in ((None, 0.5), ("half", 0.5), ("imagenet", (0.485, 0.456, 0.406))):
         config = tiny_settings(
