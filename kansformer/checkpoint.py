@@ -7,7 +7,7 @@ ever unpickled.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,62 +92,6 @@ def load_model(path: str | Path) -> TrainedModel:
     model.class_names = file.class_names
     model.training_info = file.training
     return model.eval()
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of each of a model's tensors when weights were loaded into it."""
-
-    path: str
-    loaded: tuple[str, ...]
-    fresh: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, as in config.json."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        fresh = f"; fresh: {', '.join(self.fresh)}" if self.fresh else ""
-        return f"{self.path}: {len(self.loaded)} tensors loaded{fresh}"
-
-
-def start_from(
-    path: str | Path, class_names: Sequence[str], **config: Any
-) -> tuple[VisionTransformer, Preprocessing, LoadReport]:
-    """A model for other classes that starts from a weights file, with the file's preprocessing.
-
-    The head is kept when the class names are the same, in the same order, and is fresh otherwise.
-
-    Args:
-        config: fields of the file's `ViTConfig` to change; the tensors have to fit all the same.
-
-    Raises:
-        UserError: as `load_model`, or a tensor that does not fit.
-    """
-    file = read_weights(path)
-    tensors = file.tensors
-    try:
-        settings = replace(file.config, **{**config, "num_classes": len(class_names)})
-        model = VisionTransformer(settings)
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"{path}: {error}; change the flags of the model") from None
-    own = model.state_dict()
-    if tuple(class_names) != file.class_names:
-        tensors = {name: value for name, value in tensors.items() if not name.startswith("head.")}
-    misfits = [
-        name for name in tensors if name not in own or own[name].shape != tensors[name].shape
-    ] + [name for name in own if name not in tensors and not name.startswith("head.")]
-    if misfits:
-        raise UserError(
-            f"{path}: {len(misfits)} tensors do not fit the model, {misfits[0]} for one;"
-            " leave out the flags that change the model"
-        )
-    model.load_state_dict(tensors, strict=False)
-    fresh = tuple(name for name in own if name not in tensors)
-    preprocessing = replace(
-        file.preprocessing, img_size=settings.img_size, in_chans=settings.in_chans
-    )
-    return model, preprocessing, LoadReport(str(path), tuple(tensors), fresh)
 
 
 def read_weights(path: str | Path) -> WeightsFile:

@@ -1,23 +1,26 @@
 """The Vision Transformer (Dosovitskiy et al., 2021) with a choice of feed-forward block.
 
-Parameter names are timm's, so a timm state dict of the plain ViT loads as it is. `ViTConfig` holds
-all that is needed to build the model again and travels in the weights file.
+Parameter names are timm's, so a timm state dict of a ViT loads as it is, whatever of LayerScale,
+registers, distillation token and mean pooling it has. `ViTConfig` holds all that is needed to build
+the model again and travels in the weights file.
 """
 
 import math
 import re
+from collections import OrderedDict
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
+from timm.layers import DropPath, LayerScale, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
 from models.kan import GroupKANLinear, KANFeedForward, KANLinear
 
 FFNS = ("kan", "group-kan", "mlp")
 HEADS = ("linear", "kan")
+POOLS = ("token", "avg")
 BASE_ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
@@ -50,7 +53,7 @@ class ViTConfig:
     img_size: int = 224  # pixels, square
     patch_size: int = 16
     in_chans: int = 3
-    num_classes: int = 1000
+    num_classes: int = 1000  # 0: no head, the model gives the pooled features
     embed_dim: int = 192
     depth: int = 12
     num_heads: int = 3
@@ -68,17 +71,29 @@ class ViTConfig:
     base_activation: str | tuple[str, str] = "silu"  # or one for each of a block's two layers
     drop_rate: float = 0.0  # dropout on FFN outputs and before the head
     drop_path_rate: float = 0.0  # stochastic depth, rising linearly to this in the last block
+    norm_eps: float = 1e-6  # of the LayerNorms around attention and FFN, and of the last
+    qkv_bias: bool = True
+    layer_scale: float | None = None  # factor per channel on each branch, from this (CaiT)
+    class_token: bool = True
+    distilled: bool = False  # a second class token with a head of its own (DeiT)
+    reg_tokens: int = 0  # tokens for the model's own use (registers, Darcet et al., 2024)
+    no_embed_class: bool = False  # only patches have positions, the tokens before them have none
+    pool: str = "token"  # what the head sees: the class token, or "avg", the patches' mean
+    fc_norm: bool = False  # the last norm acts on what the head sees, not on all tokens
+    pre_logits: bool = False  # tanh of a linear layer before the head (ViT's ImageNet-21k models)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid_range", tuple(self.grid_range))
         if isinstance(self.base_activation, list):  # as JSON has it
             object.__setattr__(self, "base_activation", tuple(self.base_activation))
-        sizes = ("img_size patch_size in_chans num_classes embed_dim depth num_heads"
+        sizes = ("img_size patch_size in_chans embed_dim depth num_heads"
                  " head_hidden groups grid_size").split()  # fmt: skip
-        for name in sizes:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in (*sizes, "num_classes", "reg_tokens"):
+            value, least = getattr(self, name), int(name in sizes)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, not {value!r}"
+                )
         if self.img_size % self.patch_size:
             raise ValueError(
                 f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}"
@@ -91,7 +106,7 @@ class ViTConfig:
             isinstance(self.kan_hidden, int) and self.kan_hidden > 0
         ):
             raise ValueError(f'kan_hidden must be a number or "full", not {self.kan_hidden!r}')
-        for name, known in (("ffn", FFNS), ("head", HEADS)):
+        for name, known in (("ffn", FFNS), ("head", HEADS), ("pool", POOLS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
         if not all(name in BASE_ACTIVATIONS for name in self.base_activations):
@@ -101,11 +116,22 @@ class ViTConfig:
             )
         for name, low, high in (
             ("spline_order", 0, 20), ("mlp_ratio", 0, 1000),
-            ("drop_rate", 0, 1), ("drop_path_rate", 0, 1),
+            ("drop_rate", 0, 1), ("drop_path_rate", 0, 1), ("norm_eps", 0, 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int | float) or not low <= value < high:
                 raise ValueError(f"{name} must be in [{low}, {high}), not {value!r}")
+        for name in "qkv_bias class_token distilled no_embed_class fc_norm pre_logits".split():
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if not (self.layer_scale is None or isinstance(self.layer_scale, int | float)):
+            raise ValueError(f"layer_scale must be a number or None, not {self.layer_scale!r}")
+        if self.pool == "token" and not self.class_token:
+            raise ValueError('without a class_token, pool must be "avg"')
+        if self.distilled and not self.class_token:
+            raise ValueError("distilled needs a class_token too")
+        if self.distilled and (self.pool != "token" or self.fc_norm or self.pre_logits):
+            raise ValueError('distilled goes with pool="token", without fc_norm and pre_logits')
         if self.mlp_hidden < 1:
             raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves no hidden units")
         if self.ffn == "group-kan" and (
@@ -133,7 +159,7 @@ class ViTConfig:
     @property
     def mlp_hidden(self) -> int:
         """Hidden width of the MLP block."""
-        return int(self.embed_dim * self.mlp_ratio)
+        return round(self.embed_dim * self.mlp_ratio)
 
     @property
     def base_activations(self) -> tuple[str, str]:
@@ -150,6 +176,16 @@ class ViTConfig:
         return self.mlp_hidden
 
     @property
+    def prefix_tokens(self) -> int:
+        """Number of tokens before the patches'."""
+        return self.class_token + self.distilled + self.reg_tokens
+
+    @property
+    def grid_tokens(self) -> int:
+        """Number of patches."""
+        return (self.img_size // self.patch_size) ** 2
+
+    @property
     def branch_scale(self) -> float:
         """Factor on the last weights of each residual branch at the start: 1 / √(2·depth).
 
@@ -162,10 +198,10 @@ class ViTConfig:
 class Attention(nn.Module):
     """Multi-head self-attention, (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,10 +217,12 @@ class Block(nn.Module):
 
     def __init__(self, config: ViTConfig, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.embed_dim, eps=1e-6)
-        self.attn = Attention(config.embed_dim, config.num_heads)
-        self.norm2 = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
+        self.attn = Attention(config.embed_dim, config.num_heads, config.qkv_bias)
+        self.ls1 = make_layer_scale(config)
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         self.mlp = make_ffn(config)
+        self.ls2 = make_layer_scale(config)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
         self.apply(_init_linear)
@@ -195,8 +233,15 @@ class Block(nn.Module):
             self.get_parameter("mlp.fc2.weight").data *= config.branch_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+def make_layer_scale(config: ViTConfig) -> nn.Module:
+    """A factor per channel, (..., D) -> same, if the config has it."""
+    if config.layer_scale is None:
+        return nn.Identity()
+    return LayerScale(config.embed_dim, init_values=config.layer_scale)
 
 
 def make_ffn(config: ViTConfig) -> nn.Module:
@@ -239,9 +284,10 @@ def _kan_feed_forward(
 
 
 class VisionTransformer(nn.Module):
-    """Patches, a class token, `depth` blocks and a head.
+    """Patches, a class token and perhaps others, `depth` blocks and a head.
 
-    Shapes: (B, in_chans, img_size, img_size) -> logits (B, num_classes).
+    Shapes: (B, in_chans, img_size, img_size) -> logits (B, num_classes), or the pooled features
+    (B, embed_dim) if there are no classes.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -249,32 +295,73 @@ class VisionTransformer(nn.Module):
         self.config = config
         dim = config.embed_dim
         self.patch_embed = PatchEmbed(config.img_size, config.patch_size, config.in_chans, dim)
-        num_tokens = (config.img_size // config.patch_size) ** 2 + 1
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, dim))
+
+        def tokens(count: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.zeros(1, count, dim)) if count else None
+
+        self.cls_token = tokens(config.class_token)
+        self.dist_token = tokens(config.distilled)
+        self.reg_token = tokens(config.reg_tokens)
+        embedded = 0 if config.no_embed_class else config.prefix_tokens
+        self.pos_embed = nn.Parameter(torch.zeros(1, embedded + config.grid_tokens, dim))
         last = max(config.depth - 1, 1)
         self.blocks = nn.Sequential(
             *(Block(config, config.drop_path_rate * i / last) for i in range(config.depth))
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.norm = nn.Identity() if config.fc_norm else norm
+        self.fc_norm = norm if config.fc_norm else nn.Identity()
+        self.pre_logits = (
+            nn.Sequential(OrderedDict(fc=nn.Linear(dim, dim), act=nn.Tanh()))
+            if config.pre_logits
+            else nn.Identity()
+        )
         self.head_drop = nn.Dropout(config.drop_rate)
-        self.head = make_head(config)
+        self.head = make_head(config) if config.num_classes else nn.Identity()
+        self.head_dist = None
+        if config.distilled:
+            self.head_dist = make_head(config) if config.num_classes else nn.Identity()
 
         # Positions about as large as what the patches hold: with ViT's 0.02 a small model first
         # spends many epochs on growing them (digits, 5 epochs: 50 % against 84 % in validation).
         trunc_normal_(self.pos_embed, std=0.2)
-        nn.init.normal_(self.cls_token, std=1e-6)
-        self.head.apply(_init_linear)
+        for token in (self.cls_token, self.dist_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+        for part in (self.head, self.head_dist, self.pre_logits):
+            if part is not None:
+                part.apply(_init_linear)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised tokens, class token first: (B, C, H, W) -> (B, 1 + patches, D)."""
+        """Normalised tokens: (B, C, H, W) -> (B, prefix + patches, D).
+
+        In front are the class, distillation and register tokens that the config has. With
+        `fc_norm`, which normalises after the pooling, tokens are given as they are.
+        """
         x = self.patch_embed(x)  # (B, patches, D)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        return self.norm(self.blocks(x + self.pos_embed))
+        if self.config.no_embed_class:
+            x = self._with_prefix(x + self.pos_embed)
+        else:
+            x = self._with_prefix(x) + self.pos_embed
+        return self.norm(self.blocks(x))
+
+    def _with_prefix(self, x: Tensor) -> Tensor:
+        """The patches' tokens behind the others, (B, patches, D) -> (B, prefix + patches, D)."""
+        prefix = (self.cls_token, self.dist_token, self.reg_token)
+        tokens = [token.expand(x.shape[0], -1, -1) for token in prefix if token is not None]
+        return torch.cat([*tokens, x], dim=1)
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Logits from normalised tokens: (B, N, D) -> (B, num_classes)."""
-        return self.head(self.head_drop(x[:, 0]))
+        """Logits from normalised tokens: (B, N, D) -> (B, num_classes).
+
+        A distilled model gives the mean of its two heads.
+        """
+        if self.head_dist is not None:
+            logits = self.head(self.head_drop(x[:, 0]))
+            return (logits + self.head_dist(self.head_drop(x[:, 1]))) / 2
+        token = self.config.pool == "token"
+        pooled = x[:, 0] if token else x[:, self.config.prefix_tokens :].mean(dim=1)
+        return self.head(self.head_drop(self.pre_logits(self.fc_norm(pooled))))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -285,7 +372,8 @@ class VisionTransformer(nn.Module):
         Vectors (norms, biases) are exempt by their shape; splines are functions whose
         coefficients have no reason to be small, although they are 2- and 3-D.
         """
-        names = {"pos_embed", "cls_token"}
+        names = {"pos_embed", "cls_token", "dist_token", "reg_token"}
+        names &= {name for name, _ in self.named_parameters()}
         for name, module in self.named_modules():
             if isinstance(module, KANLinear):
                 names |= {f"{name}.spline_weight", f"{name}.spline_scaler"}

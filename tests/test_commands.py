@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, write_folder, write_picture
 from tests.kansformer.data.test_images import broken_files
@@ -18,6 +19,7 @@ from tests.kansformer.data.test_sources import (
     make_nothing,
     make_unknown_val_class,
 )  # fmt: skip
+from tests.kansformer.pretrained.test_read import Evil
 
 Command = Callable[..., tuple[int, str, str]]
 TINY = ("--model", "kansformer_micro_patch8_16", "--augment", "small", "--batch-size", 8,
@@ -88,12 +90,24 @@ def test_a_bad_picture_in_training_is_one_line_and_status_2(
 def test_bad_weights_are_one_line_and_status_2(
     command: Command, colours: Path, tmp_path: Path
 ) -> None:
+    mark = tmp_path / "mark"
     (tmp_path / "old.pth").write_bytes(b"PK\3\4 something else")
-    for name in ("predict", "train"):
-        arguments = (colours,) if name == "predict" else ("--data-path", colours, *TINY)
-        status, out, err = command(name, *arguments, "--weights", "old.pth")
-        assert (status, out) == (2, "")
-        assert "old.pth: not a readable KANsformer weights file" in one_line(err)
+    torch.save({"model": Evil(mark)}, tmp_path / "evil.pth")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "alien.pth")
+    for weights, words in (
+        ("old.pth", "not a readable file of ViT weights"),
+        ("evil.pth", "which will not be run"),
+        ("alien.pth", "not a ViT in a format that is known"),
+        ("missing.pth", "no such weights file"),
+        (".", "a folder"),
+    ):
+        for name in ("predict", "train"):
+            arguments = (colours,) if name == "predict" else ("--data-path", colours, *TINY)
+            status, out, err = command(name, *arguments, "--weights", weights)
+            assert (status, out) == (2, "")
+            assert f"error: {weights}: " in one_line(err)
+        assert words in one_line(err)
+        assert not mark.exists()
 
 
 @pytest.mark.parametrize(

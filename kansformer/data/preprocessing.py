@@ -1,7 +1,8 @@
 """The one way from a picture to a tensor, shared by training, evaluation and prediction."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -10,31 +11,47 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+Statistics = float | Sequence[float]
+# means and standard deviations of pixel values that pretrained models were trained with
+STATISTICS: dict[str, tuple[Statistics, Statistics]] = {
+    "half": (0.5, 0.5),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
 
 @dataclass(frozen=True)
 class Preprocessing:
     """Resize, centre crop, scale to [0, 1] and normalise; travels in the weights file.
 
-    The shorter side becomes img_size / crop_pct, and the middle img_size square is kept.
+    The shorter side becomes img_size / crop_pct, and the middle img_size square is kept. `mean` and
+    `std` are one number, or one per channel.
     """
 
     img_size: int
     in_chans: int = 3
-    mean: float = 0.5
-    std: float = 0.5
+    mean: Statistics = 0.5
+    std: Statistics = 0.5
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        sizes = {"img_size": self.img_size, "in_chans": self.in_chans}
-        numbers = {"mean": self.mean, "std": self.std, "crop_pct": self.crop_pct}
-        for name, value in {**sizes, **numbers}.items():
-            kinds: tuple[type, ...] = (int,) if name in sizes else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a number, not {value!r}")
+        for name in ("mean", "std"):  # JSON has lists only
+            value = getattr(self, name)
+            if isinstance(value, list | tuple):
+                object.__setattr__(self, name, tuple(value))
+                if len(value) != self.in_chans:
+                    raise ValueError(f"{name} has {len(value)} numbers, not one per channel")
+        for name in ("img_size", "in_chans", "mean", "std", "crop_pct"):
+            value = getattr(self, name)
+            kinds: tuple[type, ...] = (int,) if name in ("img_size", "in_chans") else (int, float)
+            for number in value if isinstance(value, tuple) else (value,):
+                good = isinstance(number, kinds) and not isinstance(number, bool)
+                if not good or not math.isfinite(number):
+                    raise ValueError(f"{name} must be a number, not {value!r}")
         if not (self.img_size > 0 and self.in_chans in (1, 3)):
             raise ValueError(f"no pictures have size {self.img_size} and {self.in_chans} channels")
-        if not (self.std > 0 and 0.1 <= self.crop_pct <= 1):
+        std = self.std if isinstance(self.std, tuple) else (self.std,)
+        if not (min(std) > 0 and 0.1 <= self.crop_pct <= 1):
             raise ValueError(f"std {self.std} or crop_pct {self.crop_pct} is out of bounds")
         InterpolationMode(self.interpolation)  # a ValueError if there is no such mode
 
@@ -59,8 +76,33 @@ class Preprocessing:
     def normalise(self, image: Image.Image) -> Tensor:
         """A picture of the right size as a tensor, (in_chans, H, W)."""
         pixels = TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True)
-        return (pixels - self.mean) / self.std
+        return (pixels - _per_channel(self.mean)) / _per_channel(self.std)
+
+    def for_input(self, img_size: int, in_chans: int) -> "Preprocessing":
+        """The same for another input of the model; one channel has the mean of the three."""
+        mean, std = self.mean, self.std
+        if in_chans == 1:
+            mean, std = _mean(mean), _mean(std)
+        elif in_chans != self.in_chans and isinstance(mean, tuple):
+            raise ValueError(f"mean and std are for {self.in_chans} channels, not {in_chans}")
+        return replace(self, img_size=img_size, in_chans=in_chans, mean=mean, std=std)
+
+    def with_statistics(self, name: str) -> "Preprocessing":
+        """The same with other mean and standard deviation, by their name in `STATISTICS`."""
+        mean, std = STATISTICS[name]
+        if self.in_chans == 1:
+            mean, std = _mean(mean), _mean(std)
+        return replace(self, mean=mean, std=std)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in the weights file."""
         return asdict(self)
+
+
+def _per_channel(value: Statistics) -> float | Tensor:
+    """A number, or one per channel as (C, 1, 1)."""
+    return value if isinstance(value, int | float) else torch.tensor(value)[:, None, None]
+
+
+def _mean(value: Statistics) -> float:
+    return value if isinstance(value, int | float) else sum(value) / len(value)

@@ -9,6 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
 from kansformer.data.augment import POLICIES
+from kansformer.data.preprocessing import STATISTICS
 from kansformer.errors import UserError
 from models.vit_model import BASE_ACTIVATIONS, FFNS, HEADS
 
@@ -39,7 +40,12 @@ class TrainConfig:
     val_split: float = _flag(0.2, "share of the training pictures that validates, without val/")
 
     model: str = _flag("kansformer_tiny_patch16_224", "model name, as for create_model")
-    weights: str | None = _flag(None, "weights file to start from; its model is kept")
+    weights: str | None = _flag(None, "weights file to start from, of any ViT; its model is kept")
+    preprocessing: str | None = _flag(
+        None,
+        "mean and std of pixel values (default: as --weights had them, else half: 0.5)",
+        choices=tuple(STATISTICS),
+    )
     freeze_layers: bool = _flag(False, "with --weights: train the head and the last norm only")
     ffn: str | None = _flag(None, "feed-forward block", choices=FFNS)
     head: str | None = _flag(None, "classifier", choices=HEADS)
@@ -53,6 +59,7 @@ class TrainConfig:
     )
     img_size: int | None = _flag(None, "side of the model's pictures, pixels")
     patch_size: int | None = _flag(None, "side of a patch, pixels")
+    num_heads: int | None = _flag(None, "heads of attention; --weights may not tell them")
     in_chans: int | None = _flag(None, "1 or 3 (default: 1 for grey data sets, else 3)")
     drop_rate: float | None = _flag(None, "dropout")
     drop_path_rate: float | None = _flag(None, "stochastic depth")
@@ -94,7 +101,7 @@ class TrainConfig:
         """The fields of `ViTConfig` that were set."""
         names = (
             "ffn", "head", "kan_hidden", "grid_size", "spline_order", "base_activation",
-            "img_size", "patch_size", "in_chans", "drop_rate", "drop_path_rate",
+            "img_size", "patch_size", "num_heads", "in_chans", "drop_rate", "drop_path_rate",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 

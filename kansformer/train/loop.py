@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kansformer.checkpoint import LoadReport, load_model, save_model, start_from
+from kansformer.checkpoint import load_model, save_model
 from kansformer.data import PictureData, PictureDataset, Preprocessing, make_loader
 from kansformer.data.augment import make_augmentation
 from kansformer.device import choose_device
 from kansformer.errors import JobFailed, UserError
 from kansformer.evaluate import evaluate
+from kansformer.pretrained import LoadReport, load_for_classes
 from kansformer.train.config import TrainConfig
 from kansformer.train.facts import count_flops, count_parameters, describe, versions
 from kansformer.train.optimiser import make_optimiser, make_schedule
@@ -200,13 +201,18 @@ def build_model(
     """The model of the settings, fresh or started from weights, and the report on those."""
     overrides = config.model_overrides()
     if config.weights is not None:
-        return start_from(config.weights, data.class_names, **overrides)
+        model, report = load_for_classes(
+            config.weights, data.class_names, preprocessing=config.preprocessing, **overrides
+        )
+        return model, report.preprocessing, report
     overrides = {"in_chans": data.in_chans, **overrides}
     try:
         settings = model_config(config.model, num_classes=len(data.class_names), **overrides)
     except ValueError as error:
         raise UserError(f"--model {config.model}: {error}") from None
     preprocessing = Preprocessing(settings.img_size, settings.in_chans)
+    if config.preprocessing is not None:
+        preprocessing = preprocessing.with_statistics(config.preprocessing)
     return VisionTransformer(settings), preprocessing, None
 
 
@@ -214,7 +220,7 @@ def freeze_layers(model: VisionTransformer) -> list[str]:
     """Leaves only the head and the last norm trainable; returns the names of the rest."""
     frozen = []
     for name, parameter in model.named_parameters():
-        if not name.startswith(("head.", "norm.")):
+        if not name.startswith(("head.", "head_dist.", "pre_logits.", "norm.", "fc_norm.")):
             parameter.requires_grad_(False)
             frozen.append(name)
     return frozen

@@ -41,6 +41,37 @@ def test_every_parameter_receives_a_gradient(ffn: str, head: str) -> None:
     assert dead == []
 
 
+PARTS = [
+    {"layer_scale": 0.1, "reg_tokens": 4, "no_embed_class": True},
+    {"reg_tokens": 2, "pool": "avg", "fc_norm": True, "qkv_bias": False},
+    {"class_token": False, "pool": "avg", "fc_norm": False},
+    {"distilled": True, "layer_scale": 0.1},
+    {"distilled": True, "no_embed_class": True, "reg_tokens": 3},
+    {"pre_logits": True, "norm_eps": 1e-12},
+    {"num_classes": 0},
+]
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+def test_optional_parts_receive_gradients_and_survive_json(parts: dict[str, object]) -> None:
+    model = create_model("kansformer_micro_patch4_8", **{"num_classes": 3, **parts})
+    y = model(torch.randn(4, 3, 8, 8))
+    assert y.shape == (4, model.config.num_classes or model.config.embed_dim)
+    (y * torch.randn_like(y)).sum().backward()
+    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert dead == []
+    assert ViTConfig.from_dict(json.loads(json.dumps(model.config.to_dict()))) == model.config
+    assert len(model.forward_features(torch.randn(1, 3, 8, 8))[0]) == 4 + model.config.prefix_tokens
+    tokens = {n for n, _ in model.named_parameters() if n.endswith("_token")}
+    assert tokens <= model.no_weight_decay() <= {n for n, _ in model.named_parameters()}
+
+
+def test_a_config_from_before_the_optional_parts_is_the_same_model() -> None:
+    config = model_config("kansformer_micro_patch4_8")
+    old = {k: v for k, v in config.to_dict().items() if k not in {n for p in PARTS for n in p}}
+    assert ViTConfig.from_dict({**old, "num_classes": config.num_classes}) == config
+
+
 @pytest.mark.parametrize("size", ["tiny", "small"])
 @pytest.mark.parametrize("ffn", ["kan", "mlp"])
 @torch.no_grad()
@@ -84,6 +115,15 @@ def test_config_survives_json() -> None:
         ({"kan_hidden": "wide"}, "kan_hidden"),
         ({"drop_rate": 1.0}, "drop_rate"),
         ({"num_classes": 2.5}, "num_classes"),
+        ({"num_classes": -1}, "num_classes"),
+        ({"reg_tokens": -1}, "reg_tokens"),
+        ({"pool": "max"}, "pool"),
+        ({"class_token": False}, "pool must be"),
+        ({"class_token": 2}, "class_token must be true or false"),
+        ({"distilled": True, "class_token": False, "pool": "avg"}, "class_token too"),
+        ({"distilled": True, "pool": "avg"}, "distilled goes with"),
+        ({"layer_scale": "small"}, "layer_scale"),
+        ({"norm_eps": -1e-6}, "norm_eps"),
     ],
 )
 def test_impossible_configs_are_refused(changes: dict[str, object], word: str) -> None:

@@ -21,6 +21,7 @@ from kansformer.train.recipes import RECIPES, configure
 from models.vit_model import create_model
 from tests.conftest import COLOURS, ROOT, tiny_settings, write_folder
 from tests.kansformer.data.test_sources import fingerprint
+from tests.kansformer.pretrained import judges
 
 
 def run(config: TrainConfig) -> tuple[dict[str, Any], list[str]]:
@@ -181,7 +182,56 @@ def test_starting_from_weights(tmp_path: Path, colours: Path, trained: Path) -> 
         assert torch.equal(old[name], new[name]) == frozen, name
     report = json.loads((tmp_path / "out" / "config.json").read_text())["weights"]
     assert report["fresh"] == []
-    assert set(report["loaded"]) == set(old)
+    assert {name for name, fate in report["model"].items() if fate["status"] == "loaded"} == set(
+        old
+    )
+    assert report["parameters"]["loaded"] == sum(p.numel() for p in load_model(best).parameters())
+
+
+def test_starting_from_another_librarys_weights(tmp_path: Path, colours: Path) -> None:
+    judge = judges.timm_vit(tmp_path / "deit.pth", "model", img_size=16)
+    config = tiny_settings(colours, tmp_path / "out", epochs=1, weights=str(judge.path))
+    _, lines = run(config)
+    assert any("deit.pth: DeiT; 30 tensors loaded" in line for line in lines)
+    model = load_model(tmp_path / "out" / "best.safetensors")
+    assert model.config.ffn == "mlp"
+    assert model.preprocessing.mean == (0.485, 0.456, 0.406)
+    report = json.loads((tmp_path / "out" / "config.json").read_text())["weights"]
+    assert report["fresh"] == ["head.weight", "head.bias"]
+    assert report["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+
+    again = tiny_settings(
+        colours, tmp_path / "again", epochs=1, weights=str(judge.path), freeze_layers=True,
+        preprocessing="half", img_size=24,
+    )  # fmt: skip
+    run(again)
+    model = load_model(tmp_path / "again" / "best.safetensors")
+    assert (model.preprocessing.mean, model.preprocessing.img_size) == (0.5, 24)
+    with pytest.raises(UserError, match="--ffn kan"):
+        run(tiny_settings(colours, tmp_path / "kan", weights=str(judge.path), ffn="kan"))
+
+
+def test_frozen_models_train_what_stands_behind_the_blocks() -> None:
+    for parts, trained in (
+        ({"distilled": True}, {"head", "head_dist", "norm"}),
+        ({"pre_logits": True}, {"head", "pre_logits", "norm"}),
+        ({"pool": "avg", "fc_norm": True}, {"head", "fc_norm"}),
+    ):
+        model = create_model("vit_micro_patch4_8", num_classes=3, **parts)
+        frozen = loop.freeze_layers(model)
+        left = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert {name.split(".")[0] for name in left} == trained
+        assert left | set(frozen) == {n for n, _ in model.named_parameters()}
+
+
+def test_mean_and_std_without_weights(tmp_path: Path, colours: Path) -> None:
+    for name, mean in ((None, 0.5), ("half", 0.5), ("imagenet", (0.485, 0.456, 0.406))):
+        config = tiny_settings(
+            colours, tmp_path / str(name), epochs=1, max_steps=1, preprocessing=name
+        )
+        run(config)
+        model = load_model(tmp_path / str(name) / "best.safetensors")
+        assert model.preprocessing.mean == mean
 
 
 def test_settings_that_make_no_model_are_refused(tmp_path: Path, colours: Path) -> None:

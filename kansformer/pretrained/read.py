@@ -1,0 +1,179 @@
+"""Weights files of any kind to one dictionary of tensors, without ever running what is in them."""
+
+import argparse
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from kansformer.errors import UserError
+
+StateDict = dict[str, Tensor]
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
+SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
+# where trainers put the state dict; averaged weights (EMA), the better ones, come first
+WRAPPERS = (
+    "state_dict_ema", "model_ema", "teacher",
+    "model_state_dict", "state_dict", "model", "module", "net",
+)  # fmt: skip
+# what wrappers of a module put before its tensors' names; the last three are Hugging Face's
+PREFIXES = (
+    "module.", "_orig_mod.", "backbone.",
+    "vit.", "deit.", "dinov2.", "dinov2_with_registers.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """The tensors of a file under the names of the module that they were saved from.
+
+    `unwrapped` are the dictionary keys and name prefixes that were taken off, outermost first, and
+    `sidecar` is the config.json beside the file.
+    """
+
+    path: str
+    tensors: StateDict
+    metadata: dict[str, str] = field(default_factory=dict)
+    unwrapped: tuple[str, ...] = ()
+    sidecar: dict[str, Any] = field(default_factory=dict)
+
+
+def read_file(path: str | Path) -> RawFile:
+    """Reads a `.safetensors`, `.npz`, `.pth`, `.pt`, `.bin` or `.tar` file.
+
+    Tensors of 16 or 64 bits become float32.
+
+    Raises:
+        UserError: no such file, a damaged one, one that would run code, or one without a dictionary
+            of finite tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give the weights file in it")
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file; check --weights")
+    metadata: dict[str, str] = {}
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        contents, metadata = _read_safetensors(path)
+    elif suffix == ".npz":
+        contents = _read_npz(path)
+    elif suffix in TORCH_SUFFIXES:
+        contents = _read_torch(path)
+    else:
+        raise unreadable(path, f"its name does not end in {', '.join(SUFFIXES)}")
+    state, unwrapped = unwrap(path, contents)
+    tensors = {name: _as_float32(path, name, value) for name, value in state.items()}
+    return RawFile(str(path), tensors, metadata, unwrapped, _read_sidecar(path))
+
+
+def unreadable(path: str | Path, cause: str) -> UserError:
+    """The error of a file that no weights can be had from."""
+    return UserError(
+        f"{path}: not a readable file of ViT weights ({cause}); give a state dict of a ViT, such as"
+        " a .safetensors file of timm or Hugging Face, or a best.safetensors that train.py wrote"
+    )
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise unreadable(path, " ".join(str(error).split())[:200]) from None
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except Exception as error:  # a damaged archive raises anything; nothing in it has been run
+        raise unreadable(path, " ".join(str(error).split())[:200]) from None
+
+
+def _read_torch(path: Path) -> Any:
+    # Many trainers keep their arguments in a Namespace, which holds values and does nothing.
+    trusted = torch.serialization.safe_globals([argparse.Namespace])
+    try:
+        with trusted, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about files that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive raises anything
+        named = re.search(r"unsupported global:?(?: global)? ([\w.]+)", str(error), re.IGNORECASE)
+        if named:
+            raise UserError(
+                f"{path}: holds more than tensors ({named[1]}), which will not be run; save the"
+                " model's state_dict() alone, as .safetensors"
+            ) from None
+        cut = "" if zipfile.is_zipfile(path) else ", or text, or cut off"
+        raise unreadable(path, f"damaged, or not a file of torch.save{cut}") from None
+
+
+def unwrap(path: str | Path, contents: Any) -> tuple[StateDict, tuple[str, ...]]:
+    """Takes the state dict out of a trainer's checkpoint and prefixes off its names.
+
+    Returns:
+        The state dict, and what was taken off.
+
+    Raises:
+        UserError: there is no dictionary of tensors.
+    """
+    unwrapped = []
+    while isinstance(contents, Mapping):
+        key = next((k for k in WRAPPERS if isinstance(contents.get(k), Mapping)), None)
+        if key is None:
+            break
+        unwrapped.append(key)
+        contents = contents[key]
+    if not isinstance(contents, Mapping):
+        raise unreadable(path, f"it holds a {type(contents).__name__}, not a state dict")
+    if not contents:
+        raise unreadable(path, "its state dict is empty")
+    odd = [k for k, v in contents.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    if odd:
+        raise unreadable(path, f"entry {str(odd[0])[:60]!r} is not a tensor")
+    state = dict(contents)
+    while prefix := next((p for p in PREFIXES if any(n.startswith(p) for n in state)), None):
+        stripped = {name.removeprefix(prefix): value for name, value in state.items()}
+        if len(stripped) < len(state):
+            raise unreadable(path, f"names with and without {prefix} contradict each other")
+        unwrapped.append(prefix)
+        state = stripped
+    return state, tuple(unwrapped)
+
+
+def _as_float32(path: Path, name: str, value: Tensor) -> Tensor:
+    """A plain tensor that has data for its size; finite float32 unless it is of whole numbers."""
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        raise unreadable(path, f"{name[:60]} is sparse, quantised or without data")
+    if not value.numel():
+        raise unreadable(path, f"{name[:60]} is empty")
+    # a tensor of strides 0 claims any size without the data for it
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise unreadable(path, f"{name[:60]} is larger than its data")
+    if not value.is_floating_point():
+        return value
+    value = value.detach().float()
+    if not value.isfinite().all():
+        raise unreadable(path, f"{name[:60]} has values that are not finite")
+    return value
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """The config.json beside a file, if there is one that can be read."""
+    try:
+        values = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}

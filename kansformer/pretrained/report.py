@@ -1,0 +1,90 @@
+"""The report on a load: what became of every tensor of the file and of the model."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+from kansformer.data.preprocessing import Preprocessing
+
+FILLED = ("loaded", "converted", "resized")  # as it was; renamed, split, turned; interpolated
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a tensor: one of `FILLED`, "skipped" (of a file), "fresh" (of a model)."""
+
+    status: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a model got from a file.
+
+    Attributes:
+        path, format: the file, and the kind of file it was taken for.
+        file: every tensor of the file. "skipped" is by design, for the reason given; a tensor with
+            no place in the model is an error instead.
+        model: every tensor of the model, buffers (the grids of KANs) too.
+        parameters: numbers of parameters that were loaded, converted, resized and fresh, which
+            add up to those of the model. Buffers are no parameters and are not counted.
+        preprocessing: what pictures need for this model.
+        notes: assumptions that a user ought to know.
+    """
+
+    path: str
+    format: str
+    file: dict[str, Fate]
+    model: dict[str, Fate]
+    parameters: dict[str, int]
+    preprocessing: Preprocessing
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """The model's tensors that the file did not fill."""
+        return tuple(name for name, fate in self.model.items() if fate.status == "fresh")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as in config.json."""
+        return {**asdict(self), "notes": list(self.notes), "fresh": list(self.fresh)}
+
+    def __str__(self) -> str:
+        tensors = ", ".join(
+            f"{sum(fate.status == status for fate in self.model.values())} tensors {status}"
+            if status == "loaded"
+            else f"{sum(fate.status == status for fate in self.model.values())} {status}"
+            for status in (*FILLED, "fresh")
+        )
+        numbers = ", ".join(f"{count:,} {status}" for status, count in self.parameters.items())
+        pixels = self.preprocessing
+        return "\n".join(
+            [
+                f"{self.path}: {self.format}; {tensors}",
+                f"  {sum(self.parameters.values()):,} parameters: {numbers}",
+                *_by_reason("resized", self.model),
+                *_by_reason("fresh", self.model),
+                *_by_reason("skipped", self.file),
+                f"  pictures: mean {_short(pixels.mean)}, std {_short(pixels.std)},"
+                f" crop {pixels.crop_pct:.3g}, {pixels.interpolation}",
+                *(f"  note: {note}" for note in self.notes),
+            ]
+        )
+
+
+def _by_reason(status: str, fates: dict[str, Fate]) -> list[str]:
+    """A line for each reason, with the names it holds for; long lists are cut."""
+    found = sorted((fate.reason, name) for name, fate in fates.items() if fate.status == status)
+    return [
+        f"  {status}: {_listed([name for _, name in group])} ({reason})"
+        for reason, group in groupby(found, key=lambda pair: pair[0])
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names if len(names) <= 4 else [*names[:3], f"and {len(names) - 3} others"])
+
+
+def _short(value: float | Iterable[float]) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "/".join(f"{v:.3g}" for v in value)

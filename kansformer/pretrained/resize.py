@@ -1,0 +1,64 @@
+"""Fitting positions and patch embeddings to other pictures, by timm's functions."""
+
+import math
+
+import torch
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from torch import Tensor
+
+from kansformer.pretrained.conversion import StateDict
+from models.vit_model import ViTConfig
+
+
+@torch.no_grad()
+def resize_state(
+    state: StateDict, config: ViTConfig, resampling: tuple[str, bool]
+) -> tuple[StateDict, dict[str, str]]:
+    """A state dict for the picture size, patch size and channels of the config.
+
+    Args:
+        state: tensors under our names.
+        resampling: interpolation, and whether it is antialiased.
+
+    Returns:
+        The new state dict, and for each tensor that was changed what was done.
+
+    Raises:
+        ValueError: channels that timm has no rule for, or positions for other tokens.
+    """
+    new, done = dict(state), {}
+    interpolation, antialias = resampling
+    patches = state["patch_embed.proj.weight"]
+    steps = []
+    if patches.shape[1] != config.in_chans:
+        patches = _adapt_channels(patches, config.in_chans)
+        steps.append(f"{state['patch_embed.proj.weight'].shape[1]} to {config.in_chans} channels")
+    if patches.shape[-1] != config.patch_size:
+        old = patches.shape[-1]
+        size = [config.patch_size, config.patch_size]
+        patches = resample_patch_embed(patches, size, interpolation, antialias)
+        steps.append(f"patches of {old} to {config.patch_size} pixels")
+    if steps:
+        new["patch_embed.proj.weight"], done["patch_embed.proj.weight"] = patches, ", ".join(steps)
+
+    positions = state["pos_embed"]
+    prefix = 0 if config.no_embed_class else config.prefix_tokens
+    old_side = math.isqrt(max(positions.shape[1] - prefix, 0))
+    if old_side**2 != positions.shape[1] - prefix:
+        raise ValueError(f"{positions.shape[1]} positions do not fit {prefix} tokens and a square")
+    side = config.img_size // config.patch_size
+    if side != old_side:
+        new["pos_embed"] = resample_abs_pos_embed(
+            positions, [side, side], [old_side, old_side], prefix, interpolation, antialias
+        )
+        done["pos_embed"] = f"{old_side}x{old_side} to {side}x{side} patches"
+    return new, done
+
+
+def _adapt_channels(patches: Tensor, in_chans: int) -> Tensor:
+    """timm's rule for pictures with other channels: their sum for one, repeated for more."""
+    from timm.models._manipulate import adapt_input_conv  # with it come all models of timm
+
+    if patches.shape[1] != 3:
+        raise ValueError(f"{patches.shape[1]} channels cannot become {in_chans}, only 3 can")
+    return adapt_input_conv(in_chans, patches)

@@ -1,0 +1,72 @@
+"""Mean and deviation of pixels: one number or one per channel, for colour and for grey."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from kansformer.data import Preprocessing
+from kansformer.data.preprocessing import STATISTICS
+
+MEAN, STD = STATISTICS["imagenet"]
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8))
+
+
+def test_one_number_gives_what_it_always_gave() -> None:
+    pixels = TF.to_dtype(TF.pil_to_tensor(picture()), torch.float32, scale=True)
+    expected = (pixels - 0.3) / 0.4
+    assert torch.equal(Preprocessing(9, 3, 0.3, 0.4)(picture()), expected)
+    old = json.loads('{"img_size": 9, "in_chans": 3, "mean": 0.3, "std": 0.4, "crop_pct": 1.0}')
+    assert torch.equal(Preprocessing(**old)(picture()), expected)
+
+
+def test_one_per_channel_is_torchvisions_normalise() -> None:
+    preprocessing = Preprocessing(9, 3, MEAN, STD)
+    to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    expected = v2.Normalize(MEAN, STD)(to_tensor(picture()))
+    torch.testing.assert_close(preprocessing(picture()), expected, rtol=0, atol=1e-6)
+    again = Preprocessing(**json.loads(json.dumps(preprocessing.to_dict())))
+    assert again == preprocessing
+    assert torch.equal(again(picture()), preprocessing(picture()))
+
+
+def test_equal_channels_are_as_one_number() -> None:
+    one, three = Preprocessing(9, 3, 0.25, 0.5), Preprocessing(9, 3, (0.25,) * 3, (0.5,) * 3)
+    assert torch.equal(one(picture()), three(picture()))
+
+
+def test_grey_has_the_mean_of_the_three() -> None:
+    grey = Preprocessing(9, 3, MEAN, STD).for_input(5, 1)
+    assert (grey.img_size, grey.in_chans) == (5, 1)
+    assert grey.mean == pytest.approx(0.449, abs=1e-12)
+    assert grey(picture()).shape == (1, 5, 5)
+    assert Preprocessing(9, 1).with_statistics("imagenet").mean == grey.mean
+    assert Preprocessing(9, 3).with_statistics("imagenet").mean == MEAN
+    assert grey.for_input(9, 3).mean == grey.mean
+    assert Preprocessing(9, 3, MEAN, STD).with_statistics("half") == Preprocessing(9, 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": (0.5, 0.5)},
+        {"mean": [0.5, 0.5, "x"]},
+        {"std": (0.5, 0.5, 0.0)},
+        {"std": (0.5, 0.5, float("nan"))},
+        {"mean": True},
+        {"mean": ()},
+        {"mean": {"red": 1}},
+        {"in_chans": 1, "mean": (0.5, 0.5, 0.5)},
+    ],
+    ids=str,
+)
+def test_what_is_no_mean_or_std_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"mean|std"):
+        Preprocessing(**{"img_size": 9, "in_chans": 3, **changes})
