@@ -137,8 +137,10 @@ def main() -> None:
             found = measured(size, pixels, patch, batch, options.repeats, options.device)
             records += found
             print(f"\n{size}, {pixels} px, patches of {patch}, batch {batch}, float32")
-            print(f"{'':24}{'parameters':>12}{'step ms':>10}  {'quartiles':>17}{'x timm':>8}"
-                  f"{'x twin':>8}")
+            print(
+                f"{'':24}{'parameters':>12}{'step ms':>10}  {'quartiles':>17}{'x timm':>8}"
+                f"{'x twin':>8}"
+            )
             for r in found:
                 spread = f"{r['step_ms_q1']:.0f} to {r['step_ms_q3']:.0f}"
                 print(f"{r['model']:24}{r['parameters']:12,}{r['step_ms']:10.0f}  {spread:>17}"

@@ -25,9 +25,10 @@ from kansformer.errors import JobFailed, UserError
 from kansformer.evaluate import evaluate
 from kansformer.pretrained import LoadReport, load_for_classes
 from kansformer.train.config import TrainConfig
-from kansformer.train.facts import count_flops, count_parameters, describe, versions
+from kansformer.train.facts import describe, versions
 from kansformer.train.optimiser import make_optimiser, make_schedule
 from kansformer.train.run_folder import RunFolder
+from models.twins import count_flops, count_parameters
 from models.vit_model import VisionTransformer, model_config
 
 # settings that may differ between a run and its continuation

@@ -16,8 +16,8 @@ from kansformer.data import PictureDataset, load_data, make_loader
 from kansformer.errors import JobFailed, UserError
 from kansformer.train import loop, train
 from kansformer.train.config import TrainConfig
-from kansformer.train.facts import count_flops
 from kansformer.train.recipes import RECIPES, configure
+from models.twins import count_flops
 from models.vit_model import create_model
 from tests.conftest import COLOURS, ROOT, tiny_settings, write_folder
 from tests.kansformer.data.test_sources import fingerprint
