@@ -152,16 +152,10 @@ def write_values(activation: str | None, x: Tensor, table: Tensor, out: Tensor) 
 
 
 def write_gradients(
-    activation: str | None,
-    x: Tensor,
-    table: Tensor,
-    out: Tensor,
-    grad: Tensor,
-    grad_x: Tensor,
-    moments: Tensor,
+    activation: str | None, x: Tensor, table: Tensor, out: Tensor, grad: Tensor, grad_x: Tensor
 ) -> None:
-    """The same, the gradient in x, and that in the coefficients, ((M - 1)·(order + 1), in)."""
-    place = torch.minimum(torch.maximum(x, table[0, 0]), table[-1, 0])  # infinities give no NaN
+    """The same, and from the gradient `grad` in φ that in x into `grad_x`."""
+    place = torch.minimum(torch.maximum(x, table[0, 0]), table[-1, 0])
     coefficients, distance = _polynomials(x, place, table)
     value, slope = torch.zeros_like(x), torch.zeros_like(x)
     for coefficient in reversed(coefficients):
@@ -172,12 +166,19 @@ def write_gradients(
     out.copy_(value if activation is None else ACTIVATIONS[activation][0](x) + value)
     grad_x.copy_(base_slope + slope * grad)
 
+
+def write_moments(order: int, x: Tensor, table: Tensor, grad: Tensor, moments: Tensor) -> None:
+    """The gradient in the pieces by channel, ((M - 1)·(order + 1), groups, channels).
+
+    Apart from `write_gradients`, since a compiler makes slower code of both together.
+    """
+    place = torch.minimum(torch.maximum(x, table[0, 0]), table[-1, 0])
     knots = table[:, 0].unbind()
     reached = [*(x >= knot for knot in knots[:-1]), x > knots[-1]]
     sums = []
     for knot, (above, beyond) in zip(knots, pairwise(reached), strict=False):
-        weighted = torch.where(above & ~beyond, grad, 0.0)
-        for _ in coefficients:
+        weighted = torch.where(above & ~beyond, grad.to(x.dtype), 0.0)
+        for _ in range(order + 1):
             sums.append(weighted.sum(dim=0))
             weighted = weighted * (place - knot)
     moments.copy_(torch.stack(sums))
@@ -192,7 +193,7 @@ def _compiled(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Callable[..., object], ...] | None:
-    """The two functions above for these settings; None, with a warning, if that fails."""
+    """The three functions above for these settings; None, with a warning, if that fails."""
     rows, groups, channels = 512, 8, 24  # typical
     x = torch.zeros(rows, groups, channels, dtype=exact, device=device)
     table = torch.zeros(M, order + 2, groups, 1, dtype=exact, device=device)
@@ -200,10 +201,12 @@ def _compiled(
     moments = torch.zeros((M - 1) * (order + 1), groups, channels, dtype=exact, device=device)
     block, sums = {0: "rows", 1: "groups", 2: "channels"}, {1: "groups", 2: "channels"}
     first = [x, table, out], [block, {2: "groups"}, block]
-    second = [*first[0], out.clone(), x.clone(), moments], [*first[1], block, block, sums]
+    second = [*first[0], out.clone(), x.clone()], [*first[1], block, block]
+    third = [x, table, out.clone(), moments], [*first[1], sums]
     return kan_compile.all_compiled(
         kan_compile.Kernel(write_values, (activation,), *first),
         kan_compile.Kernel(write_gradients, (activation,), *second),
+        kan_compile.Kernel(write_moments, (order,), *third),
     )
 
 
@@ -221,7 +224,7 @@ class SelectKernel:
         activation: str | None,
         dtype: torch.dtype,
     ) -> None:
-        self.write_values, self.write_gradients = functions
+        self.write_values, self.write_gradients, self.write_moments = functions
         beyond = pieces.new_zeros(len(knots), 1, pieces.shape[2])
         table = torch.cat([knots[..., None], torch.cat([pieces, beyond], dim=1)], dim=2)
         self.table = table.permute(1, 2, 0)[..., None].contiguous()
@@ -237,10 +240,9 @@ class SelectKernel:
         out, grad_x = workspace.empty("features", x.shape, x, self.dtype), torch.empty_like(x)
         groups, intervals, powers = self.pieces.shape
         moments = x.new_empty(intervals * powers, groups, x.shape[1] // groups)
-        self.write_gradients(
-            self._grouped(x), self.table, self._grouped(out), self._grouped(grad),
-            self._grouped(grad_x), moments,
-        )  # fmt: skip
+        given, seen = self._grouped(x), self._grouped(grad)
+        self.write_gradients(given, self.table, self._grouped(out), seen, self._grouped(grad_x))
+        self.write_moments(given, self.table, seen, moments)
         return out, grad_x, moments.sum(dim=2).T.reshape(self.pieces.shape)
 
     def _grouped(self, x: Tensor) -> Tensor:

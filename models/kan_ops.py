@@ -24,7 +24,13 @@ MODES = ("auto", "compiled", "eager", "plain")
 MODE_VARIABLE = "KAN_MODE"  # of the environment; for layers whose mode is "auto"
 COMPILE_ELEMENTS = 2**16  # inputs smaller than this do not repay the compiler
 
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# MKL, which torch takes for float32 products on a CPU, ran at half of oneDNN's speed on AMD's
+# processors with AVX-512; without AVX-512 it was the faster one, for a weight's gradient twice.
+ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+)
 
 # On a CPU a block's features stay in the cache; measured best on 2 cores with 32 MB of L3.
 BLOCK_FEATURES, BLOCK_ROWS = 3 * 2**19, (256, 2048)
@@ -258,10 +264,7 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def times_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a @ b.T + bias; in float32 on a CPU by oneDNN, which is fast on every maker's processors.
-
-    MKL, which `a @ b.T` takes there, ran at half its speed on an AMD EPYC with AVX-512.
-    """
+    """a @ b.T + bias, by the faster library."""
     if ONEDNN and a.dtype == torch.float32 and a.device.type == "cpu":
         # with gaps between its rows a matrix goes to code that is hundreds of times slower
         a, b = (m if m.is_contiguous() or m.T.is_contiguous() else m.contiguous() for m in (a, b))
