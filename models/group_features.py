@@ -35,7 +35,7 @@ def group_functions(x: Tensor, knots: Tensor, pieces: Tensor, activation: str | 
     grouped = x.unflatten(-1, (len(knots), -1))  # (..., groups, channels of a group)
     edges = knots.T[..., None]  # (M, groups, 1)
     place = grouped.clamp(edges[0], edges[-1])
-    reached = [place >= edge for edge in edges[:-1].unbind()] + [grouped > edges[-1]]
+    reached = [grouped >= edge for edge in edges[:-1].unbind()] + [grouped > edges[-1]]
     interval = torch.stack(reached).sum(dim=0)  # 0: before the first knot, M: behind the last
     group = torch.arange(len(knots), device=x.device)[:, None]
     beyond = pieces.new_zeros(len(knots), 1, pieces.shape[2])
@@ -115,7 +115,7 @@ class GatherKernel:
     def _in_groups(self, x: Tensor) -> Tensor:
         """(rows, in) -> (groups, rows · channels of a group)."""
         groups = len(self.starts)
-        return x.view(len(x), groups, -1).transpose(0, 1).reshape(groups, -1)
+        return x.unflatten(1, (groups, -1)).transpose(0, 1).reshape(groups, -1).contiguous()
 
     def _in_rows(self, value: Tensor, like: Tensor) -> Tensor:
         """The inverse of `_in_groups`."""

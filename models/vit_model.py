@@ -338,12 +338,14 @@ class VisionTransformer(nn.Module):
         In front are the class, distillation and register tokens that the config has. With
         `fc_norm`, which normalises after the pooling, tokens are given as they are.
         """
+        return self.norm(self.blocks(self.embed(x)))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What enters the first block: (B, C, H, W) -> (B, prefix + patches, D)."""
         x = self.patch_embed(x)  # (B, patches, D)
         if self.config.no_embed_class:
-            x = self._with_prefix(x + self.pos_embed)
-        else:
-            x = self._with_prefix(x) + self.pos_embed
-        return self.norm(self.blocks(x))
+            return self._with_prefix(x + self.pos_embed)
+        return self._with_prefix(x) + self.pos_embed
 
     def _with_prefix(self, x: Tensor) -> Tensor:
         """The patches' tokens behind the others, (B, patches, D) -> (B, prefix + patches, D)."""

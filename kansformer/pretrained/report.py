@@ -46,6 +46,12 @@ class LoadReport:
         """The model's tensors that the file did not fill."""
         return tuple(name for name, fate in self.model.items() if fate.status == "fresh")
 
+    @property
+    def left_out_mlps(self) -> bool:
+        """Whether the file has MLPs that fresh KAN blocks take the place of."""
+        mlps = {name for name, fate in self.model.items() if ".mlp." in name}
+        return bool(mlps) and mlps <= set(self.fresh)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in config.json."""
         return {**asdict(self), "notes": list(self.notes), "fresh": list(self.fresh)}

@@ -22,6 +22,15 @@ def _required(help: str) -> Any:
     return field(metadata={"help": help})
 
 
+def _base_activation(text: str) -> str | tuple[str, str]:
+    names = tuple(text.split(","))
+    if len(names) > 2 or not set(names) <= set(BASE_ACTIVATIONS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give one or two of {', '.join(BASE_ACTIVATIONS)}"
+        )
+    return names[0] if len(names) == 1 else (names[0], names[1])
+
+
 def _kan_hidden(text: str) -> int | str:
     return text if text == "full" else int(text)
 
@@ -46,16 +55,33 @@ class TrainConfig:
         "mean and std of pixel values (default: as --weights had them, else half: 0.5)",
         choices=tuple(STATISTICS),
     )
+    distil: bool = _flag(
+        True, "fit a narrow KAN to the MLPs of --weights, on the training pictures, before training"
+    )
     freeze_layers: bool = _flag(False, "with --weights: train the head and the last norm only")
+    unfreeze_every: int = _flag(
+        0,
+        "with --freeze-layers: epochs after which one more block, from the last, trains; 0: never",
+    )
+    layer_decay: float = _flag(1.0, "factor on the learning rate from each block to the one before")
     ffn: str | None = _flag(None, "feed-forward block", choices=FFNS)
     head: str | None = _flag(None, "classifier", choices=HEADS)
     kan_hidden: int | str | None = _flag(
         None, "hidden width of KAN blocks, or full", type=_kan_hidden, metavar="N"
     )
+    match: str = _flag(
+        "none",
+        "choose the hidden width by which the model has as many params or flops as its MLP twin",
+        choices=("params", "flops", "none"),
+    )
+    groups: int | None = _flag(None, "splines per layer of group-kan blocks")
     grid_size: int | None = _flag(None, "intervals in each spline's grid")
     spline_order: int | None = _flag(None, "degree of the splines")
-    base_activation: str | None = _flag(
-        None, "activation beside the splines", choices=tuple(BASE_ACTIVATIONS)
+    base_activation: str | tuple[str, str] | None = _flag(
+        None,
+        "activation beside the splines, or two, A,B, for a block's two layers",
+        type=_base_activation,
+        metavar="A[,B]",
     )
     img_size: int | None = _flag(None, "side of the model's pictures, pixels")
     patch_size: int | None = _flag(None, "side of a patch, pixels")
@@ -70,6 +96,10 @@ class TrainConfig:
     lrf: float = _flag(0.01, "last learning rate, as a share of --lr")
     warmup_epochs: float = _flag(2.0, "epochs of linear warm-up")
     weight_decay: float = _flag(0.05, "AdamW's decay of weight matrices")
+    spline_lr: float | None = _flag(
+        None, "learning rate of splines, as a multiple of --lr (default: 10 for group-kan, else 1)"
+    )
+    spline_decay: float = _flag(0.0, "AdamW's decay of splines")
     clip_grad: float = _flag(1.0, "largest norm of the gradient; 0 for no limit")
     label_smoothing: float = _flag(0.1, "share of the target spread over all classes")
     augment: str = _flag("photos", "augmentation policy", choices=tuple(POLICIES))
@@ -86,7 +116,8 @@ class TrainConfig:
             ("epochs", 1, None), ("batch_size", 1, None), ("max_steps", 1, None),
             ("workers", 0, None), ("lr", 0, None), ("lrf", 0, 1), ("warmup_epochs", 0, None),
             ("weight_decay", 0, None), ("clip_grad", 0, None), ("label_smoothing", 0, 1),
-            ("mixup", 0, None), ("cutmix", 0, None),
+            ("mixup", 0, None), ("cutmix", 0, None), ("unfreeze_every", 0, None),
+            ("layer_decay", 0, 1), ("spline_lr", 0, None), ("spline_decay", 0, None),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (low <= value and (high is None or value <= high)):
@@ -96,11 +127,15 @@ class TrainConfig:
             raise UserError(f"--in-chans must be 1 or 3, not {self.in_chans}")
         if self.freeze_layers and self.weights is None:
             raise UserError("--freeze-layers needs --weights: fresh layers would stay random")
+        if self.unfreeze_every and not self.freeze_layers:
+            raise UserError("--unfreeze-every needs --freeze-layers: nothing is frozen")
+        if self.match != "none" and self.kan_hidden is not None:
+            raise UserError("--match chooses the hidden width; leave out --kan-hidden")
 
     def model_overrides(self) -> dict[str, Any]:
         """The fields of `ViTConfig` that were set."""
         names = (
-            "ffn", "head", "kan_hidden", "grid_size", "spline_order", "base_activation",
+            "ffn", "head", "kan_hidden", "groups", "grid_size", "spline_order", "base_activation",
             "img_size", "patch_size", "num_heads", "in_chans", "drop_rate", "drop_path_rate",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -4,9 +4,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,13 +24,13 @@ from kansformer.data.augment import make_augmentation
 from kansformer.device import choose_device
 from kansformer.errors import JobFailed, UserError
 from kansformer.evaluate import evaluate
-from kansformer.pretrained import LoadReport, load_for_classes
+from kansformer.pretrained import LoadReport, distil, load_for_classes
 from kansformer.train.config import TrainConfig
 from kansformer.train.facts import describe, versions
-from kansformer.train.optimiser import make_optimiser, make_schedule
+from kansformer.train.optimiser import learning_rate, make_optimiser, make_schedule
 from kansformer.train.run_folder import RunFolder
-from models.twins import count_flops, count_parameters
-from models.vit_model import VisionTransformer, model_config
+from models.twins import count, count_flops, count_parameters, matched, mlp_twin
+from models.vit_model import VisionTransformer, ViTConfig, model_config
 
 # settings that may differ between a run and its continuation
 FREE_ON_RESUME = ("resume", "overwrite", "device", "workers", "download", "download_dir", "output")
@@ -63,7 +64,6 @@ def train(
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
     model, preprocessing, loaded = build_model(config, data)
-    frozen = freeze_layers(model) if config.freeze_layers else []
     model.to(device)
 
     workers = config.workers
@@ -89,6 +89,7 @@ def train(
     folder = RunFolder(
         output, Path(config.data_path), resume=config.resume, overwrite=config.overwrite
     )
+    twin = sizes_of_twin(model.config)
     history: list[dict[str, Any]] = []
     if config.resume:
         history = restore(folder.load_state(), config, data, model, optimiser)
@@ -97,21 +98,33 @@ def train(
     sizes += [f"{len(data.test)} test"] if data.test else []
     say(f"data    {data.name}: {len(data.class_names)} classes, {', '.join(sizes)} pictures")
     say(f"model   {describe(model)}")
+    if model.config.ffn != "mlp":
+        say(
+            f"twin    {twin['parameters']:,} parameters with MLPs,"
+            f" {twin['flops_per_image']:,} FLOPs per picture against {count_flops(model):,}"
+        )
     if loaded:
         say(f"weights {loaded}")
-    if frozen:
-        parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in frozen))
-        say(f"frozen  {len(frozen)} of {len(list(model.parameters()))} tensors: {parts}")
+    fitted = None
+    if loaded and loaded.left_out_mlps and config.distil and not config.resume:
+        fitted = fit_to_mlps(config, data, model, loaded, train_loader, val_loader)
+        say(f"fitted  {fitted['text']}")
     say(
         f"run     recipe {config.recipe}, augmentation {config.augment}, {config.epochs} epochs on"
         f" {device}, into {folder.path}"
     )
     if history:
         say(f"resumed after epoch {len(history)}")
+    frozen: list[str] | None = None
 
     for epoch in range(len(history), config.epochs):
         epoch_started = time.monotonic()
         train_loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+        if config.freeze_layers:
+            thawed = epoch // config.unfreeze_every if config.unfreeze_every else 0
+            was, frozen = frozen, freeze_layers(model, thawed)
+            if frozen != was:
+                say(f"frozen  {named_parts(frozen)}")
         if mix:
             seed_mixing(config.seed, epoch)
         batches = tqdm(
@@ -137,7 +150,7 @@ def train(
             "train_loss": train_loss,
             "val_loss": val["loss"],
             "val_acc1": val["acc1"],
-            "lr": optimiser.param_groups[0]["lr"],
+            "lr": learning_rate(optimiser),
             "images_per_second": count / train_seconds,
             "seconds": time.monotonic() - epoch_started,
         }
@@ -147,7 +160,7 @@ def train(
                 "train": config.to_dict(),
                 "model": model.config.to_dict(),
                 "preprocessing": preprocessing.to_dict(),
-                "weights": loaded and loaded.to_dict(),
+                "weights": loaded and {**loaded.to_dict(), "fitted": fitted},
             }
             folder.begin(settings, data.class_names, project_root)
         improved = best_epoch(history) is row
@@ -172,6 +185,7 @@ def train(
         "recipe": config.recipe,
         "parameters": count_parameters(model),
         "flops_per_image": count_flops(model),
+        "mlp_twin": twin,
         "best_epoch": best["epoch"],
         "val_acc1": best["val_acc1"],
         "val_loss": best["val_loss"],
@@ -202,6 +216,8 @@ def build_model(
     """The model of the settings, fresh or started from weights, and the report on those."""
     overrides = config.model_overrides()
     if config.weights is not None:
+        if config.match != "none":
+            raise UserError("--match is for models from scratch; with --weights, --kan-hidden")
         model, report = load_for_classes(
             config.weights, data.class_names, preprocessing=config.preprocessing, **overrides
         )
@@ -209,6 +225,8 @@ def build_model(
     overrides = {"in_chans": data.in_chans, **overrides}
     try:
         settings = model_config(config.model, num_classes=len(data.class_names), **overrides)
+        if config.match != "none":
+            settings = matched(settings, config.match)
     except ValueError as error:
         raise UserError(f"--model {config.model}: {error}") from None
     preprocessing = Preprocessing(settings.img_size, settings.in_chans)
@@ -217,14 +235,68 @@ def build_model(
     return VisionTransformer(settings), preprocessing, None
 
 
-def freeze_layers(model: VisionTransformer) -> list[str]:
-    """Leaves only the head and the last norm trainable; returns the names of the rest."""
+def sizes_of_twin(settings: ViTConfig) -> dict[str, int]:
+    """Parameters and FLOPs of the same model with MLP blocks."""
+    twin = mlp_twin(settings)
+    return {"parameters": count(twin, "params"), "flops_per_image": count(twin, "flops")}
+
+
+def fit_to_mlps(
+    config: TrainConfig,
+    data: PictureData,
+    model: VisionTransformer,
+    loaded: LoadReport,
+    train_loader: Iterable[Any],
+    val_loader: Iterable[Any],
+) -> dict[str, Any]:
+    """Fits the model's narrow KAN blocks to the MLPs that the weights file has in their place.
+
+    Returns:
+        R² by block and, where the file's head is kept, the validation accuracy right after the fit
+        beside that of the model with its MLPs; with a line of "text".
+    """
+    device = model.pos_embed.device
+    shape = {name: getattr(model.config, name) for name in ("img_size", "patch_size", "num_heads",
+                                                             "in_chans")}  # fmt: skip
+    teacher, _ = load_for_classes(str(config.weights), data.class_names, **shape)
+    teacher.to(device)
+    fit = distil(
+        teacher, model, (images for images, _ in train_loader), (images for images, _ in val_loader)
+    )
+    found: dict[str, Any] = {**fit.to_dict(), "text": str(fit)}
+    if not any(name.startswith("head.") for name in loaded.fresh):
+        found["val_acc1"] = evaluate(model, val_loader, device)["acc1"]
+        found["val_acc1_of_mlps"] = evaluate(teacher, val_loader, device)["acc1"]
+        found["text"] += (
+            f"; validation accuracy {found['val_acc1']:.2f} %, with the MLPs"
+            f" {found['val_acc1_of_mlps']:.2f} %"
+        )
+    return found
+
+
+def freeze_layers(model: VisionTransformer, thawed: int = 0) -> list[str]:
+    """Leaves only what stands behind the blocks trainable, and the last `thawed` blocks.
+
+    With all blocks thawed, the embedding trains too. Returns the names of the frozen parameters.
+    """
+    first = model.config.depth - thawed
     frozen = []
     for name, parameter in model.named_parameters():
-        if not name.startswith(("head.", "head_dist.", "pre_logits.", "norm.", "fc_norm.")):
-            parameter.requires_grad_(False)
+        block = re.match(r"blocks\.(\d+)\.", name)
+        behind = name.startswith(("head.", "head_dist.", "pre_logits.", "norm.", "fc_norm."))
+        trains = first <= 0 or behind or (block is not None and int(block[1]) >= first)
+        parameter.requires_grad_(trains)
+        if not trains:
             frozen.append(name)
     return frozen
+
+
+def named_parts(names: list[str]) -> str:
+    """What parameters are of, in few words: patch_embed, pos_embed, blocks 0-3."""
+    blocks = [int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.", name))]
+    parts = dict.fromkeys(name.split(".")[0] for name in names if not name.startswith("blocks."))
+    last = [f"blocks 0 to {max(blocks)}"] if blocks else []
+    return ", ".join([*parts, *last]) or "nothing"
 
 
 def make_mix(config: TrainConfig, num_classes: int) -> Mix | None:

@@ -1,26 +1,55 @@
-"""AdamW with the model's own exemptions from decay, and a warm-up followed by a cosine."""
+"""AdamW, with rates and decays by kind and depth of parameters; a warm-up before a cosine."""
 
-from timm.optim import param_groups_weight_decay
+import re
+from collections import defaultdict
+from typing import Any
+
 from timm.scheduler import CosineLRScheduler
 from torch.optim import AdamW
 
 from kansformer.train.config import TrainConfig
 from models.vit_model import VisionTransformer
 
+# Splines that many inputs share move too slowly at the rate of the weights; see TrainConfig.
+SPLINE_RATES = {"group-kan": 10.0}
+# in front of the first block, with all other names behind the last one
+EMBEDDING = ("patch_embed.", "pos_embed", "cls_token", "dist_token", "reg_token")
+
 
 def make_optimiser(model: VisionTransformer, config: TrainConfig) -> AdamW:
-    """AdamW over the trainable parameters.
+    """AdamW over all parameters; one that is frozen, without a gradient, stays as it is.
 
-    No decay on vectors (norms, biases), nor on what `model.no_weight_decay()` names.
+    Splines have a rate and a decay of their own. Of the rest, vectors (norms, biases) and what
+    `model.no_weight_decay()` names have no decay. With a layer decay d, the rate of a block is d
+    times that of the next; what is in front of the first counts as one more (BEiT, as in timm).
     """
-    groups = param_groups_weight_decay(
-        model, config.weight_decay, no_weight_decay_list=model.no_weight_decay()
+    spline_rate = config.spline_lr
+    if spline_rate is None:
+        spline_rate = SPLINE_RATES.get(model.config.ffn, 1.0)
+    exempt, depth = model.no_weight_decay(), model.config.depth
+    groups: dict[tuple[float, float], list[Any]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        spline = re.search(r"\.spline_(weight|scaler)$", name)
+        block = re.match(r"blocks\.(\d+)\.", name)
+        layer = int(block[1]) + 1 if block else 0 if name.startswith(EMBEDDING) else depth + 1
+        rate = config.layer_decay ** (depth + 1 - layer) * (spline_rate if spline else 1.0)
+        kept = parameter.ndim < 2 or name in exempt
+        decay = config.spline_decay if spline else 0.0 if kept else config.weight_decay
+        groups[rate, decay].append(parameter)
+    return AdamW(
+        [
+            {"params": parameters, "lr_scale": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ],
+        lr=config.lr,
     )
-    return AdamW(groups, lr=config.lr)
 
 
 def make_schedule(optimiser: AdamW, config: TrainConfig, steps_per_epoch: int) -> CosineLRScheduler:
-    """The rate of each step: linear warm-up, then a cosine from --lr to --lr x --lrf."""
+    """The rate of each step: linear warm-up, then a cosine from --lr to --lr x --lrf.
+
+    Every group of parameters has that, times its own scale.
+    """
     total = config.epochs * steps_per_epoch
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
     return CosineLRScheduler(
@@ -32,3 +61,9 @@ def make_schedule(optimiser: AdamW, config: TrainConfig, steps_per_epoch: int) -
         warmup_prefix=True,
         t_in_epochs=False,
     )
+
+
+def learning_rate(optimiser: AdamW) -> float:
+    """The rate at present, without the scales of the groups."""
+    group = optimiser.param_groups[0]
+    return group["lr"] / group["lr_scale"]

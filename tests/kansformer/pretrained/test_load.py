@@ -11,9 +11,8 @@ from kansformer.checkpoint import load_model, save_model
 from kansformer.data import Preprocessing
 from kansformer.errors import UserError
 from kansformer.pretrained import load_for_classes, load_pretrained
-from kansformer.pretrained.conversion import StateDict
 from kansformer.pretrained.load import LEAST_SHARE
-from models.vit_model import VisionTransformer, ViTConfig, create_model
+from models.vit_model import VisionTransformer, create_model
 from tests.conftest import ROOT
 from tests.kansformer.pretrained import judges
 
@@ -208,42 +207,6 @@ def test_parts_can_be_added_and_left_out(tmp_path: Path) -> None:
     model, report = load_pretrained(path, reg_tokens=4)
     assert report.fresh == ("reg_token",)
     assert report.model["reg_token"].reason == "reg_tokens=4 was asked for"
-
-
-def test_kan_blocks_from_mlps_are_one_function_to_come(tmp_path: Path) -> None:
-    path = judges.timm_vit(tmp_path / "file.pth").path
-    with pytest.raises(UserError, match="not available yet"):
-        load_pretrained(path, ffn="kan")
-
-
-def test_the_report_counts_what_that_function_makes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judge = judges.timm_vit(tmp_path / "file.pth")
-
-    def linear_bases(state: StateDict, config: ViTConfig) -> StateDict:
-        """The matrices of the MLPs as those beside the splines; splines stay fresh."""
-        assert config.ffn == "kan"
-        new = {name: value for name, value in state.items() if ".mlp." not in name}
-        for block in range(config.depth):
-            for layer in ("fc1", "fc2"):
-                name = f"blocks.{block}.mlp.{layer}"
-                new[f"{name}.base_weight"] = 2 * state[f"{name}.weight"]
-        return new
-
-    monkeypatch.setattr("kansformer.pretrained.load.mlp_to_ffn", linear_bases)
-    model, report = load_pretrained(judge.path, ffn="kan", kan_hidden="full", kan_norm=False)
-    assert model.config.ffn == "kan"
-    assert sum(report.parameters.values()) == sum(p.numel() for p in model.parameters())
-    assert report.parameters["converted"] == 2 * 2 * 64 * 256
-    assert report.parameters["fresh"] > report.parameters["loaded"]
-    assert all(name.endswith(("spline_weight", "spline_scaler", "grid")) for name in report.fresh)
-    whole, _ = load_pretrained(judge.path)
-    state = whole.state_dict()
-    base = model.state_dict()["blocks.1.mlp.fc2.base_weight"]
-    assert torch.equal(base, 2 * state["blocks.1.mlp.fc2.weight"])
-    assert report.model["blocks.1.mlp.fc2.base_weight"].status == "converted"
-    assert report.file["blocks.1.mlp.fc2.weight"].status == "converted"
 
 
 def test_the_report_accounts_for_every_tensor(tmp_path: Path) -> None:

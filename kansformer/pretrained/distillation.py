@@ -1,0 +1,133 @@
+"""Narrow KAN blocks fitted to the MLP blocks whose place they take.
+
+A KAN narrower than an MLP cannot start as the very same function. It is fitted, block by block, to
+what the MLP makes of its inputs on the user's own pictures; labels are not needed.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from models.kan import KANFeedForward
+from models.kan_grid import calibrate_grid
+from models.vit_model import Block, VisionTransformer
+
+TOKENS = 2**17  # of training pictures, to which each block is fitted
+HELD_OUT_TOKENS = 2**15  # of others, on which the fit is judged
+STEPS = 1500  # per block
+ROWS = 1024  # tokens per step
+RATE = 1e-2  # Adam's, falling to zero along a cosine
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How well the blocks fit: the share of the MLP's variance explained on held-out pictures."""
+
+    r2: tuple[float, ...]  # by block
+    pictures: int  # to which they were fitted
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as in config.json."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        values = " ".join(f"{value:.3f}" for value in self.r2)
+        return f"R² of its blocks on held-out pictures {values}, median {median(self.r2):.3f}"
+
+
+def distil(
+    teacher: VisionTransformer,
+    student: VisionTransformer,
+    pictures: Iterable[Tensor],
+    held_out: Iterable[Tensor],
+    steps: int = STEPS,
+) -> Distillation:
+    """Fits the student's KAN blocks in place to the teacher's MLP blocks.
+
+    Args:
+        teacher: a ViT with MLP blocks.
+        student: the same with `KANFeedForward` blocks, on the same device.
+        pictures: batches (B, C, H, W) for the fit; as many are taken as TOKENS needs.
+        held_out: batches for the R² of the report.
+        steps: of the optimiser, for each block.
+    """
+    states = [module.training for module in (teacher, student)]
+    teacher.eval()
+    student.eval()  # without dropout
+    tokens, others = _tokens(teacher, pictures, TOKENS), _tokens(teacher, held_out, HELD_OUT_TOKENS)
+    count = len(tokens)
+    r2 = []
+    with tqdm(total=len(teacher.blocks) * steps, desc="fitting KANs to MLPs", leave=False) as bar:
+        for theirs, ours in zip(teacher.blocks, student.blocks, strict=True):
+            assert isinstance(theirs, Block)
+            assert isinstance(ours, Block)
+            assert isinstance(ours.mlp, KANFeedForward)
+            x, y = _through(theirs, tokens)
+            _fit(ours.mlp, x, y, steps, bar)
+            r2.append(_explained(ours.mlp, *_through(theirs, others)))
+            bar.set_postfix(r2=f"{r2[-1]:.3f}")
+    for module, training in zip((teacher, student), states, strict=True):
+        module.train(training)
+    return Distillation(tuple(r2), count)
+
+
+@torch.no_grad()
+def _tokens(model: VisionTransformer, pictures: Iterable[Tensor], count: int) -> Tensor:
+    """What enters the first block, (pictures, tokens, D), of about `count` tokens."""
+    device = model.pos_embed.device
+    found: list[Tensor] = []
+    for batch in pictures:
+        found.append(model.embed(batch.to(device)).cpu())
+        if sum(len(part) for part in found) * found[0].shape[1] >= count:
+            break
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def _through(block: Block, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and outputs of a block's MLP, (N, D) each; moves the tokens to behind the block."""
+    device = block.norm1.weight.device
+    inputs, outputs = [], []
+    for part in tokens.split(64):
+        x = part.to(device)
+        x = x + block.ls1(block.attn(block.norm1(x)))
+        inputs.append(block.norm2(x))
+        outputs.append(block.mlp(inputs[-1]))
+        part.copy_(x + block.ls2(outputs[-1]))
+    return torch.cat(inputs).flatten(0, 1), torch.cat(outputs).flatten(0, 1)
+
+
+def _fit(kan: KANFeedForward, x: Tensor, y: Tensor, steps: int, bar: "tqdm[Any]") -> None:
+    """Least squares by Adam, on an even grid over the inputs."""
+    calibrate_grid(kan.fc1, x[:: max(len(x) // 2**14, 1)], coverage=0.999)
+    spread = y.var(dim=0).mean().sqrt()
+    optimiser = torch.optim.Adam(kan.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, steps)
+    for rows in _batches(len(x), steps):
+        loss = F.mse_loss(kan(x[rows]) / spread, y[rows] / spread)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(kan.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        bar.update()
+
+
+def _batches(count: int, steps: int) -> Iterator[Tensor]:
+    """Rows of each step, the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        yield torch.randint(count, (ROWS,), generator=generator)
+
+
+@torch.no_grad()
+def _explained(kan: KANFeedForward, x: Tensor, y: Tensor) -> float:
+    """R², all outputs taken together."""
+    error = torch.cat([kan(part) for part in x.split(2**14)]) - y
+    return 1 - float(error.square().sum() / (y - y.mean(dim=0)).square().sum())

@@ -1,0 +1,110 @@
+"""The exact warm start: pretrained MLPs as KAN blocks, the same to the last digit, and alive."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kansformer.checkpoint import save_model
+from kansformer.data import load_data
+from kansformer.data.preprocessing import Preprocessing
+from kansformer.errors import UserError
+from kansformer.pretrained import load_pretrained
+from kansformer.train.optimiser import make_optimiser
+from models.kan import GroupKANLinear, KANLinear
+from models.vit_model import VisionTransformer, create_model
+from tests.conftest import tiny_settings
+from tests.kansformer.pretrained import judges
+from tests.kansformer.pretrained.test_formats import CASES
+
+WARM = {"group-kan": {}, "kan": {"kan_hidden": "full"}}
+
+
+@pytest.mark.parametrize("ffn", WARM)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "vision_kansformer"])
+@torch.no_grad()
+def test_logits_are_the_librarys(name: str, ffn: str, tmp_path: Path) -> None:
+    build, suffix, _, _ = CASES[name]
+    judge = build(tmp_path / f"file.{suffix}")
+    model, report = load_pretrained(judge.path, ffn=ffn, **{**judge.config, **WARM[ffn]})
+    x = torch.randn(3, 3, 32, 32)
+    differences = [(model.forward_features(x) - judge.features(x)).abs().max()]
+    if judge.logits is not None:
+        differences.append((model(x) - judge.logits(x)).abs().max())
+    assert max(differences) < 1e-5
+    assert sum(report.parameters.values()) == sum(p.numel() for p in model.parameters())
+    assert all("spline" in name or name.endswith("grid") for name in report.fresh)
+    assert report.fresh
+    assert not report.left_out_mlps
+
+
+def spline_layers(model: VisionTransformer) -> dict[str, KANLinear | GroupKANLinear]:
+    layers = KANLinear | GroupKANLinear
+    return {n: module for n, module in model.named_modules() if isinstance(module, layers)}
+
+
+@pytest.mark.parametrize("ffn", WARM)
+def test_one_step_moves_every_spline(ffn: str, tmp_path: Path) -> None:
+    path = judges.timm_vit(tmp_path / "file.pth").path
+    model, _ = load_pretrained(path, ffn=ffn, **WARM[ffn])
+    optimiser = make_optimiser(model, tiny_settings("x", "y"))
+    labels = torch.arange(16) % 5
+    F.cross_entropy(model(torch.randn(16, 3, 32, 32)), labels).backward()
+    optimiser.step()
+    layers = spline_layers(model)
+    assert len(layers) == 4
+    for name, layer in layers.items():
+        moved = (layer.spline_weight != 0).flatten(0, -2).any(dim=1)  # by spline
+        assert moved.all(), name
+
+
+def steps(model: VisionTransformer, pictures: Tensor, labels: Tensor, count: int) -> list[float]:
+    """Trains on the same batches in every call; the losses."""
+    config = tiny_settings("x", "y", lr=5e-4)
+    optimiser = make_optimiser(model, config)
+    for group in optimiser.param_groups:
+        group["lr"] = config.lr * group["lr_scale"]
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(count):
+        rows = torch.randint(len(labels), (64,), generator=generator)
+        loss = F.cross_entropy(model(pictures[rows]), labels[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(float(loss))
+    return losses
+
+
+def test_a_hundred_steps_go_at_least_as_far_as_the_mlps(tmp_path: Path) -> None:
+    digits = load_data("digits").train
+    preprocessing = Preprocessing(8, 1)
+    pictures = torch.stack([preprocessing(digits.open(i)) for i in range(600)])
+    labels = torch.as_tensor(digits.labels[:600])
+    names = [str(digit) for digit in range(10)]
+    first = create_model("vit_micro_patch2_8", in_chans=1, num_classes=10, depth=2)
+    steps(first, pictures, labels, 60)  # "pretrained", and far from done
+    save_model(tmp_path / "mlp.safetensors", first, preprocessing, names)
+    ends = {}
+    for ffn in ("mlp", *WARM):
+        model, _ = load_pretrained(tmp_path / "mlp.safetensors", ffn=ffn, **WARM.get(ffn, {}))
+        losses = steps(model.train(), pictures, labels, 100)
+        ends[ffn] = sum(losses[-20:]) / 20
+        assert ends[ffn] < 0.7 * losses[0]
+    assert ends["group-kan"] <= ends["mlp"]
+    assert ends["kan"] <= ends["mlp"]
+
+
+def test_what_cannot_start_as_an_mlp_is_said(tmp_path: Path) -> None:
+    path = judges.timm_vit(tmp_path / "file.pth").path
+    with pytest.raises(UserError, match="kan_norm=False"):
+        load_pretrained(path, ffn="group-kan", kan_norm=True)
+    with pytest.raises(UserError, match="5 groups"):
+        load_pretrained(path, ffn="group-kan", groups=5)
+    model = create_model("kansformer_micro_patch4_8", num_classes=2)
+    save_model(tmp_path / "kan.safetensors", model, Preprocessing(8, 3), ["a", "b"])
+    with pytest.raises(UserError, match="kan blocks do not fit group-kan blocks"):
+        load_pretrained(tmp_path / "kan.safetensors", ffn="group-kan")
