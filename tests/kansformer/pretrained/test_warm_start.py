@@ -75,7 +75,7 @@ def steps(model: VisionTransformer, pictures: Tensor, labels: Tensor, count: int
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses
 
 
