@@ -1,6 +1,5 @@
 """Training of a small KAN (or of any other module) on tensors."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -115,7 +114,7 @@ class KANTrainer:
             raise ValueError("patience needs validation data, or early stopping has nothing to see")
         x, y = self._on_device(x, y)
         held_out = None if validation is None else self._on_device(*validation)
-        best_loss, best, waited = math.inf, copy.deepcopy(self.model.state_dict()), 0
+        best_loss, best, waited = math.inf, _weights(self.model), 0
         bar = tqdm(range(epochs), disable=not progress, unit="epoch")
         try:
             for _ in bar:
@@ -126,7 +125,7 @@ class KANTrainer:
                     best_loss, waited = row.get("val_loss", math.inf), 0
                     self.best_epoch = int(row["epoch"])
                     if held_out is not None:
-                        best = copy.deepcopy(self.model.state_dict())
+                        best = _weights(self.model)
                 else:
                     waited += 1
                 if self.patience is not None and waited >= self.patience:
@@ -230,6 +229,11 @@ def effective_weights(model: nn.Module) -> list[Tensor]:
         elif isinstance(module, nn.Linear):
             weights.append(module.weight)
     return weights
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the model's state."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
