@@ -263,7 +263,8 @@ class SparseKAN(nn.Module):
                 weight.mul_(new_mask)
             layer.mask.copy_(new_mask)
             assert layer.bias is not None
-            layer.bias += (before - layer(x).reshape(-1, layer.out_features)).mean(dim=0)
+            lost = before - layer(x).reshape(-1, layer.out_features)
+            layer.bias.add_(lost.mean(dim=0))
             x = layer(x)
         return new
 

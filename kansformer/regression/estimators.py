@@ -24,7 +24,28 @@ LEAST_FOR_VALIDATION = 20  # samples; of fewer, none are kept back
 
 
 class _KANEstimator(BaseEstimator):
-    """Parameters and training, which both estimators share."""
+    """Parameters and training, which both estimators share.
+
+    Args:
+        hidden: widths between input and output, each at least 3; () fits a sum of functions of
+            one input each.
+        grid_size, spline_order, base_activation: of the splines, see `models.kan_variants`.
+        dropout: share of hidden values set to zero in training.
+        scaling: of the inputs, "standard" (grid ±3) or "min-max" (grid ±1, the data's range).
+        lr, weight_decay: of AdamW.
+        l1, l2: penalties on the weights, see `KANTrainer`.
+        batch_size: samples per step; None for all at once.
+        max_epochs: passes over the samples at most.
+        validation_fraction: share of the samples kept back to stop in time; none of fewer than 20.
+        patience: epochs without a better validation loss, after which training stops.
+        random_state: an int makes every fit the same.
+
+    Attributes:
+        model_: a `StandardizedModel` in float64, data in, predictions out.
+        history_, best_epoch_: see `KANTrainer`.
+        n_features_in_, feature_names_in_: as scikit-learn has them.
+        classes_: of a classifier, the labels in the order of the probabilities.
+    """
 
     def __init__(
         self,
@@ -135,33 +156,8 @@ class _KANEstimator(BaseEstimator):
         return predict(self.model_, torch.tensor(X))
 
 
-_PARAMETERS = """
-
-    Args:
-        hidden: widths between input and output, each at least 3; () fits a sum of functions of
-            one input each.
-        grid_size, spline_order, base_activation: of the splines, see `models.kan_variants`.
-        dropout: share of hidden values set to zero in training.
-        scaling: of the inputs, "standard" (grid ±3) or "min-max" (grid ±1, the data's range).
-        lr, weight_decay: of AdamW.
-        l1, l2: penalties on the weights, see `KANTrainer`.
-        batch_size: samples per step; None for all at once.
-        max_epochs: passes over the samples at most.
-        validation_fraction: share of the samples kept back to stop in time; none of fewer than 20.
-        patience: epochs without a better validation loss, after which training stops.
-        random_state: an int makes every fit the same.
-
-    Attributes:
-        model_: a `StandardizedModel` in float64, data in, predictions out.
-        history_, best_epoch_: see `KANTrainer`.
-        n_features_in_, feature_names_in_: as scikit-learn has them.{more}
-    """
-
-
 class KANRegressor(RegressorMixin, _KANEstimator):
-    __doc__ = "A KAN that predicts numbers, one or several per sample." + _PARAMETERS.format(
-        more=""
-    )
+    """A KAN that predicts numbers, one or several per sample; parameters as in `_KANEstimator`."""
 
     def fit(self, X: Any, y: Any) -> "KANRegressor":
         """Trains on X (N, inputs) and y (N,) or (N, outputs).
@@ -189,9 +185,7 @@ class KANRegressor(RegressorMixin, _KANEstimator):
 
 
 class KANClassifier(ClassifierMixin, _KANEstimator):
-    __doc__ = "A KAN that predicts classes and their probabilities." + _PARAMETERS.format(
-        more="\n        classes_: the labels, in the order of the probabilities."
-    )
+    """A KAN that predicts classes and their probabilities; parameters as in `_KANEstimator`."""
 
     def fit(self, X: Any, y: Any) -> "KANClassifier":
         """Trains on X (N, inputs) and labels y (N,).

@@ -113,7 +113,8 @@ def _rebuilt(
         dtype = np.dtype(metadata["classes"]["dtype"])
         if dtype.kind not in LABEL_KINDS or len(metadata["classes"]["values"]) != outputs:
             raise ValueError("its classes do not fit")
-        estimator.classes_ = np.array(metadata["classes"]["values"], dtype=dtype)
+        width_of_its_own = str if dtype.kind == "U" else dtype
+        estimator.classes_ = np.array(metadata["classes"]["values"], dtype=width_of_its_own)
     else:
         estimator._flat = bool(metadata["flat"])
     return estimator

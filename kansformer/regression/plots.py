@@ -52,8 +52,9 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[Any], title: str) -> Fi
             colour = "white" if shares[row, column] > 0.6 else "0.2"
             axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
     names = [text if len(text) <= 14 else text[:13] + "…" for text in map(str, classes)]
-    upright = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 4 else {}
-    axes.set_xticks(range(len(names)), names, fontsize=9, **upright)
+    turn = 45 if max(map(len, names)) > 4 else 0
+    side_of_tick = "right" if turn else "center"
+    axes.set_xticks(range(len(names)), names, fontsize=9, rotation=turn, ha=side_of_tick)
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=10)

@@ -62,6 +62,7 @@ class Standardizer(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scales samples in their units."""
         # before the result is rounded to 32 bits: a date in seconds would not survive that
         return ((x.to(self.shift.dtype) - self.shift) / self.scale).to(x.dtype)
 

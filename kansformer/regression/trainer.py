@@ -68,7 +68,9 @@ class KANTrainer:
         seed: int = 0,
     ) -> None:
         if isinstance(loss, str) and loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, or a function, not {loss!r}")
+            raise ValueError(
+                f"loss must be one of {', '.join(LOSSES)}, or a function, not {loss!r}"
+            )
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("l1", l1), ("l2", l2)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0, not {value}")
@@ -158,7 +160,8 @@ class KANTrainer:
         self.model.train()
         order = torch.randperm(len(x), generator=self.generator).to(x.device)
         losses = [
-            self._step(x[rows], y[rows]) * len(rows) for rows in order.split(self.batch_size or len(x))
+            self._step(x[rows], y[rows]) * len(rows)
+            for rows in order.split(self.batch_size or len(x))
         ]
         row = {"epoch": float(len(self.history) + 1), "train_loss": sum(losses) / len(x), "lr": lr}
         if held_out is not None:

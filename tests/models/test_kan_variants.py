@@ -381,7 +381,7 @@ def test_a_checkpointed_one_updates_its_grids() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: kan_layer(1, 1, base_activation="sine"), "silu, gelu, relu, tanh, identity or None"),
+        (lambda: kan_layer(1, 1, base_activation="sine"), "silu, gelu, .* or None"),
         (lambda: kan_layer(1, 1, grid_size=0), "grid_size must be at least 1"),
         (lambda: kan_layer(1, 1, grid_range=(1, -1)), "low < high"),
         (lambda: ResidualKAN([3]), "at least two widths"),
