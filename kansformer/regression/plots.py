@@ -51,7 +51,7 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[Any], title: str) -> Fi
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.6 else "0.2"
             axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
-    names = [text if len(text) <= 14 else text[:13] + "…" for text in map(str, classes)]
+    names = [_short(str(label), 14) for label in classes]
     turn = 45 if max(map(len, names)) > 4 else 0
     side_of_tick = "right" if turn else "center"
     axes.set_xticks(range(len(names)), names, fontsize=9, rotation=turn, ha=side_of_tick)
@@ -81,7 +81,7 @@ def draw_effects(
     for axes, (name, places, curves, importance) in zip(grid.flat, effects, strict=False):
         for number, curve in enumerate(curves):
             axes.plot(places, curve, lw=1.8, color=f"C{number % 10}")
-        axes.set_title(f"{name}  ({importance:.2f})", fontsize=9)
+        axes.set_title(f"{_short(name, 20)}  ({round(importance, 2) + 0.0:.2f})", fontsize=9)
         axes.tick_params(labelsize=8)
         _clean(axes)
     for axes in grid.flat[len(effects) :]:
@@ -93,6 +93,10 @@ def draw_effects(
             ncols=min(len(labels), 6),
         )  # fmt: skip
     return figure
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
