@@ -59,13 +59,13 @@ def draw(model: SparseKAN, x: torch.Tensor, importance: torch.Tensor, path: Path
     figure = Figure(figsize=(8.5, 3), layout="constrained")
     edges, bars = figure.subplots(1, 2, sharey=True)
     strengths = model.edge_strengths(x)[0].T
-    image = edges.imshow(strengths, cmap="Blues", vmin=0, aspect="auto")
+    image = edges.imshow(strengths.numpy(), cmap="Blues", vmin=0, aspect="auto")
     figure.colorbar(image, ax=edges, label="strength")
     edges.set(xlabel="hidden node", xticks=range(strengths.shape[1]))
     for row, column in (strengths == 0).nonzero().tolist():
         edges.text(column, row, "×", ha="center", va="center", color="0.6")
     edges.set_yticks(range(len(NAMES)), NAMES)
-    bars.barh(range(len(NAMES)), importance)
+    bars.barh(range(len(NAMES)), importance.tolist())
     bars.set(xlabel="share of the output's variance")
     bars.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
