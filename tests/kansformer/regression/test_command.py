@@ -17,7 +17,7 @@ from kansformer.regression.__main__ import main
 from kansformer.regression.table import read_table
 
 Run = Callable[..., tuple[int, str, str]]
-QUICK = ("--hidden", 4, "--epochs", 15, "--lr", 0.05)
+QUICK = ("--hidden", 8, "--epochs", 60, "--lr", 0.05)
 
 
 def write(path: Path, names: list[str], rows: Iterator | list) -> Path:
