@@ -14,7 +14,8 @@ FLOORS = {
     "kansformer.data": 1,
     "kansformer.checkpoint": 2, "kansformer.pretrained": 2.1,
     "kansformer.evaluate": 3, "kansformer.infer": 3, "kansformer.interpret": 3,
-    "kansformer.train": 4, "kansformer.compare": 5, "kansformer.web": 5,
+    "kansformer.regression": 3, "kansformer.train": 4, "kansformer.compare": 5,
+    "kansformer.web": 5,
 }  # fmt: skip
 FILES = sorted(p for folder in ("models", "kansformer") for p in (ROOT / folder).rglob("*.py"))
 

@@ -1,0 +1,115 @@
+"""Fits a small KAN to a table and says how good it is on rows that it has not seen.
+
+    python -m kansformer.regression --task regression --data file.csv --target column
+
+The output folder gets results.json, model.safetensors (for `load_estimator`), and the pictures
+history.png, predictions.png or confusion.png, and effects.png.
+"""
+
+import argparse
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kansformer.errors import UserError, run_command
+from kansformer.files import write_bytes, write_json
+from kansformer.regression.table import TASKS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SETTINGS = ("hidden", "grid_size", "lr", "weight_decay", "dropout", "max_epochs")  # of estimators
+
+
+def main() -> None:
+    """Reads the flags, fits, and writes the results."""
+    args = parse_flags()
+    output = Path(args.output or Path("weights") / f"{Path(args.data).stem}-{args.task}")
+    if (output / "results.json").exists() and not args.overwrite:
+        raise UserError(
+            f"{output}: holds earlier results; replace them with --overwrite, or choose another"
+            " --output"
+        )
+    from kansformer.regression.experiment import run_experiment
+    from kansformer.regression.model_file import save_estimator
+    from kansformer.regression.table import read_table
+
+    table = read_table(args.data, args.target, args.task, args.inputs)
+    settings = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    experiment = run_experiment(table, args.task, settings, args.test_share, args.seed)
+    results = {"data": args.data, "target": args.target, **experiment.results()}
+    pictures = experiment.pictures(args.target)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{output}: cannot be made ({error.strerror}); choose another --output"
+        ) from None
+    save_estimator(output / "model.safetensors", experiment.estimator)
+    for name, figure in pictures.items():
+        write_bytes(output / name, png(figure))
+    write_json(output / "results.json", results)
+    print(report(results))
+    print(f"wrote {', '.join(['results.json', 'model.safetensors', *pictures])} to {output}")
+
+
+def parse_flags() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kansformer.regression", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--task", required=True, choices=TASKS)
+    parser.add_argument("--data", required=True, metavar="FILE", help="CSV with column names")
+    parser.add_argument("--target", required=True, metavar="COLUMN", help="column to predict")
+    parser.add_argument(
+        "--inputs", nargs="+", metavar="COLUMN", help="columns to predict from (default: others)"
+    )
+    parser.add_argument("--output", metavar="DIR", help="default weights/<data>-<task>")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
+    parser.add_argument(
+        "--test-share", type=float, default=0.2, metavar="F", help="rows for the test (default 0.2)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of split and training (default 0)")
+    parser.add_argument(
+        "--hidden", type=int, nargs="*", metavar="N", help="widths; none for a sum of functions"
+    )
+    parser.add_argument("--grid-size", type=int, metavar="N", help="intervals of each spline")
+    parser.add_argument("--lr", type=float, metavar="F", help="learning rate")
+    parser.add_argument("--weight-decay", type=float, metavar="F", help="of AdamW")
+    parser.add_argument("--dropout", type=float, metavar="F", help="share of hidden values")
+    parser.add_argument("--epochs", dest="max_epochs", type=int, metavar="N", help="passes at most")
+    args = parser.parse_args()
+    if not 0 < args.test_share < 1:
+        raise UserError(f"--test-share must be between 0 and 1, not {args.test_share}")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed must be at least 0 and below 2^32, not {args.seed}")
+    return args
+
+
+def report(results: dict[str, Any]) -> str:
+    """The figures in a few lines."""
+    test, train, guess = (*(results["metrics"][part] for part in ("test", "train")),
+                          results["baseline"])  # fmt: skip
+    lines = [
+        f"{results['samples']['train']} rows to train on, {results['samples']['test']} to test,"
+        f" {results['parameters']} parameters, {results['seconds']:.1f} s",
+        f"{'':18}{'test':>11}{'training':>11}{'no inputs':>11}",
+    ]
+    for name in test:
+        other = f"{guess[name]:11.4g}" if name in guess else ""
+        lines.append(f"{name:18}{test[name]:11.4g}{train[name]:11.4g}{other}")
+    strongest = sorted(results["importance"].items(), key=lambda item: -item[1])[:5]
+    lines.append("most important: " + ", ".join(f"{name} {value:.3f}" for name, value in strongest))
+    return "\n".join(lines)
+
+
+def png(figure: "Figure") -> bytes:
+    """A figure as a PNG."""
+    packed = BytesIO()
+    figure.savefig(packed, format="png", dpi=110)
+    return packed.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
