@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kansformer.interpret.functions import FUNCTIONS, function_named
 from models.kan import KAN, KANLinear
 from models.kan_features import activation_name, features
-from models.kan_ops import Weights, kan_linear
+from models.kan_ops import COMPILE_ELEMENTS, Weights, kan_linear
 
 Width = int | Sequence[int]  # sums, or (sums, products)
 
@@ -40,6 +40,7 @@ class SymbolicLayer(nn.Module):
     """
 
     mask: Tensor
+    fixed: Tensor  # (out, in), whether an edge is a formula, cut or not
     bias: Tensor
 
     def __init__(self, kan: KANLinear, products: int = 0) -> None:
@@ -52,6 +53,7 @@ class SymbolicLayer(nn.Module):
         weight = self.kan.base_weight
         self.affine = nn.Parameter(weight.new_tensor([1.0, 1.0, 0.0, 0.0]).repeat(*shape, 1))
         self.register_buffer("mask", torch.ones(shape, dtype=torch.bool))
+        self.register_buffer("fixed", torch.zeros(shape, dtype=torch.bool))
         bias = weight.new_zeros(len(weight)) if kan.bias is None else kan.bias.detach().clone()
         self.register_buffer("bias", bias)  # what cut edges leave behind
         self.kan.bias = None
@@ -74,8 +76,7 @@ class SymbolicLayer(nn.Module):
 
     def symbolic(self) -> Tensor:
         """Whether each edge is a formula that is not cut, (out, in)."""
-        named = [[name is not None for name in row] for row in self.names]
-        return torch.tensor(named, device=self.mask.device).reshape(self.mask.shape) & self.mask
+        return self.fixed & self.mask
 
     def numeric(self) -> Tensor:
         """Whether each edge is a spline that is not cut, (out, in)."""
@@ -151,7 +152,9 @@ class SymbolicLayer(nn.Module):
         weights = Weights(
             None if activation is None else base, kan.spline_weight * numeric[..., None], None
         )
-        y = kan_linear(x, kan.grid, kan.spline_order, activation, weights, kan.mode)
+        # the kernels' first call imports for a second or two, which small inputs do not repay
+        mode = "plain" if kan.mode == "auto" and x.numel() < COMPILE_ELEMENTS else kan.mode
+        y = kan_linear(x, kan.grid, kan.spline_order, activation, weights, mode)
         return y + kan.base_activation(x) @ base.T if activation is None else y
 
     def extra_repr(self) -> str:
@@ -255,6 +258,7 @@ class SymbolicKAN(nn.Module):
         own = self.layers[layer]
         assert isinstance(own, SymbolicLayer)
         own.names[target][source] = name
+        own.fixed[target, source] = name is not None
         if affine is not None:
             with torch.no_grad():
                 own.affine[target, source] = affine.to(own.affine)

@@ -253,6 +253,7 @@ def _part(layer: SymbolicLayer, rows: list[int], columns: list[int], products: i
     own.kan = _part_of_kan(layer.kan, rows, columns)
     own.products = products
     own.affine = nn.Parameter(layer.affine.detach()[rows][:, columns].clone())
+    own.fixed = layer.fixed[rows][:, columns].clone()
     own.mask, own.bias = layer.mask[rows][:, columns].clone(), layer.bias[rows].clone()
     own.names = [[layer.names[o][i] for i in columns] for o in rows]
     return own
