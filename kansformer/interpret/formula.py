@@ -84,7 +84,9 @@ def _edge(name: str, affine: list[float], node: Any) -> Any:
     inner = sympy.Add(*(b * term for term in sympy.Add.make_args(node))) + c
     constant, rest = inner.as_coeff_Add()
     scale, unit = _unit(inner)
-    if name == "x" or rest == 0:
+    if name == "x":
+        return _scaled(inner, a) + d
+    if rest == 0:
         return a * function.in_sympy(inner) + d
     if isinstance(function.symbol, int):  # powers
         return a * scale**function.symbol * unit**function.symbol + d

@@ -204,6 +204,7 @@ class SymbolicKAN(nn.Module):
                 self.layers.append(SymbolicLayer(kan.double(), products))
         self.register_buffer("inputs", torch.arange(sizes[0][0]))
         self.names = _checked_names(names, sizes[0][0])
+        self.report: list[Any] = []
 
     @classmethod
     def of(cls, model: "nn.Module") -> "SymbolicKAN":
@@ -222,6 +223,7 @@ class SymbolicKAN(nn.Module):
             model.layers))  # type: ignore[arg-type]  # fmt: skip
         own.register_buffer("inputs", torch.arange(own.layers[0].in_features))  # type: ignore
         own.names = _checked_names(None, len(own.inputs))
+        own.report = []
         return own.train(model.training)
 
     @property

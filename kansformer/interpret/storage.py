@@ -77,7 +77,7 @@ def _rebuilt(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Symb
     names = [str(name) for name in metadata["names"]]
     own = SymbolicKAN.__new__(SymbolicKAN)
     nn.Module.__init__(own)
-    own.names, own.layers = names, nn.ModuleList()
+    own.names, own.layers, own.report = names, nn.ModuleList(), []
     with torch.device("meta"):  # sizes in a hostile file must match its tensors before they count
         for settings in metadata["layers"]:
             kan = KANLinear(

@@ -71,7 +71,7 @@ def prune_node(
             assert isinstance(following, SymbolicLayer)
             gone = torch.ones_like(following.mask)
             gone[:, wanted] = False
-            _cut(own, number + 1, gone, x)
+            cut_edges(own, number + 1, gone, x)
             _keep_nodes(own, number, wanted)
     return own
 
@@ -101,7 +101,7 @@ def prune_edge(
             gone[layer][target, source] = True
     x = training_samples(own, data)
     for number, edges in enumerate(gone):
-        _cut(own, number, edges, x)
+        cut_edges(own, number, edges, x)
     return _without_loose_ends(own, x)
 
 
@@ -133,7 +133,7 @@ def prune_input(
     assert isinstance(first, SymbolicLayer)
     gone = torch.ones_like(first.mask)
     gone[:, columns] = False
-    _cut(own, 0, gone, training_samples(own, data))
+    cut_edges(own, 0, gone, training_samples(own, data))
     own.layers[0] = _part(first, list(range(first.out_features)), columns, first.products)
     own.inputs = own.inputs[columns]
     return own
@@ -186,7 +186,7 @@ def _divided(knots: Tensor, order: int, grid: int) -> Tensor:
 
 
 @torch.no_grad()
-def _cut(model: SymbolicKAN, number: int, edges: Tensor, x: Tensor) -> None:
+def cut_edges(model: SymbolicKAN, number: int, edges: Tensor, x: Tensor) -> None:
     """Masks edges (out, in) of a layer in place; their mean on the samples goes into the bias."""
     layer = model.layers[number]
     assert isinstance(layer, SymbolicLayer)
@@ -222,7 +222,7 @@ def _without_loose_ends(model: SymbolicKAN, x: Tensor) -> SymbolicKAN:
             entered = torch.cat([entered[:plain], pairs])
             left = following.mask.any(dim=0)
             if (left & ~entered).any():
-                _cut(model, number + 1, (~entered).expand_as(following.mask), x)
+                cut_edges(model, number + 1, (~entered).expand_as(following.mask), x)
                 changed = True
             useful = (entered & left).nonzero()[:, 0].tolist() or [0]
             if len(useful) < layer.nodes:

@@ -5,7 +5,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from kansformer.interpret.fitting import Objective, checked, rmse, solve
 from kansformer.interpret.functions import FUNCTIONS, LIBRARY, function_named, value_and_slopes
 from kansformer.interpret.least_squares import levenberg_marquardt
 from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
-from kansformer.interpret.surgery import check_edge
+from kansformer.interpret.surgery import check_edge, cut_edges, prune_edge
 from kansformer.interpret.trace import trace, training_samples
 
 FIT_SAMPLES = 200  # places on a curve that a candidate is fitted to, by its inputs' quantiles
@@ -150,13 +150,14 @@ def _line(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class EdgeReport:
-    """What became of an edge in `auto_symbolic`.
+    """What became of an edge in `auto_symbolic`; numbers are those of the network given to it.
 
     Attributes:
         layer, source, target: the edge.
         name: the function it was given, or None if it stays a spline.
-        reason: "fixed", "fixed before", "no function fits", "weak" (it hardly matters, so that
-            nothing tells functions apart), or "ambiguous" (several functions do equally well).
+        reason: "fixed", "fixed before", "cut" (the outputs are as good without it), "no function
+            fits", "weak" (it hardly matters, so that nothing tells functions apart), or "ambiguous"
+            (several functions do equally well).
         suggestions: what fits its curve, best first.
     """
 
@@ -239,9 +240,10 @@ def unfix_symbolic(model: SymbolicKAN, layer: int, source: int, target: int) -> 
 
 Edge = tuple[int, int, int]
 
-TRIALS = 60
+TRIALS = 40
 TRIAL_SAMPLES = 300
 TRIAL_STEPS = 60
+EDGE_STEPS = 20
 EXACT = 1e-8  # an error on unseen samples, in units of the labels' spread, that no wrong formula has
 HELD_OUT = 0.2
 WEAK = 1e-2  # score of an edge below which nothing tells functions apart
@@ -300,7 +302,9 @@ def auto_symbolic(
     else:
         result, reasons = best.model, {}
     solve(Objective(result, x, y), POLISH)
-    result.report = _report(result, own, found, reasons)  # type: ignore[assignment]
+    report = _report(result, own, found, reasons)
+    result = prune_edge(result, x, cut=())  # without the nodes that nothing enters or leaves now
+    result.report = report
     return result
 
 
@@ -393,12 +397,10 @@ def _try_formulas(
     model: SymbolicKAN, split: _Split, viable: dict[Edge, list[Suggestion]], trials: int
 ) -> list[_Trial]:
     """Whole formulas, each fitted from where its edges' curves put it; ends at an exact one."""
-    x, y = split.x[:TRIAL_SAMPLES], split.y[:TRIAL_SAMPLES]
-    found = []
+    few = replace(split, x=split.x[:TRIAL_SAMPLES], y=split.y[:TRIAL_SAMPLES])
+    found: list[_Trial] = []
     for choice in itertools.islice(_best_first(viable), trials):
-        own = _fixed(model, choice)
-        solve(Objective(own, x, y), TRIAL_STEPS, enough=(1e-14 * split.spread) ** 2)
-        found.append(_Trial(own, choice, _error(own, split)))
+        found.append(_trial(model, few, choice, TRIAL_STEPS))
         if found[-1].error <= EXACT * split.spread:
             break
     return found
@@ -429,38 +431,48 @@ def _simplest(
 def _edge_by_edge(
     model: SymbolicKAN, split: _Split, viable: dict[Edge, list[Suggestion]]
 ) -> tuple[SymbolicKAN, dict[Edge, str]]:
-    """Fixes one edge after the other, as long as the error does not grow."""
+    """Cuts or fixes one edge after the other, as long as the error does not grow.
+
+    The clearest edges come first, since the others' curves get clearer then.
+    """
     own = copy.deepcopy(model)
-    scores = attribute(own, split.x).edges
-    reasons = {}
-    steps = 20
-    solve(Objective(own, split.x, split.y), steps)
+    solve(Objective(own, split.x, split.y), EDGE_STEPS)
     error = _error(own, split)
-    for edge in sorted(viable, key=lambda e: _cost(viable[e][0]) if viable[e] else 0.0):
-        layer, source, target = edge
-        if not viable[edge]:
-            reasons[edge] = "no function fits"
-            continue
-        if scores[layer][target, source] < WEAK:
-            reasons[edge] = "weak"
-            continue
-        trials = []
-        for suggestion in viable[edge]:
-            trial = _fixed(own, {edge: suggestion})
-            solve(Objective(trial, split.x, split.y), steps)
-            trials.append(_Trial(trial, {edge: suggestion}, _error(trial, split)))
-        least = min(trial.error for trial in trials)
-        if least > SAME * error:
-            reasons[edge] = "no function fits"
-            continue
-        good = [trial for trial in trials if trial.error <= SAME * max(least, error)]
-        simplest = min(trial.complexity for trial in good)
+    reasons = dict.fromkeys(viable, "")
+    for edge in sorted(viable, key=lambda e: _cost(viable[e][0]) if viable[e] else math.inf):
+        trials = [_cut_trial(own, split, edge)]
+        trials += [_trial(own, split, {edge: s}, EDGE_STEPS) for s in viable[edge]]
+        bound = SAME * max(min(trial.error for trial in trials), error, EXACT * split.spread / 10)
+        good = [trial for trial in trials if trial.error <= bound]
+        simplest = min((trial.complexity for trial in good), default=0)
         good = [trial for trial in good if trial.complexity == simplest]
-        if len(good) > 1:
-            reasons[edge] = "ambiguous"
-            continue
-        own, error = good[0].model, min(error, good[0].error)
+        layer, source, target = edge
+        if not good:
+            reasons[edge] = "no function fits"
+        elif len(good) > 1:
+            weak = attribute(own, split.x).edges[layer][target, source] < WEAK
+            reasons[edge] = "weak" if weak else "ambiguous"
+        else:
+            own, error = good[0].model, min(error, good[0].error)
+            reasons[edge] = "fixed" if good[0].choice else "cut"
     return own, reasons
+
+
+def _trial(
+    model: SymbolicKAN, split: _Split, choice: dict[Edge, Suggestion], steps: int
+) -> _Trial:
+    own = _fixed(model, choice)
+    solve(Objective(own, split.x, split.y), steps, enough=(1e-14 * split.spread) ** 2)
+    return _Trial(own, choice, _error(own, split))
+
+
+def _cut_trial(model: SymbolicKAN, split: _Split, edge: Edge) -> _Trial:
+    own = copy.deepcopy(model)
+    layer, source, target = edge
+    gone = torch.zeros_like(own.layers[layer].mask)  # type: ignore
+    gone[target, source] = True
+    cut_edges(own, layer, gone, split.x)
+    return _trial(own, split, {}, EDGE_STEPS)
 
 
 def _report(
@@ -470,11 +482,14 @@ def _report(
     reasons: dict[Edge, str],
 ) -> list[EdgeReport]:
     report = []
-    for number, layer in enumerate(result.layers):
+    for number, layer in enumerate(before.layers):
         assert isinstance(layer, SymbolicLayer)
+        after = result.layers[number]
+        assert isinstance(after, SymbolicLayer)
         for o, i in layer.mask.nonzero().tolist():
             edge = number, i, o
-            name = layer.names[o][i]
-            reason = reasons.get(edge, "fixed" if edge in found else "fixed before")
-            report.append(EdgeReport(*edge, name, reason, tuple(found.get(edge, ()))))
+            reason = reasons.get(edge, "fixed") if edge in found else "fixed before"
+            report.append(
+                EdgeReport(*edge, after.names[o][i], reason, tuple(found.get(edge, ())))
+            )
     return report
