@@ -264,7 +264,7 @@ def solve(
     """
     active = ActiveParameters(objective.model)
     if active.count() == 0:
-        return float(objective.loss()[0])
+        return float(objective.loss()[0].detach())
 
     def loss(theta: Tensor) -> Tensor:
         active.write(theta[0])

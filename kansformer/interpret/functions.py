@@ -21,7 +21,8 @@ class Function:
     Attributes:
         evaluate: elementwise, finite everywhere.
         symbol: name of the function in sympy, or the power of a monomial.
-        complexity: smaller is simpler; between functions that fit alike the simplest is taken.
+        complexity: smaller is simpler; between functions that fit alike the simplest is taken. What
+            has more to search for is less simple, since it bends to more curves.
         search: what has to be searched for, the rest being linear: "shift" (b only changes a and d,
             as in powers), "rate" (c does, as in exp), "phase" (b, with c in a period), "both", or
             "none" for a straight line.
@@ -72,17 +73,17 @@ FUNCTIONS: dict[str, Function] = {
     "1/x^2": Function(lambda z: 1 / _off_pole(z).square(), -2, 4, "shift"),
     "sqrt": Function(lambda z: z.clamp_min(TINY).sqrt(), "sqrt", 3, "shift", low=TINY),
     "exp": Function(lambda z: z.clamp_max(LARGE).exp(), "exp", 2, "rate", high=LARGE),
-    "log": Function(lambda z: z.clamp_min(TINY).log(), "log", 2, "shift", low=TINY),
+    "log": Function(lambda z: z.clamp_min(TINY).log(), "log", 3, "shift", low=TINY),
     "abs": Function(torch.abs, "Abs", 3, "shift"),
-    "sin": Function(torch.sin, "sin", 2, "phase"),
-    "cos": Function(torch.cos, "cos", 2, "phase"),
+    "sin": Function(torch.sin, "sin", 3, "phase"),
+    "cos": Function(torch.cos, "cos", 3, "phase"),
     "tan": Function(torch.tan, "tan", 4, "both", low=-math.pi / 2, high=math.pi / 2),
     "tanh": Function(torch.tanh, "tanh", 3, "both"),
     "arcsin": Function(
         lambda z: z.clamp(TINY - 1, 1 - TINY).asin(), "asin", 4, "both", low=-1, high=1
     ),
     "arctan": Function(torch.atan, "atan", 4, "both"),
-    "gaussian": Function(lambda z: (-z.square()).exp(), "gaussian", 3, "both"),
+    "gaussian": Function(lambda z: (-z.square()).exp(), "gaussian", 4, "both"),
     "lorentzian": Function(lambda z: 1 / (1 + z.square()), "lorentzian", 4, "both"),
 }
 
@@ -104,8 +105,9 @@ def value_and_slopes(name: str, x: Tensor, affine: Tensor) -> tuple[Tensor, Tens
     Shapes: x (..., N), affine (..., 4) -> (..., N) and (..., N, 4).
     """
     a, b, c, d = (p.unsqueeze(-1) for p in affine.detach().unbind(-1))
+    x = x.detach()
     with torch.enable_grad():
-        z = (b * x.detach() + c).requires_grad_()
+        z = (b * x + c).requires_grad_()
         f = FUNCTIONS[name].evaluate(z)
         (slope,) = torch.autograd.grad(f.sum(), z)
     f = f.detach()

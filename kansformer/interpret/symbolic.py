@@ -298,7 +298,7 @@ def auto_symbolic(
     if best is None or best.error > EXACT * split.spread:
         result, reasons = _edge_by_edge(own, split, viable)
         if best is not None and best.error <= SAME * _error(result, split):
-            result, reasons = _simplest(own, formulas)
+            result, reasons = _simplest(formulas, split)
     else:
         result, reasons = best.model, {}
     solve(Objective(result, x, y), POLISH)
@@ -406,17 +406,24 @@ def _try_formulas(
     return found
 
 
-def _simplest(
-    model: SymbolicKAN, formulas: list[_Trial]
-) -> tuple[SymbolicKAN, dict[Edge, str]]:
-    """The simplest of the formulas that do as well as the best.
+def _plainest(trials: list[_Trial], split: _Split) -> list[_Trial]:
+    """The best trial, where a step of complexity must halve the error, and those that equal it."""
+    if not trials:
+        return []
+    floor = EXACT * split.spread / 10
 
-    Edges on which equally simple ones disagree stay splines.
-    """
-    least = min(trial.error for trial in formulas)
-    good = [trial for trial in formulas if trial.error <= SAME * least]
-    simplest = min(trial.complexity for trial in good)
-    good = sorted((t for t in good if t.complexity == simplest), key=lambda t: t.error)
+    def cost(trial: _Trial) -> float:
+        return trial.complexity + math.log2(max(trial.error, floor))
+
+    best = min(trials, key=cost)
+    bound = SAME * max(best.error, floor)
+    alike = [t for t in trials if t.complexity == best.complexity and t.error <= bound]
+    return sorted(alike, key=lambda trial: trial.error)
+
+
+def _simplest(formulas: list[_Trial], split: _Split) -> tuple[SymbolicKAN, dict[Edge, str]]:
+    """The plainest of the formulas; edges on which equally good ones disagree stay splines."""
+    good = _plainest(formulas, split)
     reasons = {
         edge: "ambiguous"
         for edge in good[0].choice
@@ -442,10 +449,8 @@ def _edge_by_edge(
     for edge in sorted(viable, key=lambda e: _cost(viable[e][0]) if viable[e] else math.inf):
         trials = [_cut_trial(own, split, edge)]
         trials += [_trial(own, split, {edge: s}, EDGE_STEPS) for s in viable[edge]]
-        bound = SAME * max(min(trial.error for trial in trials), error, EXACT * split.spread / 10)
-        good = [trial for trial in trials if trial.error <= bound]
-        simplest = min((trial.complexity for trial in good), default=0)
-        good = [trial for trial in good if trial.complexity == simplest]
+        bound = SAME * max(error, EXACT * split.spread / 10)
+        good = _plainest([trial for trial in trials if trial.error <= bound], split)
         layer, source, target = edge
         if not good:
             reasons[edge] = "no function fits"

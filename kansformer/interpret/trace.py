@@ -75,6 +75,8 @@ def trace(
             weight = layer.weight() * numeric[..., None]
             sums = sums + values.flatten(1) @ weight.flatten(1).T
         sums = layer.add_formulas(sums, x)
+        if torch.is_grad_enabled() and not sums.requires_grad:  # every edge is cut
+            sums = sums.detach().clone().requires_grad_()
         layers.append(LayerTrace(layer, x, values, sums))
         x = layer.multiply(sums)
     return x, layers
