@@ -7,6 +7,7 @@ from kansformer.interpret.fitting import fit
 from kansformer.interpret.formula import ex_round, symbolic_formula
 from kansformer.interpret.functions import FUNCTIONS, LIBRARY
 from kansformer.interpret.model import SymbolicKAN
+from kansformer.interpret.search import find_formula
 from kansformer.interpret.storage import load, save
 from kansformer.interpret.surgery import prune, prune_edge, prune_input, prune_node, refine
 from kansformer.interpret.symbolic import (
@@ -31,6 +32,7 @@ __all__ = [
     "create_dataset",
     "ex_round",
     "feature_score",
+    "find_formula",
     "fit",
     "fix_symbolic",
     "load",

@@ -84,6 +84,8 @@ def _edge(name: str, affine: list[float], node: Any) -> Any:
     inner = sympy.Add(*(b * term for term in sympy.Add.make_args(node))) + c
     constant, rest = inner.as_coeff_Add()
     scale, unit = _unit(inner)
+    if name == "0":
+        return d
     if name == "x":
         return _scaled(inner, a) + d
     if rest == 0:

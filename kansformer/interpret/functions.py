@@ -47,6 +47,8 @@ class Function:
         """The function of a sympy expression."""
         import sympy
 
+        if self.symbol == "zero":
+            return sympy.Integer(0)
         if self.symbol == "gaussian":
             return sympy.exp(-(z**2))
         if self.symbol == "lorentzian":
@@ -64,6 +66,7 @@ def _off_pole(z: Tensor) -> Tensor:
 
 
 FUNCTIONS: dict[str, Function] = {
+    "0": Function(lambda z: 0 * z, "zero", 0, "none"),
     "x": Function(lambda z: z, 1, 1, "none"),
     "x^2": Function(torch.square, 2, 2, "shift"),
     "x^3": Function(lambda z: z**3, 3, 3, "shift"),
@@ -88,8 +91,8 @@ FUNCTIONS: dict[str, Function] = {
 }
 
 # What `suggest_symbolic` and `auto_symbolic` try unless told otherwise. Left out is what others
-# here already cover: cos is sin with another phase.
-LIBRARY = tuple(name for name in FUNCTIONS if name not in ("x^5", "cos", "tan", "arcsin"))
+# here already cover: cos is sin with another phase. "0" is always tried.
+LIBRARY = tuple(name for name in FUNCTIONS if name not in ("0", "x^5", "cos", "tan", "arcsin"))
 
 
 def function_named(name: str) -> Function:

@@ -16,7 +16,7 @@ from kansformer.interpret.fitting import Objective, checked, rmse, solve
 from kansformer.interpret.functions import FUNCTIONS, LIBRARY, function_named, value_and_slopes
 from kansformer.interpret.least_squares import levenberg_marquardt
 from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
-from kansformer.interpret.surgery import check_edge, cut_edges, prune_edge
+from kansformer.interpret.surgery import check_edge, prune_edge
 from kansformer.interpret.trace import trace, training_samples
 
 FIT_SAMPLES = 200  # places on a curve that a candidate is fitted to, by its inputs' quantiles
@@ -154,7 +154,7 @@ class EdgeReport:
 
     Attributes:
         layer, source, target: the edge.
-        name: the function it was given, or None if it stays a spline.
+        name: the function it was given, or None if it stays a spline or is cut.
         reason: "fixed", "fixed before", "cut" (the outputs are as good without it), "no function
             fits", "weak" (it hardly matters, so that nothing tells functions apart), or "ambiguous"
             (several functions do equally well).
@@ -171,7 +171,8 @@ class EdgeReport:
     def __str__(self) -> str:
         edge = f"layer {self.layer}, {self.source} -> {self.target}"
         best = ", ".join(f"{s.name} ({s.loss:.1e})" for s in self.suggestions[:3])
-        return f"{edge}: {self.name or 'spline'} ({self.reason}); 1 - R2: {best}"
+        name = self.name or ("nothing" if self.reason == "cut" else "spline")
+        return f"{edge}: {name} ({self.reason}); 1 - R2: {best}"
 
 
 def suggest_symbolic(
@@ -257,6 +258,7 @@ def auto_symbolic(
     r2_threshold: float = 0.9,
     choices: int = 4,
     trials: int = TRIALS,
+    partial: bool = True,
     seed: int = 0,
 ) -> SymbolicKAN:
     """A copy whose edges are functions of the library, where these do as well as the splines.
@@ -273,6 +275,7 @@ def auto_symbolic(
         r2_threshold: candidates that explain less of a curve's variance are left out.
         choices: most candidates for an edge.
         trials: most formulas to try.
+        partial: with False, the splines stay as they are unless a whole formula is exact.
         seed: of the division of the samples, by an own generator.
 
     Returns:
@@ -288,24 +291,34 @@ def auto_symbolic(
     y = data["train_label"] if isinstance(data, dict) else own(x).detach()
     x, y = checked(own, x, y)
     found = _all_suggestions(own, x, library)
-    viable = {
-        edge: sorted((s for s in suggestions if s.r2 >= r2_threshold), key=_cost)[:choices]
-        for edge, suggestions in found.items()
-    }
+    viable = {edge: _viable(s, r2_threshold, choices) for edge, s in found.items()}
     split = _split(x, y, seed)
     formulas = _try_formulas(own, split, viable, trials) if all(viable.values()) else []
     best = min(formulas, key=lambda trial: trial.error, default=None)
-    if best is None or best.error > EXACT * split.spread:
-        result, reasons = _edge_by_edge(own, split, viable)
+    if best is not None and best.error <= EXACT * split.spread:
+        result, reasons = best.model, {edge: _reason(s) for edge, s in best.choice.items()}
+    elif not partial:
+        return own
+    else:
+        result, reasons = _edge_by_edge(own, split, library, r2_threshold, choices)
         if best is not None and best.error <= SAME * _error(result, split):
             result, reasons = _simplest(formulas, split)
-    else:
-        result, reasons = best.model, {}
     solve(Objective(result, x, y), POLISH)
     report = _report(result, own, found, reasons)
-    result = prune_edge(result, x, cut=())  # without the nodes that nothing enters or leaves now
+    result = _without_zeros(result, x)
     result.report = report
     return result
+
+
+def _without_zeros(model: SymbolicKAN, x: Tensor) -> SymbolicKAN:
+    """A copy without the edges that are "0", and the nodes that nothing enters or leaves then."""
+    edges = [
+        (number, i, o)
+        for number, layer in enumerate(model.layers)
+        for o, i in layer.mask.nonzero().tolist()  # type: ignore[operator, union-attr]
+        if layer.names[o][i] == "0"  # type: ignore[index, union-attr]
+    ]
+    return prune_edge(model, x, cut=edges)
 
 
 @dataclass(frozen=True)
@@ -352,7 +365,7 @@ def _cost(suggestion: Suggestion) -> float:
 def _all_suggestions(
     model: SymbolicKAN, x: Tensor, library: Sequence[str]
 ) -> dict[Edge, list[Suggestion]]:
-    """Of every edge that is a spline, fitted all at once."""
+    """Of every edge that is a spline, fitted all at once; "0" loses as much as the edge matters."""
     edges: list[Edge] = []
     xs, ys = [], []
     with torch.no_grad():
@@ -364,8 +377,12 @@ def _all_suggestions(
                 ys.append(values[:, o, i])
     if not edges:
         return {}
+    scores = attribute(model, x).edges
     found = fit_candidates(torch.stack(xs), torch.stack(ys), library)
-    return dict(zip(edges, (sorted(s, key=_cost) for s in found), strict=True))
+    for (number, i, o), y, suggestions in zip(edges, ys, found, strict=True):
+        loss = min(float(scores[number][o, i]), 1.0) ** 2
+        suggestions.append(Suggestion("0", (0.0, 1.0, 0.0, float(y.mean())), 1 - loss, loss, 0))
+    return {edge: sorted(s, key=_cost) for edge, s in zip(edges, found, strict=True)}
 
 
 def _fixed(model: SymbolicKAN, choice: dict[Edge, Suggestion]) -> SymbolicKAN:
@@ -424,43 +441,55 @@ def _plainest(trials: list[_Trial], split: _Split) -> list[_Trial]:
 def _simplest(formulas: list[_Trial], split: _Split) -> tuple[SymbolicKAN, dict[Edge, str]]:
     """The plainest of the formulas; edges on which equally good ones disagree stay splines."""
     good = _plainest(formulas, split)
-    reasons = {
-        edge: "ambiguous"
-        for edge in good[0].choice
-        if len({trial.choice[edge].name for trial in good}) > 1
-    }
     own = copy.deepcopy(good[0].model)
-    for edge in reasons:
-        own.fix(*edge, None)
+    reasons = {}
+    for edge, suggestion in good[0].choice.items():
+        reasons[edge] = _reason(suggestion)
+        if any(trial.choice[edge].name != suggestion.name for trial in good):
+            reasons[edge] = "ambiguous"
+            own.fix(*edge, None)
     return own, reasons
 
 
 def _edge_by_edge(
-    model: SymbolicKAN, split: _Split, viable: dict[Edge, list[Suggestion]]
+    model: SymbolicKAN, split: _Split, library: Sequence[str], r2_threshold: float, choices: int
 ) -> tuple[SymbolicKAN, dict[Edge, str]]:
-    """Cuts or fixes one edge after the other, as long as the error does not grow.
+    """Fixes one edge after the other, as long as the error does not grow.
 
-    The clearest edges come first, since the others' curves get clearer then.
+    The clearest edges come first. The others' curves get clearer then, and are looked at again.
     """
     own = copy.deepcopy(model)
     solve(Objective(own, split.x, split.y), EDGE_STEPS)
     error = _error(own, split)
-    reasons = dict.fromkeys(viable, "")
-    for edge in sorted(viable, key=lambda e: _cost(viable[e][0]) if viable[e] else math.inf):
-        trials = [_cut_trial(own, split, edge)]
-        trials += [_trial(own, split, {edge: s}, EDGE_STEPS) for s in viable[edge]]
-        bound = SAME * max(error, EXACT * split.spread / 10)
-        good = _plainest([trial for trial in trials if trial.error <= bound], split)
-        layer, source, target = edge
-        if not good:
-            reasons[edge] = "no function fits"
-        elif len(good) > 1:
-            weak = attribute(own, split.x).edges[layer][target, source] < WEAK
-            reasons[edge] = "weak" if weak else "ambiguous"
-        else:
-            own, error = good[0].model, min(error, good[0].error)
-            reasons[edge] = "fixed" if good[0].choice else "cut"
+    reasons: dict[Edge, str] = {}
+    progress = True
+    while progress:
+        progress = False
+        found = _all_suggestions(own, split.x, library)
+        for edge, suggestions in sorted(found.items(), key=lambda item: _cost(item[1][0])):
+            viable = _viable(suggestions, r2_threshold, choices)
+            trials = [_trial(own, split, {edge: s}, EDGE_STEPS) for s in viable]
+            bound = SAME * max(error, EXACT * split.spread / 10)
+            good = _plainest([trial for trial in trials if trial.error <= bound], split)
+            layer, source, target = edge
+            if not good:
+                reasons[edge] = "no function fits"
+            elif len(good) > 1:
+                weak = attribute(own, split.x).edges[layer][target, source] < WEAK
+                reasons[edge] = "weak" if weak else "ambiguous"
+            else:
+                own, error = good[0].model, min(error, good[0].error)
+                reasons[edge] = _reason(good[0].choice[edge])
+                progress = True
     return own, reasons
+
+
+def _viable(suggestions: list[Suggestion], r2_threshold: float, choices: int) -> list[Suggestion]:
+    return [s for s in suggestions if s.r2 >= r2_threshold][:choices]
+
+
+def _reason(suggestion: Suggestion) -> str:
+    return "cut" if suggestion.name == "0" else "fixed"
 
 
 def _trial(
@@ -469,15 +498,6 @@ def _trial(
     own = _fixed(model, choice)
     solve(Objective(own, split.x, split.y), steps, enough=(1e-14 * split.spread) ** 2)
     return _Trial(own, choice, _error(own, split))
-
-
-def _cut_trial(model: SymbolicKAN, split: _Split, edge: Edge) -> _Trial:
-    own = copy.deepcopy(model)
-    layer, source, target = edge
-    gone = torch.zeros_like(own.layers[layer].mask)  # type: ignore
-    gone[target, source] = True
-    cut_edges(own, layer, gone, split.x)
-    return _trial(own, split, {}, EDGE_STEPS)
 
 
 def _report(
@@ -493,8 +513,7 @@ def _report(
         assert isinstance(after, SymbolicLayer)
         for o, i in layer.mask.nonzero().tolist():
             edge = number, i, o
-            reason = reasons.get(edge, "fixed") if edge in found else "fixed before"
-            report.append(
-                EdgeReport(*edge, after.names[o][i], reason, tuple(found.get(edge, ())))
-            )
+            reason = reasons[edge] if edge in found else "fixed before"
+            name = None if reason == "cut" else after.names[o][i]
+            report.append(EdgeReport(*edge, name, reason, tuple(found.get(edge, ()))))
     return report
