@@ -40,16 +40,16 @@ def attribute(model: nn.Module, data: Dataset | Tensor | None = None) -> Scores:
     own = SymbolicKAN.of(model)
     with torch.no_grad():
         _, layers = trace(own, training_samples(own, data))
-        outputs = layers[-1].layer.nodes
-        per_output = [_scores(layers, torch.eye(outputs).to(layers[-1].sums)[k])
-                      for k in range(outputs)]  # fmt: skip
-    edges = [torch.stack(parts).amax(dim=0) for parts in zip(*(s.edges for s in per_output))]  # noqa: B905
-    nodes = [torch.stack(parts).amax(dim=0) for parts in zip(*(s.nodes for s in per_output))]  # noqa: B905
+        unit = torch.eye(layers[-1].layer.nodes).to(layers[-1].sums)
+        every = [_scores(layers, row) for row in unit]
+    edges = [torch.stack([s.edges[k] for s in every]).amax(dim=0) for k in range(len(layers))]
+    nodes = [torch.stack([s.nodes[k] for s in every]).amax(dim=0) for k in range(len(layers) + 1)]
     return Scores(edges, nodes)
 
 
 def _scores(layers: list[LayerTrace], score: Tensor) -> Scores:
-    edges, nodes = [], [score]
+    edges: list[Tensor] = []
+    nodes = [score]
     for part in reversed(layers):
         layer = part.layer
         plain = layer.nodes - layer.products

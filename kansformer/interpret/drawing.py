@@ -110,7 +110,9 @@ def _draw_layer(
         line = {"color": INK, "alpha": alpha, "lw": 1.3, "zorder": 1, "solid_capstyle": "round"}
         axes.plot([below[i], place], [base, low], **line)
         axes.plot([place, above[node]], [high, base + unit], **line)
-        _draw_curve(axes, part.x[:, i], values[:, o, i], place, base + unit / 2, half, colour, alpha)
+        _draw_curve(
+            axes, part.x[:, i], values[:, o, i], place, base + unit / 2, half, colour, alpha
+        )
         if formula is not None:
             axes.text(place + half * 0.9, low + half * 0.1, _mathematical(formula), fontsize=9,
                       color=FORMULA, ha="right", va="bottom", zorder=6)  # fmt: skip
@@ -154,7 +156,7 @@ def _mathematical(name: str) -> str:
 def _output_label(model: SymbolicKAN, number: int, count: int) -> str:
     """The formula of an output, if it is one and short; else its name."""
     name = "$y$" if count == 1 else f"$y_{{{number + 1}}}$"
-    if any(layer.numeric().any() for layer in model.layers):  # type: ignore[operator, union-attr]
+    if any(layer.numeric().any() for layer in model.layers):
         return name
     import sympy
 

@@ -14,7 +14,7 @@ from kansformer.interpret.least_squares import levenberg_marquardt
 from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
 from kansformer.interpret.trace import ActiveParameters, LayerTrace, trace
 from models import kan_grid
-from models.kan import KAN, KANLinear
+from models.kan import KANLinear
 
 OPTIMISERS = ("LM", "LBFGS", "Adam")
 LBFGS_ITERATIONS = 20  # in a step, as in pykan
@@ -59,7 +59,6 @@ class Objective:
         l1, entropy, coef, coefdiff = self.factors
         total = self.x.new_zeros(())
         for layer, size in zip(self.model.layers, sizes, strict=True):
-            assert isinstance(layer, SymbolicLayer)
             total = total + l1 * size.sum() + entropy * (_entropy(size, 0) + _entropy(size, 1))
             if coef or coefdiff:
                 weight = layer.kan.spline_weight[layer.numeric()]
@@ -150,7 +149,6 @@ def move_grids(
         warnings.simplefilter("ignore")
         x = model.select(x)
         for layer in model.layers:
-            assert isinstance(layer, SymbolicLayer)
             with suppress(ValueError):
                 kan_grid.update_grid(layer.kan, x, grid_eps=1.0, optimizer=optimizer)
             x = layer(x)
@@ -181,7 +179,8 @@ def fit(
     `lamb_coefdiff` · mean absolute difference of neighbouring ones.
 
     Args:
-        model: a `SymbolicKAN`, or a `KAN`, whose scalers are multiplied into its coefficients.
+        model: a `SymbolicKAN`, or a `KAN` or layer of one, whose scalers are multiplied into its
+            coefficients.
         opt: "LM", Levenberg and Marquardt's method, the fastest for small networks; "LBFGS" with
             20 iterations a step; "Adam".
         steps: most steps. LM ends earlier if a step changes nothing any more.
@@ -233,7 +232,7 @@ def fit(
         else:
             rate = lr or {"LBFGS": 1.0, "Adam": 1e-2}[opt]
             _fit_torch(objective, opt, steps, rate, update_grid, batch, seed, record)
-    if isinstance(model, KAN):
+    if not isinstance(model, SymbolicKAN):
         write_back(own, model)
     return history
 
@@ -333,7 +332,6 @@ def _fit_torch(
 def checked(model: SymbolicKAN, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Samples and labels in the network's type, or a ValueError that says what is wrong."""
     last = model.layers[-1]
-    assert isinstance(last, SymbolicLayer)
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) == 0 or y.shape[1] != last.nodes:
         raise ValueError(
             f"inputs (N, {len(model.names)}) and labels (N, {last.nodes}) are needed, not"
@@ -344,12 +342,12 @@ def checked(model: SymbolicKAN, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(last.affine), y.to(last.affine)
 
 
-def write_back(own: SymbolicKAN, model: KAN) -> None:
-    """Puts fitted splines into the KAN that they came from, with scalers of 1."""
+def write_back(own: SymbolicKAN, model: nn.Module) -> None:
+    """Puts fitted splines into the KAN or layer that they came from, with scalers of 1."""
+    targets = [module for module in model.modules() if isinstance(module, KANLinear)]
     with torch.no_grad():
-        for source, target in zip(own.layers, model.layers, strict=True):
+        for source, target in zip(own.layers, targets, strict=True):
             assert isinstance(source, SymbolicLayer)
-            assert isinstance(target, KANLinear)
             target.grid.copy_(source.kan.grid)
             target.base_weight.copy_(source.kan.base_weight)
             target.spline_weight.copy_(source.kan.spline_weight)

@@ -16,9 +16,7 @@ ODD = {"tan", "tanh", "arcsin", "arctan"}
 EVEN = {"gaussian", "lorentzian"}
 
 
-def symbolic_formula(
-    model: nn.Module, names: Sequence[str] | None = None
-) -> "list[sympy.Expr]":
+def symbolic_formula(model: nn.Module, names: Sequence[str] | None = None) -> "list[sympy.Expr]":
     """The formula of each output, with every digit of its numbers; see `ex_round`.
 
     Factors and shifts are moved to where they are read best: out of powers, roots, logarithms and
@@ -39,7 +37,6 @@ def symbolic_formula(
         raise ValueError(f"{len(own.names)} names are needed, not {len(names)}")
     nodes: list[Any] = [sympy.Symbol(names[i]) for i in own.inputs.tolist()]
     for number, layer in enumerate(own.layers):
-        assert isinstance(layer, SymbolicLayer)
         sums = [_sum(layer, number, o, nodes) for o in range(layer.out_features)]
         plain = layer.out_features - 2 * layer.products
         nodes = sums[:plain]
@@ -123,7 +120,7 @@ def _unit(expression: Any) -> tuple[Any, Any]:
     """A factor, and the sum that has 1 as its largest coefficient; their product is the sum."""
     import sympy
 
-    constant, rest = expression.as_coeff_Add()
+    _, rest = expression.as_coeff_Add()
     coefficients = [term.as_coeff_Mul()[0] for term in sympy.Add.make_args(rest)]
     scale = max(coefficients, key=abs)
     if not scale.is_number or scale == 0:

@@ -2,8 +2,9 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import MutableSequence, Sequence
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,6 @@ from models.kan_features import activation_name, features
 from models.kan_ops import COMPILE_ELEMENTS, Weights, kan_linear
 
 Width = int | Sequence[int]  # sums, or (sums, products)
-
-
-class EdgeValues(NamedTuple):
-    """What a layer computes and how much each edge varies."""
-
-    y: Tensor  # (N, nodes), after products
-    sums: Tensor  # (N, out), before them
-    deviations: Tensor  # (out, in), standard deviation of every edge's output
 
 
 class SymbolicLayer(nn.Module):
@@ -86,12 +79,10 @@ class SymbolicLayer(nn.Module):
         """Places (targets, sources) of the edges with each function, cut ones left out."""
         places: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for o, i in self.symbolic().nonzero().tolist():
-            places[self.names[o][i]].append((o, i))  # type: ignore[index]
+            places[str(self.names[o][i])].append((o, i))
         device = self.mask.device
-        return {
-            name: tuple(torch.tensor(found, device=device).unbind(1))  # type: ignore[misc]
-            for name, found in places.items()
-        }
+        tensors = {name: torch.tensor(found, device=device) for name, found in places.items()}
+        return {name: (found[:, 0], found[:, 1]) for name, found in tensors.items()}
 
     def features(self, x: Tensor) -> Tensor:
         """[b(x), B_1(x) … B_n(x)] of (N, in), as (N, in, n + 1)."""
@@ -136,6 +127,7 @@ class SymbolicLayer(nn.Module):
         return torch.cat([sums[..., :plain], pairs[..., ::2] * pairs[..., 1::2]], dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Nodes (..., out - products) from (..., in)."""
         flat = x.reshape(-1, x.shape[-1])
         sums = self.bias.expand(len(flat), -1)
         numeric = self.numeric()
@@ -158,6 +150,7 @@ class SymbolicLayer(nn.Module):
         return y + kan.base_activation(x) @ base.T if activation is None else y
 
     def extra_repr(self) -> str:
+        """How many edges there are."""
         return f"{int(self.mask.sum())} edges, {int(self.symbolic().sum())} of them formulas"
 
 
@@ -178,6 +171,7 @@ class SymbolicKAN(nn.Module):
     Shapes: (..., inputs) -> (..., outputs).
     """
 
+    layers: MutableSequence[SymbolicLayer]
     inputs: Tensor
 
     def __init__(
@@ -198,8 +192,8 @@ class SymbolicKAN(nn.Module):
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.random.default_generator.manual_seed(seed)
-            self.layers = nn.ModuleList()
-            for before, (sums, products) in zip(sizes[:-1], sizes[1:], strict=True):
+            self.layers = cast(Any, nn.ModuleList())
+            for before, (sums, products) in pairwise(sizes):
                 kan = KANLinear(sum(before), sums + 2 * products, **options)
                 self.layers.append(SymbolicLayer(kan.double(), products))
         self.register_buffer("inputs", torch.arange(sizes[0][0]))
@@ -208,20 +202,23 @@ class SymbolicKAN(nn.Module):
 
     @classmethod
     def of(cls, model: "nn.Module") -> "SymbolicKAN":
-        """A copy of a network as this class; of a `KAN` in float64.
+        """A copy of a network as this class; of a `KAN` or one of its layers in float64.
 
         Raises:
-            TypeError: neither a `KAN` nor a `SymbolicKAN`.
+            TypeError: none of these.
         """
         if isinstance(model, cls):
             return copy.deepcopy(model)
-        if not isinstance(model, KAN):
-            raise TypeError(f"a KAN or a SymbolicKAN is needed, not {type(model).__name__}")
+        if not isinstance(model, (KAN, KANLinear)):
+            raise TypeError(
+                f"a KAN, KANLinear or SymbolicKAN is needed, not {type(model).__name__}"
+            )
         own = cls.__new__(cls)
         nn.Module.__init__(own)
-        own.layers = nn.ModuleList(SymbolicLayer(layer.double()) for layer in map(copy.deepcopy,
-            model.layers))  # type: ignore[arg-type]  # fmt: skip
-        own.register_buffer("inputs", torch.arange(own.layers[0].in_features))  # type: ignore
+        kans = cast(Sequence[KANLinear], [model] if isinstance(model, KANLinear) else model.layers)
+        layers = [SymbolicLayer(copy.deepcopy(kan).double()) for kan in kans]
+        own.layers = cast(Any, nn.ModuleList(layers))
+        own.register_buffer("inputs", torch.arange(own.layers[0].in_features))
         own.names = _checked_names(None, len(own.inputs))
         own.report = []
         return own.train(model.training)
@@ -231,9 +228,10 @@ class SymbolicKAN(nn.Module):
         """(sums, products) of the inputs and of every layer."""
         layers = list(self.layers)
         first = layers[0].in_features, 0
-        return [first] + [(la.out_features - 2 * la.products, la.products) for la in layers]  # type: ignore
+        return [first] + [(la.out_features - 2 * la.products, la.products) for la in layers]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Outputs (..., outputs) from all inputs (..., inputs)."""
         x = self.select(x)
         for layer in self.layers:
             x = layer(x)
@@ -245,11 +243,11 @@ class SymbolicKAN(nn.Module):
             raise ValueError(f"the last dimension is {x.shape[-1]}, not {len(self.names)}")
         if len(self.inputs) < len(self.names):
             x = x[..., self.inputs]
-        return x.to(self.layers[0].affine.dtype)  # type: ignore[union-attr]
+        return x.to(self.layers[0].affine.dtype)
 
     def edge_count(self) -> int:
         """Edges that are not cut."""
-        return sum(int(layer.mask.sum()) for layer in self.layers)  # type: ignore
+        return sum(int(layer.mask.sum()) for layer in self.layers)
 
     def fix(
         self, layer: int, source: int, target: int, name: str | None, affine: Tensor | None = None
@@ -258,7 +256,6 @@ class SymbolicKAN(nn.Module):
         if name is not None:
             function_named(name)
         own = self.layers[layer]
-        assert isinstance(own, SymbolicLayer)
         own.names[target][source] = name
         own.fixed[target, source] = name is not None
         if affine is not None:

@@ -8,10 +8,9 @@ import torch
 from kansformer.interpret.dataset import Dataset
 from kansformer.interpret.fitting import fit, rmse
 from kansformer.interpret.functions import LIBRARY
-from kansformer.interpret.model import SymbolicKAN, SymbolicLayer, Width
+from kansformer.interpret.model import SymbolicKAN, Width
 from kansformer.interpret.surgery import prune, refine
 from kansformer.interpret.symbolic import auto_symbolic
-
 
 PROMISING = 0.02  # an error of splines, in units of the labels' spread, that is worth reading
 
@@ -104,7 +103,6 @@ def _splines(
 def _rescaled(model: SymbolicKAN, factor: float) -> SymbolicKAN:
     """The network with its outputs multiplied, in place."""
     last = model.layers[-1]
-    assert isinstance(last, SymbolicLayer)
     plain = last.out_features - 2 * last.products
     rows = [*range(plain), *range(plain, last.out_features, 2)]  # of each product one factor
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import torch
@@ -35,7 +35,6 @@ def save(path: str | Path, model: nn.Module) -> None:
     own = SymbolicKAN.of(model)
     layers = []
     for layer in own.layers:
-        assert isinstance(layer, SymbolicLayer)
         activation = activation_name(layer.kan.base_activation)
         if activation is None:
             raise ValueError(f"only base activations {', '.join(ACTIVATIONS)} can be saved")
@@ -70,14 +69,16 @@ def load(path: str | Path) -> SymbolicKAN:
         RecursionError, OverflowError, AttributeError,
     ) as error:  # fmt: skip
         cause = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a saved network ({cause}); give one that save wrote") from None
+        raise UserError(
+            f"{path}: not a saved network ({cause}); give one that save wrote"
+        ) from None
 
 
 def _rebuilt(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SymbolicKAN:
     names = [str(name) for name in metadata["names"]]
     own = SymbolicKAN.__new__(SymbolicKAN)
     nn.Module.__init__(own)
-    own.names, own.layers, own.report = names, nn.ModuleList(), []
+    own.names, own.layers, own.report = names, cast(Any, nn.ModuleList()), []
     with torch.device("meta"):  # sizes in a hostile file must match its tensors before they count
         for settings in metadata["layers"]:
             kan = KANLinear(
@@ -92,7 +93,6 @@ def _rebuilt(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Symb
         own.register_buffer("inputs", torch.empty_like(tensors["inputs"], device="meta"))
     own.load_state_dict(tensors, assign=True)
     for layer in own.layers:
-        assert isinstance(layer, SymbolicLayer)
         known = [[name is not None for name in row] for row in layer.names]
         named = {name for row in layer.names for name in row if name is not None}
         if known != layer.fixed.tolist() or not named <= FUNCTIONS.keys():

@@ -62,13 +62,12 @@ def prune_node(
         raise ValueError(f"keep must name nodes for each of {hidden} hidden layers")
     x = training_samples(own, data)
     for number, nodes in enumerate(keep):
-        count = own.layers[number].nodes  # type: ignore[union-attr]
+        count = own.layers[number].nodes
         wanted = sorted(set(nodes))
         if not wanted or wanted[0] < 0 or wanted[-1] >= count:
             raise ValueError(f"hidden layer {number + 1} has nodes 0 to {count - 1}, not {wanted}")
         if len(wanted) < count:
             following = own.layers[number + 1]
-            assert isinstance(following, SymbolicLayer)
             gone = torch.ones_like(following.mask)
             gone[:, wanted] = False
             cut_edges(own, number + 1, gone, x)
@@ -95,7 +94,7 @@ def prune_edge(
     if cut is None:
         gone = [score <= threshold for score in attribute(own, data).edges]
     else:
-        gone = [torch.zeros_like(layer.mask) for layer in own.layers]  # type: ignore
+        gone = [torch.zeros_like(layer.mask) for layer in own.layers]
         for layer, source, target in cut:
             check_edge(own, layer, source, target)
             gone[layer][target, source] = True
@@ -130,7 +129,6 @@ def prune_input(
             raise ValueError(f"the inputs in use are {used}, not {sorted(keep)}")
         columns = [column for column, number in enumerate(used) if number in keep]
     first = own.layers[0]
-    assert isinstance(first, SymbolicLayer)
     gone = torch.ones_like(first.mask)
     gone[:, columns] = False
     cut_edges(own, 0, gone, training_samples(own, data))
@@ -150,7 +148,6 @@ def refine(model: nn.Module, grid: int) -> SymbolicKAN:
     """
     own = SymbolicKAN.of(model)
     for layer in own.layers:
-        assert isinstance(layer, SymbolicLayer)
         kan = layer.kan
         if grid < kan.grid_size:
             raise ValueError(f"a grid of {grid} is coarser than the present {kan.grid_size}")
@@ -163,7 +160,6 @@ def check_edge(model: SymbolicKAN, layer: int, source: int, target: int) -> Symb
     if not 0 <= layer < len(model.layers):
         raise ValueError(f"the layers are 0 to {len(model.layers) - 1}, not {layer}")
     own = model.layers[layer]
-    assert isinstance(own, SymbolicLayer)
     if not (0 <= source < own.in_features and 0 <= target < own.out_features):
         raise ValueError(
             f"the edges of layer {layer} lead from 0 to {own.in_features - 1} to 0 to"
@@ -189,7 +185,6 @@ def _divided(knots: Tensor, order: int, grid: int) -> Tensor:
 def cut_edges(model: SymbolicKAN, number: int, edges: Tensor, x: Tensor) -> None:
     """Masks edges (out, in) of a layer in place; their mean on the samples goes into the bias."""
     layer = model.layers[number]
-    assert isinstance(layer, SymbolicLayer)
     edges = edges & layer.mask
     if not edges.any():
         return
@@ -214,8 +209,6 @@ def _without_loose_ends(model: SymbolicKAN, x: Tensor) -> SymbolicKAN:
         changed = False
         for number in range(len(model.layers) - 1):
             layer, following = model.layers[number], model.layers[number + 1]
-            assert isinstance(layer, SymbolicLayer)
-            assert isinstance(following, SymbolicLayer)
             plain = layer.nodes - layer.products
             entered = layer.mask.any(dim=1)
             pairs = entered[plain:].view(-1, 2).any(dim=1)
@@ -234,8 +227,6 @@ def _without_loose_ends(model: SymbolicKAN, x: Tensor) -> SymbolicKAN:
 def _keep_nodes(model: SymbolicKAN, number: int, nodes: list[int]) -> None:
     """Leaves only some nodes of a layer, whose edges onwards are those that are not cut."""
     layer, following = model.layers[number], model.layers[number + 1]
-    assert isinstance(layer, SymbolicLayer)
-    assert isinstance(following, SymbolicLayer)
     plain = layer.nodes - layer.products
     rows = [node for node in nodes if node < plain]
     products = [node for node in nodes if node >= plain]
@@ -245,7 +236,9 @@ def _keep_nodes(model: SymbolicKAN, number: int, nodes: list[int]) -> None:
     model.layers[number + 1] = _part(following, every, nodes, following.products)
 
 
-def _part(layer: SymbolicLayer, rows: list[int], columns: list[int], products: int) -> SymbolicLayer:
+def _part(
+    layer: SymbolicLayer, rows: list[int], columns: list[int], products: int
+) -> SymbolicLayer:
     """Some sums and inputs of a layer."""
     own = copy.copy(layer)
     own._parameters, own._buffers = dict(layer._parameters), dict(layer._buffers)

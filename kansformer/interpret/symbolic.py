@@ -15,7 +15,7 @@ from kansformer.interpret.dataset import Dataset
 from kansformer.interpret.fitting import Objective, checked, rmse, solve
 from kansformer.interpret.functions import FUNCTIONS, LIBRARY, function_named, value_and_slopes
 from kansformer.interpret.least_squares import levenberg_marquardt
-from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
+from kansformer.interpret.model import SymbolicKAN
 from kansformer.interpret.surgery import check_edge, prune_edge
 from kansformer.interpret.trace import trace, training_samples
 
@@ -221,7 +221,9 @@ def fix_symbolic(
     if affine is None:
         found = suggest_symbolic(own, layer, source, target, data, (name,))
         if not found:
-            raise ValueError(f"{name} does not fit the edge, which is constant or not in its domain")
+            raise ValueError(
+                f"{name} does not fit the edge, which is constant or not in its domain"
+            )
         affine = found[0].affine
     own.fix(layer, source, target, name, torch.tensor(affine, dtype=torch.float64))
     return own
@@ -245,7 +247,9 @@ TRIALS = 40
 TRIAL_SAMPLES = 300
 TRIAL_STEPS = 60
 EDGE_STEPS = 20
-EXACT = 1e-8  # an error on unseen samples, in units of the labels' spread, that no wrong formula has
+EXACT = (
+    1e-8  # an error on unseen samples, in units of the labels' spread, that no wrong formula has
+)
 HELD_OUT = 0.2
 WEAK = 1e-2  # score of an edge below which nothing tells functions apart
 SAME = 1.05  # errors nearer than this do not tell two formulas apart
@@ -315,8 +319,8 @@ def _without_zeros(model: SymbolicKAN, x: Tensor) -> SymbolicKAN:
     edges = [
         (number, i, o)
         for number, layer in enumerate(model.layers)
-        for o, i in layer.mask.nonzero().tolist()  # type: ignore[operator, union-attr]
-        if layer.names[o][i] == "0"  # type: ignore[index, union-attr]
+        for o, i in layer.mask.nonzero().tolist()
+        if layer.names[o][i] == "0"
     ]
     return prune_edge(model, x, cut=edges)
 
@@ -492,9 +496,7 @@ def _reason(suggestion: Suggestion) -> str:
     return "cut" if suggestion.name == "0" else "fixed"
 
 
-def _trial(
-    model: SymbolicKAN, split: _Split, choice: dict[Edge, Suggestion], steps: int
-) -> _Trial:
+def _trial(model: SymbolicKAN, split: _Split, choice: dict[Edge, Suggestion], steps: int) -> _Trial:
     own = _fixed(model, choice)
     solve(Objective(own, split.x, split.y), steps, enough=(1e-14 * split.spread) ** 2)
     return _Trial(own, choice, _error(own, split))
@@ -508,9 +510,7 @@ def _report(
 ) -> list[EdgeReport]:
     report = []
     for number, layer in enumerate(before.layers):
-        assert isinstance(layer, SymbolicLayer)
         after = result.layers[number]
-        assert isinstance(after, SymbolicLayer)
         for o, i in layer.mask.nonzero().tolist():
             edge = number, i, o
             reason = reasons[edge] if edge in found else "fixed before"

@@ -62,9 +62,8 @@ def trace(
         (N, outputs), and what went through each layer.
     """
     x = model.select(x)
-    layers = []
+    layers: list[LayerTrace] = []
     for layer in model.layers:
-        assert isinstance(layer, SymbolicLayer)
         sums = layer.bias.expand(len(x), -1)
         numeric = layer.numeric()
         values = first_features if not layers else None
@@ -86,7 +85,7 @@ class ActiveParameters:
     """The parameters that act, as one vector: those of edges that are not cut."""
 
     def __init__(self, model: SymbolicKAN) -> None:
-        self.layers = [layer for layer in model.layers if isinstance(layer, SymbolicLayer)]
+        self.layers = list(model.layers)
         self.places = [
             (layer.numeric().nonzero(as_tuple=True), layer.symbolic().nonzero(as_tuple=True))
             for layer in self.layers
@@ -175,7 +174,6 @@ def training_samples(model: SymbolicKAN, data: Dataset | Tensor | None) -> Tenso
         x = data["train_input"]
     else:
         first = model.layers[0]
-        assert isinstance(first, SymbolicLayer)
         k, grid = first.kan.spline_order, first.kan.grid
         sobol = torch.quasirandom.SobolEngine(len(grid))
         places = sobol.draw(REFERENCE_SAMPLES, dtype=grid.dtype)
