@@ -1,7 +1,7 @@
 """Hello, KAN: finds exp(sin(pi x) + y^2) in samples of it, step by step.
 
     python examples/hello_kan.py --seed 0
-    python examples/hello_kan.py --figures DIR      also draws the network after every step
+    python examples/hello_kan.py --picture FILE     also draws the network, first and last
 
 The steps are those of pykan's first example: fit with a regulariser, prune, fit, refine the grid,
 fit, read the edges as functions, fit. `--json` prints one line of JSON instead of the story.
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,11 +41,9 @@ def f(x: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the samples and the network")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the network in there")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the network")
     parser.add_argument("--json", action="store_true", help="print one line of JSON only")
     args = parser.parse_args()
-    if args.figures:
-        args.figures.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
 
     def tell(step: str, model: SymbolicKAN, errors: dict[str, list[float]] | None = None) -> None:
@@ -52,9 +51,6 @@ def main() -> None:
             edges = f"{model.edge_count()} edges"
             after = f", RMSE {errors['train_rmse'][-1]:.1e} on training samples" if errors else ""
             print(f"{time.perf_counter() - start:5.1f} s  {step}: {edges}{after}")
-        if args.figures:
-            path = args.figures / f"{len(list(args.figures.glob('*.png'))):02} {step}.png"
-            plot(model, dataset, title=step).savefig(path, dpi=110)
 
     dataset = create_dataset(f, n_var=2, ranges=(-1, 1), train_num=1000, test_num=1000,
                              seed=args.seed)  # fmt: skip
@@ -63,7 +59,7 @@ def main() -> None:
     tell("start", model)
 
     tell("fit with a regulariser", model, fit(model, dataset, steps=50, lamb=3e-3, progress=bar))
-    model = prune(model, dataset, node_threshold=0.1, edge_threshold=0.1)
+    fitted, model = model, prune(model, dataset, node_threshold=0.1, edge_threshold=0.1)
     tell("prune", model)
     tell("fit", model, fit(model, dataset, steps=20, progress=bar))
     model = refine(model, 10)
@@ -72,6 +68,13 @@ def main() -> None:
     errors = fit(model, dataset, steps=20, progress=bar)
     tell("read the edges and fit", model, errors)
 
+    if args.picture:
+        args.picture.parent.mkdir(parents=True, exist_ok=True)
+        figure = Figure(figsize=(11, 4.9), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+        plot(fitted, dataset, title="after the first fit", axes=left)
+        plot(model, dataset, title="at the end", axes=right)
+        figure.savefig(args.picture, dpi=110)
     formula = str(ex_round(symbolic_formula(model)[0], 4))
     if not args.json:
         for edge in model.report:

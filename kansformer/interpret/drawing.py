@@ -28,6 +28,7 @@ def plot(
     *,
     contrast: float = 3.0,
     title: str | None = None,
+    axes: Any = None,
 ) -> Figure:
     """Draws the network: inputs below, outputs above, a curve on every edge that is not cut.
 
@@ -38,6 +39,8 @@ def plot(
         model: a `KAN` or `SymbolicKAN`.
         data: samples for the curves and the scores, see `attribute`.
         contrast: larger shows weak edges better.
+        title: above the network.
+        axes: matplotlib's, to draw into; else a figure is made.
 
     Returns:
         A figure of matplotlib, bound to no window; `figure.savefig(...)` writes it.
@@ -52,8 +55,9 @@ def plot(
     counts = [len(scores.nodes[0])] + [part.layer.nodes for part in layers]
     boxes = [max(int(part.layer.mask.sum()), 1) for part in layers]
     width = max(3.0, 1.05 * max(max(boxes), 1.5 * max(counts)))
-    figure = Figure(figsize=(min(width, 14), 0.6 + 2.1 * len(layers)), layout="constrained")
-    axes = figure.subplots()
+    if axes is None:
+        size = min(width, 14), 0.6 + 2.1 * len(layers)
+        axes = Figure(figsize=size, layout="constrained").subplots()
     axes.set_axis_off()
     axes.set_aspect("equal")
     # one unit of length is a box; a level is two units high
@@ -82,7 +86,7 @@ def plot(
     axes.set_ylim(-0.6, unit * len(layers) + 0.65)
     if title is not None:
         axes.set_title(title, fontsize=12)
-    return figure
+    return axes.get_figure()
 
 
 def _spread(count: int, span: float) -> np.ndarray:

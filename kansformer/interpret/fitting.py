@@ -21,7 +21,7 @@ LBFGS_ITERATIONS = 20  # in a step, as in pykan
 GRID_STEPS, GRID_EVERY = 50, 10  # the first 50 steps have an update of the grids every 10
 
 History = dict[str, list[float]]
-Metric = Callable[[nn.Module], float]
+Metric = Callable[[SymbolicKAN], float]
 
 
 class Objective:
@@ -187,7 +187,7 @@ def fit(
         update_grid: spans the grids over the samples, every 10 of the first 50 steps.
         batch: samples drawn for each step; all of them if None. Not for LM.
         lr: learning rate, 1 for LBFGS and 1e-2 for Adam unless given. Not for LM.
-        metrics: called with the model after every step.
+        metrics: called with the network, as a `SymbolicKAN`, after every step.
         seed: of the batches, from an own generator.
         progress: shows a bar with both errors and the regulariser; None shows it on a terminal.
 
@@ -221,7 +221,7 @@ def fit(
                 "test_rmse": rmse(own, test_x, test_y),
                 "reg": float(penalty),
             }
-            shown |= {name: float(metric(model)) for name, metric in (metrics or {}).items()}
+            shown |= {name: float(metric(own)) for name, metric in (metrics or {}).items()}
             for name, value in shown.items():
                 history[name].append(value)
             bar.set_postfix({name: f"{value:.2e}" for name, value in shown.items()}, refresh=False)

@@ -114,7 +114,7 @@ def test_seeds_and_drawing_leave_the_global_generator_alone() -> None:
     dataset = create_dataset(hello, 2, train_num=50, test_num=10)
     fit(model, dataset, "Adam", 2, batch=10, progress=False)
     fit(model, dataset, steps=2, progress=False)
-    model = auto_symbolic(prune(model, dataset), dataset, trials=1)
+    model = auto_symbolic(prune(model, dataset), dataset, ["x"], trials=1)
     plot(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert width == [2, 3, 1]
@@ -309,7 +309,7 @@ def test_refining_keeps_the_function(grid: int) -> None:
     assert model.layers[0].kan.grid_size == 4
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "0"])
 def test_fixing_recovers_a_function_to_the_last_digits(name: str) -> None:
     def f(x: Tensor) -> Tensor:
         return 0.6 * FUNCTIONS[name].evaluate(0.8 * x[:, 0] + 0.1) - 2
