@@ -118,8 +118,9 @@ def _draw_layer(
             axes, part.x[:, i], values[:, o, i], place, base + unit / 2, half, colour, alpha
         )
         if formula is not None:
-            axes.text(place + half * 0.9, low + half * 0.1, _mathematical(formula), fontsize=9,
-                      color=FORMULA, ha="right", va="bottom", zorder=6)  # fmt: skip
+            axes.text(place, low, _mathematical(formula), fontsize=9, color=FORMULA, ha="center",
+                      va="center", zorder=6, bbox={"fc": "white", "ec": "none", "pad": 0.8},
+                      )  # fmt: skip
 
 
 def _draw_curve(
