@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kansformer.interpret.attribution import attribute
 from kansformer.interpret.dataset import Dataset
-from kansformer.interpret.fitting import Objective, checked, rmse, solve
+from kansformer.interpret.fitting import Objective, checked, move_grids, rmse, solve
 from kansformer.interpret.functions import FUNCTIONS, LIBRARY, function_named, value_and_slopes
 from kansformer.interpret.least_squares import levenberg_marquardt
 from kansformer.interpret.model import SymbolicKAN
@@ -247,9 +247,7 @@ TRIALS = 40
 TRIAL_SAMPLES = 300
 TRIAL_STEPS = 60
 EDGE_STEPS = 20
-EXACT = (
-    1e-8  # an error on unseen samples, in units of the labels' spread, that no wrong formula has
-)
+EXACT = 1e-8  # an error on the rest, in units of the labels' spread, that no wrong formula has
 HELD_OUT = 0.2
 WEAK = 1e-2  # score of an edge below which nothing tells functions apart
 SAME = 1.05  # errors nearer than this do not tell two formulas apart
@@ -277,7 +275,7 @@ def auto_symbolic(
             network itself labels, see `attribute`.
         library: names of functions.
         r2_threshold: candidates that explain less of a curve's variance are left out.
-        choices: most candidates for an edge.
+        choices: most candidates for an edge, cutting it not counted.
         trials: most formulas to try.
         partial: with False, the splines stay as they are unless a whole formula is exact.
         seed: of the division of the samples, by an own generator.
@@ -382,7 +380,8 @@ def _all_suggestions(
     if not edges:
         return {}
     scores = attribute(model, x).edges
-    found = fit_candidates(torch.stack(xs), torch.stack(ys), library)
+    names = [name for name in library if name != "0"]
+    found = fit_candidates(torch.stack(xs), torch.stack(ys), names)
     for (number, i, o), y, suggestions in zip(edges, ys, found, strict=True):
         loss = min(float(scores[number][o, i]), 1.0) ** 2
         suggestions.append(Suggestion("0", (0.0, 1.0, 0.0, float(y.mean())), 1 - loss, loss, 0))
@@ -451,8 +450,21 @@ def _simplest(formulas: list[_Trial], split: _Split) -> tuple[SymbolicKAN, dict[
         reasons[edge] = _reason(suggestion)
         if any(trial.choice[edge].name != suggestion.name for trial in good):
             reasons[edge] = "ambiguous"
-            own.fix(*edge, None)
+            _make_spline(own, edge, split.x)
     return own, reasons
+
+
+@torch.no_grad()
+def _make_spline(model: SymbolicKAN, edge: Edge, x: Tensor) -> None:
+    """Turns a formula into the spline that is nearest to it on the samples, in place."""
+    number, source, target = edge
+    move_grids(model, x)  # the formula may have moved its nodes off the old ones
+    part = trace(model, x)[1][number]
+    kan = part.layer.kan
+    values = part.layer.edge_values(part.x).mT  # (N, in, out)
+    kan.spline_weight[target, source] = kan.curve2coeff(part.x, values)[target, source]
+    kan.base_weight[target, source] = 0
+    model.fix(number, source, target, None)
 
 
 def _edge_by_edge(
@@ -489,7 +501,9 @@ def _edge_by_edge(
 
 
 def _viable(suggestions: list[Suggestion], r2_threshold: float, choices: int) -> list[Suggestion]:
-    return [s for s in suggestions if s.r2 >= r2_threshold][:choices]
+    fitting = [s for s in suggestions if s.r2 >= r2_threshold]
+    named = [s for s in fitting if s.name != "0"][:choices]
+    return [s for s in fitting if s.name == "0" or s in named]
 
 
 def _reason(suggestion: Suggestion) -> str:
