@@ -38,6 +38,7 @@ def find_formula(
     steps: Sequence[int] = (40, 20),
     restarts: int = 4,
     library: Sequence[str] = LIBRARY,
+    names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> SymbolicKAN:
     """Fits, prunes, refines and reads networks of several shapes; the first exact one is returned.
@@ -52,6 +53,8 @@ def find_formula(
         threshold: of `prune`, for nodes and edges.
         steps: of the first fit and of the others.
         restarts: initial states to try for every shape that has hidden nodes or products.
+        library: names of functions.
+        names: of the inputs; default x_1, x_2, ...
         seed: of the first of them.
 
     Returns:
@@ -68,7 +71,7 @@ def find_formula(
         convex = len(width) == 2 and isinstance(width[1], int)
         for restart in range(1 if convex else restarts):
             lamb = lambs[restart % len(lambs)]
-            model = _splines(scaled, width, grids, lamb, threshold, steps, seed + restart)
+            model = _splines(scaled, width, grids, lamb, threshold, steps, seed + restart, names)
             error = rmse(model, x, scaled["train_label"])
             if error < least:
                 best, least = model, error
@@ -88,9 +91,10 @@ def _splines(
     threshold: float,
     steps: Sequence[int],
     seed: int,
+    names: Sequence[str] | None,
 ) -> SymbolicKAN:
     """A network fitted with a regulariser, pruned, refined and fitted again."""
-    model = SymbolicKAN(width, seed=seed, grid_size=grids[0])
+    model = SymbolicKAN(width, seed=seed, names=names, grid_size=grids[0])
     fit(model, dataset, steps=steps[0], lamb=lamb, progress=False)
     model = prune(model, dataset, threshold, threshold)
     fit(model, dataset, steps=steps[1], progress=False)
