@@ -232,6 +232,8 @@ def fit(
         else:
             rate = lr or {"LBFGS": 1.0, "Adam": 1e-2}[opt]
             _fit_torch(objective, opt, steps, rate, update_grid, batch, seed, record)
+        if not history["reg"]:  # nothing to fit
+            record()
     if not isinstance(model, SymbolicKAN):
         write_back(own, model)
     return history

@@ -13,6 +13,10 @@ from kansformer.interpret.surgery import prune, refine
 from kansformer.interpret.symbolic import auto_symbolic
 
 PROMISING = 0.02  # an error of splines, in units of the labels' spread, that is worth reading
+HOPELESS = 0.2  # one on the first grid that a finer one will not mend
+# More curved than a KAN's usual start: of [4, 2, 1, 1] on a nested formula 3 in 6 starts ended at
+# its structure, against 0 in 4.
+START = {"scale_noise": 2.0, "scale_base": 0.3}
 
 
 def default_shapes(inputs: int, outputs: int) -> list[list[Width]]:
@@ -36,7 +40,7 @@ def find_formula(
     lambs: Sequence[float] = (3e-3, 1e-3),
     threshold: float = 0.03,
     steps: Sequence[int] = (40, 20),
-    restarts: int = 4,
+    restarts: int = 6,
     library: Sequence[str] = LIBRARY,
     names: Sequence[str] | None = None,
     seed: int = 0,
@@ -94,11 +98,13 @@ def _splines(
     names: Sequence[str] | None,
 ) -> SymbolicKAN:
     """A network fitted with a regulariser, pruned, refined and fitted again."""
-    model = SymbolicKAN(width, seed=seed, names=names, grid_size=grids[0])
+    model = SymbolicKAN(width, seed=seed, names=names, grid_size=grids[0], **START)
     fit(model, dataset, steps=steps[0], lamb=lamb, progress=False)
     model = prune(model, dataset, threshold, threshold)
     fit(model, dataset, steps=steps[1], progress=False)
     for grid in grids[1:]:
+        if rmse(model, dataset["train_input"], dataset["train_label"]) > HOPELESS:
+            break
         model = refine(model, grid)
         fit(model, dataset, steps=steps[1], progress=False)
     return model

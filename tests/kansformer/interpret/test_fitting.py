@@ -13,6 +13,7 @@ from kansformer.interpret import (
     create_dataset,
     fit,
     prune,
+    prune_edge,
 )  # fmt: skip
 from kansformer.interpret.fitting import Objective
 from kansformer.interpret.functions import value_and_slopes
@@ -76,6 +77,12 @@ def test_every_optimiser_lowers_the_error_and_keeps_a_record(opt: str) -> None:
     with torch.no_grad():
         error = (model(dataset["test_input"]) - dataset["test_label"]).square().mean().sqrt()
     assert history["test_rmse"][-1] == pytest.approx(float(error))
+
+
+def test_there_is_a_record_even_if_there_is_nothing_to_fit() -> None:
+    dataset = create_dataset(hello, 2, train_num=20, test_num=20)
+    model = prune_edge(SymbolicKAN([2, 1], seed=0), cut=[(0, 0, 0), (0, 1, 0)])
+    assert len(fit(model, dataset, progress=False)["test_rmse"]) == 1
 
 
 def test_the_bar_shows_both_errors(capsys: pytest.CaptureFixture[str]) -> None:
