@@ -14,7 +14,7 @@ from kansformer.interpret import (
     fit,
     prune,
     prune_edge,
-)  # fmt: skip
+)
 from kansformer.interpret.fitting import Objective
 from kansformer.interpret.functions import value_and_slopes
 from kansformer.interpret.trace import ActiveParameters, trace
@@ -68,8 +68,16 @@ def test_every_optimiser_lowers_the_error_and_keeps_a_record(opt: str) -> None:
     model = SymbolicKAN([2, 2, 1], seed=0, grid_size=3)
     steps = {"LM": 12, "LBFGS": 5, "Adam": 60}[opt]
     batch = {"batch": 50, "lr": 0.05} if opt == "Adam" else {}
-    history = fit(model, dataset, opt, steps, lamb=1e-3, progress=False, **batch,
-                  metrics={"edges": lambda m: m.edge_count()})  # fmt: skip
+    history = fit(
+        model,
+        dataset,
+        opt,
+        steps,
+        lamb=1e-3,
+        progress=False,
+        **batch,
+        metrics={"edges": lambda m: m.edge_count()},
+    )
     assert history["train_rmse"][-1] < 0.5 * float(dataset["train_label"].std())
     assert history.keys() == {"train_rmse", "test_rmse", "reg", "edges"}
     assert len(history["reg"]) == steps

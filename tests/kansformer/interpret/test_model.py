@@ -23,7 +23,7 @@ from kansformer.interpret import (
     prune_node,
     refine,
     symbolic_formula,
-)  # fmt: skip
+)
 from kansformer.interpret.fitting import move_grids
 from kansformer.interpret.trace import trace
 from models.kan import KAN
@@ -59,6 +59,7 @@ def test_a_wrapped_kan_computes_the_same_and_is_a_copy() -> None:
     own, x = SymbolicKAN.of(kan), box()
     assert_same(own, kan, x)
     assert_same(own, kan, x.view(3, 100, 2))
+    assert_same(SymbolicKAN.of(kan.layers[0]), kan.layers[0], x)
     with torch.no_grad():
         own.layers[0].kan.base_weight.zero_()
     assert not torch.allclose(own(x), kan(x))
@@ -150,8 +151,9 @@ def test_nothing_is_nan(case: str) -> None:
             for parameter in model.parameters():
                 parameter.zero_()
     for opt in ("LM", "LBFGS", "Adam"):
-        history = fit(model, dataset, opt, 3, lamb=1e-2, lamb_coef=1e-3, lamb_coefdiff=1e-3,
-                      progress=False)  # fmt: skip
+        history = fit(
+            model, dataset, opt, 3, lamb=1e-2, lamb_coef=1e-3, lamb_coefdiff=1e-3, progress=False
+        )
         assert all(math.isfinite(v) for values in history.values() for v in values)
     for number, other in enumerate((prune(model, dataset), prune(model, dataset, 2, 2))):
         other = refine(other, 10)

@@ -15,7 +15,7 @@ from kansformer.interpret import (
     prune_input,
     refine,
     save,
-)  # fmt: skip
+)
 from tests.kansformer.interpret.test_model import assert_same, box, network
 
 

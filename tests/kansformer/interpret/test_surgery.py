@@ -20,7 +20,7 @@ from kansformer.interpret import (
     suggest_symbolic,
     symbolic_formula,
     unfix_symbolic,
-)  # fmt: skip
+)
 from tests.kansformer.interpret.test_model import assert_same, box, network
 
 

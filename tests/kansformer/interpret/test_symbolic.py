@@ -21,7 +21,7 @@ from kansformer.interpret import (
     fit,
     fix_symbolic,
     symbolic_formula,
-)  # fmt: skip
+)
 from tests.conftest import ROOT
 from tests.kansformer.interpret.test_model import box
 
@@ -29,8 +29,11 @@ from tests.kansformer.interpret.test_model import box
 def test_the_example_ends_at_the_formula() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "examples/hello_kan.py", "--seed", "0", "--json"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert found.keys() == {"formula", "train_rmse", "test_rmse", "seconds"}
     assert found["formula"] == "exp(x_2**2 + sin(3.1416*x_1))"
