@@ -214,10 +214,10 @@ def fit(
 
         def record() -> None:
             with torch.no_grad():
-                found, layers = objective.run()
+                _, layers = objective.run()
                 penalty = objective.regulariser([edge_sizes(part) for part in layers])
             shown = {
-                "train_rmse": float((found - objective.y).square().mean().sqrt()),
+                "train_rmse": rmse(own, x, y),
                 "test_rmse": rmse(own, test_x, test_y),
                 "reg": float(penalty),
             }
