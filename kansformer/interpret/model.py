@@ -187,8 +187,6 @@ class SymbolicKAN(nn.Module):
             raise ValueError(f"width must hold two or more of n or (sums, products), not {width}")
         if sizes[0][1]:
             raise ValueError("inputs cannot be products")
-        if any(isinstance(module, nn.Module) for module in options.values()):
-            raise ValueError("options are plain values, and a class for base_activation")
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.random.default_generator.manual_seed(seed)
