@@ -1,0 +1,108 @@
+"""Networks on disk: safetensors with JSON beside the tensors; no code is ever unpickled."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from kansformer.errors import UserError
+from kansformer.files import write_bytes
+from kansformer.interpret.functions import FUNCTIONS
+from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
+from models.kan import KANLinear
+from models.kan_features import activation_name
+
+FORMAT_VERSION = 1
+METADATA_KEY = "kansformer.interpret"
+ACTIVATIONS = {
+    "silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh, "identity": nn.Identity,
+}  # fmt: skip
+
+
+def save(path: str | Path, model: nn.Module) -> None:
+    """Writes a network with its masks, formulas and names.
+
+    Args:
+        model: a `SymbolicKAN` or what it can be made of.
+
+    Raises:
+        ValueError: a base activation that has no name here.
+    """
+    own = SymbolicKAN.of(model)
+    layers = []
+    for layer in own.layers:
+        activation = activation_name(layer.kan.base_activation)
+        if activation is None:
+            raise ValueError(f"only base activations {', '.join(ACTIVATIONS)} can be saved")
+        layers.append({
+            "in_features": layer.in_features, "out_features": layer.out_features,
+            "products": layer.products, "grid_size": layer.kan.grid_size,
+            "spline_order": layer.kan.spline_order, "base_activation": activation,
+            "functions": layer.names,
+        })  # fmt: skip
+    metadata = {"format_version": FORMAT_VERSION, "names": own.names, "layers": layers}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in own.state_dict().items()}
+    write_bytes(Path(path), to_safetensors(tensors, {METADATA_KEY: json.dumps(metadata)}))
+
+
+def load(path: str | Path) -> SymbolicKAN:
+    """Reads a network that `save` wrote, onto the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or not one of these.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {metadata['format_version']} is unknown")
+        return _rebuilt(metadata, tensors)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give one that save wrote") from None
+    except (
+        safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError,
+        RecursionError, OverflowError, AttributeError,
+    ) as error:  # fmt: skip
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: not a saved network ({cause}); give one that save wrote"
+        ) from None
+
+
+def _rebuilt(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SymbolicKAN:
+    names = [str(name) for name in metadata["names"]]
+    own = SymbolicKAN.__new__(SymbolicKAN)
+    nn.Module.__init__(own)
+    own.names, own.layers, own.report = names, cast(Any, nn.ModuleList()), []
+    with torch.device("meta"):  # sizes in a hostile file must match its tensors before they count
+        for settings in metadata["layers"]:
+            kan = KANLinear(
+                int(settings["in_features"]), int(settings["out_features"]),
+                grid_size=int(settings["grid_size"]), spline_order=int(settings["spline_order"]),
+                enable_standalone_scale_spline=False,
+                base_activation=ACTIVATIONS[settings["base_activation"]],
+            )  # fmt: skip
+            layer = SymbolicLayer(kan, int(settings["products"]))
+            layer.names = [list(row) for row in settings["functions"]]
+            own.layers.append(layer)
+        own.register_buffer("inputs", torch.empty_like(tensors["inputs"], device="meta"))
+    own.load_state_dict(tensors, assign=True)
+    for layer in own.layers:
+        known = [[name is not None for name in row] for row in layer.names]
+        named = {name for row in layer.names for name in row if name is not None}
+        if known != layer.fixed.tolist() or not named <= FUNCTIONS.keys():
+            raise ValueError("functions and tensors contradict each other")
+    used = own.inputs.tolist()
+    if len(used) != own.layers[0].in_features or not set(used) <= set(range(len(names))):
+        raise ValueError("inputs and layers contradict each other")
+    for before, after in zip(own.layers[:-1], own.layers[1:], strict=True):
+        if before.nodes != after.in_features:
+            raise ValueError("the layers' sizes contradict each other")
+    if not all(t.isfinite().all() for t in tensors.values()):
+        raise ValueError("not all of its numbers are finite")
+    return own

@@ -1,0 +1,167 @@
+"""Laws of the network: it computes what its edges say, and never a NaN."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import sympy
+import torch
+from torch import Tensor, nn
+
+from kansformer.interpret import (
+    SymbolicKAN,
+    auto_symbolic,
+    create_dataset,
+    ex_round,
+    feature_score,
+    fit,
+    fix_symbolic,
+    plot,
+    prune,
+    prune_edge,
+    prune_input,
+    prune_node,
+    refine,
+    symbolic_formula,
+)
+from kansformer.interpret.fitting import move_grids
+from kansformer.interpret.trace import trace
+from models.kan import KAN
+
+
+def hello(x: Tensor) -> Tensor:
+    return torch.exp(torch.sin(math.pi * x[:, 0]) + x[:, 1] ** 2)
+
+
+def box(count: int = 300, width: int = 2, seed: int = 0) -> Tensor:
+    return create_dataset(lambda x: x.sum(dim=1), width, train_num=count, seed=seed)["train_input"]
+
+
+def network(width: tuple = (2, 3, (1, 1), 2), **options: object) -> SymbolicKAN:
+    """Random, with a cut edge, formulas and products."""
+    model = SymbolicKAN(width, seed=3, grid_size=4, **options)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.kan.spline_weight.normal_(0, 0.3)
+    x = box(width=len(model.names))
+    move_grids(model, x)
+    model = prune_edge(model, x, cut=[(0, 1, 0)])
+    model = fix_symbolic(model, 0, 0, 1, "sin", x)
+    return fix_symbolic(model, 1, 1, 0, "tanh", x)
+
+
+def assert_same(a: nn.Module, b: nn.Module, x: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(a(x), b(x), rtol=0, atol=tolerance)
+
+
+def test_a_wrapped_kan_computes_the_same_and_is_a_copy() -> None:
+    kan = KAN([2, 4, 3]).double()
+    own, x = SymbolicKAN.of(kan), box()
+    assert_same(own, kan, x)
+    assert_same(own, kan, x.view(3, 100, 2))
+    assert_same(SymbolicKAN.of(kan.layers[0]), kan.layers[0], x)
+    with torch.no_grad():
+        own.layers[0].kan.base_weight.zero_()
+    assert not torch.allclose(own(x), kan(x))
+    with pytest.raises(TypeError, match="not Linear"):
+        SymbolicKAN.of(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.Tanh, nn.ELU])
+def test_edges_sum_to_the_layers_output(activation: Callable[[], nn.Module]) -> None:
+    model, x = network(base_activation=activation), box()
+    y, layers = trace(model, x)
+    torch.testing.assert_close(y, model(x), rtol=0, atol=1e-12)
+    for part in layers:
+        edges = part.layer.edge_values(part.x)
+        sums = edges.sum(dim=2) + part.layer.bias
+        torch.testing.assert_close(sums, part.sums, rtol=0, atol=1e-12)
+        torch.testing.assert_close(part.deviations(), edges.std(dim=0), rtol=1e-9, atol=1e-9)
+
+
+def test_products_multiply_pairs_of_sums() -> None:
+    model = SymbolicKAN([2, (0, 1)], seed=0)
+    for source, target in ((0, 0), (1, 1)):
+        model = fix_symbolic(model, 0, source, target, "x", affine=(1, 1, 0, 0))
+    model = prune_edge(model, cut=[(0, 1, 0), (0, 0, 1)])
+    with torch.no_grad():
+        model.layers[0].bias.zero_()
+    x = box()
+    torch.testing.assert_close(model(x)[:, 0], x[:, 0] * x[:, 1])
+    assert str(ex_round(symbolic_formula(model)[0])) == "x_1*x_2"
+
+
+def test_seeds_and_drawing_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    width = [2, 3, 1]
+    model = SymbolicKAN(width, seed=0)
+    dataset = create_dataset(hello, 2, train_num=50, test_num=10)
+    fit(model, dataset, "Adam", 2, batch=10, progress=False)
+    fit(model, dataset, steps=2, progress=False)
+    model = auto_symbolic(prune(model, dataset), dataset, ["x"], trials=1)
+    plot(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert width == [2, 3, 1]
+    assert torch.equal(SymbolicKAN(width, seed=1)(box()), SymbolicKAN(width, seed=1)(box()))
+
+
+def test_bad_arguments_say_what_is_wrong() -> None:
+    model, dataset = SymbolicKAN([2, 1], seed=0), create_dataset(hello, 2, train_num=9, test_num=9)
+    wrong: list[tuple[Callable[[], object], str]] = [
+        (lambda: SymbolicKAN([2]), "width"),
+        (lambda: SymbolicKAN([(1, 1), 1]), "inputs cannot"),
+        (lambda: SymbolicKAN([2, 1], names=["x", "x"]), "different names"),
+        (lambda: model(torch.zeros(4, 3)), "last dimension"),
+        (lambda: create_dataset(hello, 2, (1, -1)), "low < high"),
+        (lambda: create_dataset(hello, 2, [(0, 1)] * 3), "one pair"),
+        (lambda: create_dataset(hello, 2, train_num=0), "positive"),
+        (lambda: create_dataset(lambda x: x[:, 0].log(), 1), "finite"),
+        (lambda: create_dataset(lambda x: x.sum(), 1), "must map"),
+        (lambda: fit(model, dataset, "SGD"), "LM, LBFGS, Adam"),
+        (lambda: fit(model, dataset, batch=3), "LM takes all"),
+        (lambda: fit(model, {**dataset, "train_label": dataset["test_input"]}), "labels"),
+        (lambda: fit(model, {**dataset, "train_label": torch.full((9, 1), torch.nan)}), "finite"),
+        (lambda: refine(model, 2), "coarser"),
+        (lambda: prune_edge(model, cut=[(0, 2, 0)]), "not from 2 to 0"),
+        (lambda: prune_edge(model, cut=[(1, 0, 0)]), "the layers are"),
+        (lambda: prune_node(SymbolicKAN([2, 3, 1]), keep=[[3]]), "has nodes 0 to 2"),
+        (lambda: prune_input(model, keep=[2]), "in use"),
+        (lambda: fix_symbolic(model, 0, 0, 0, "sinh"), "no function is called 'sinh'"),
+        (lambda: fix_symbolic(model, 0, 0, 0, "x", torch.ones(5, 2)), "constant"),
+        (lambda: symbolic_formula(model, ["x"]), "2 names"),
+    ]
+    for action, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            action()
+
+
+@pytest.mark.parametrize("case", ["constant inputs", "constant labels", "20 samples", "dead edges"])
+def test_nothing_is_nan(case: str) -> None:
+    dataset = create_dataset(hello, 2, train_num=20 if case == "20 samples" else 100, test_num=30)
+    if case == "constant inputs":
+        for part in ("train_input", "test_input"):
+            dataset[part] = dataset[part].clone()  # type: ignore[literal-required]
+            dataset[part][:, 1] = 0.3  # type: ignore[literal-required]
+    if case == "constant labels":
+        dataset["train_label"] = torch.ones_like(dataset["train_label"])
+    model = SymbolicKAN([2, 2, 1], seed=0, grid_size=3)
+    if case == "dead edges":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+    for opt in ("LM", "LBFGS", "Adam"):
+        history = fit(
+            model, dataset, opt, 3, lamb=1e-2, lamb_coef=1e-3, lamb_coefdiff=1e-3, progress=False
+        )
+        assert all(math.isfinite(v) for values in history.values() for v in values)
+    for number, other in enumerate((prune(model, dataset), prune(model, dataset, 2, 2))):
+        other = refine(other, 10)
+        fit(other, dataset, steps=3, progress=False)
+        other = auto_symbolic(other, dataset, ("x", "x^2", "log", "1/x"), trials=3)
+        fit(other, dataset, steps=3, progress=False)
+        y = other(torch.linspace(-50, 50, 101, dtype=torch.float64)[:, None].expand(-1, 2))
+        assert y.isfinite().all(), number
+        assert all(p.isfinite().all() for p in other.state_dict().values())
+        assert symbolic_formula(other)[0].has(sympy.nan, sympy.oo, sympy.zoo) is False
+        assert feature_score(other, dataset).isfinite().all()
