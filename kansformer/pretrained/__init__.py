@@ -1,7 +1,7 @@
 """Other people's ViT weights, and our own, into our model, with a report on every tensor."""
 
-from kansformer.pretrained.distillation import Distillation, distil
+from kansformer.pretrained.distillation import Distillation, distill
 from kansformer.pretrained.load import load_for_classes, load_pretrained
 from kansformer.pretrained.report import LoadReport
 
-__all__ = ["Distillation", "LoadReport", "distil", "load_for_classes", "load_pretrained"]
+__all__ = ["Distillation", "LoadReport", "distill", "load_for_classes", "load_pretrained"]

@@ -20,7 +20,6 @@ from models.vit_model import Block, VisionTransformer
 
 TOKENS = 2**17  # of training pictures, to which each block is fitted
 HELD_OUT_TOKENS = 2**15  # of others, on which the fit is judged
-STEPS = 1500  # per block
 ROWS = 1024  # tokens per step
 RATE = 1e-2  # Adam's, falling to zero along a cosine
 
@@ -41,12 +40,12 @@ class Distillation:
         return f"R² of its blocks on held-out pictures {values}, median {median(self.r2):.3f}"
 
 
-def distil(
+def distill(
     teacher: VisionTransformer,
     student: VisionTransformer,
     pictures: Iterable[Tensor],
     held_out: Iterable[Tensor],
-    steps: int = STEPS,
+    steps: int,
 ) -> Distillation:
     """Fits the student's KAN blocks in place to the teacher's MLP blocks.
 

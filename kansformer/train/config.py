@@ -55,9 +55,10 @@ class TrainConfig:
         "mean and std of pixel values (default: as --weights had them, else half: 0.5)",
         choices=tuple(STATISTICS),
     )
-    distil: bool = _flag(
+    distill: bool = _flag(
         True, "fit a narrow KAN to the MLPs of --weights, on the training pictures, before training"
     )
+    distill_steps: int = _flag(1500, "steps of that fit, for each block")
     freeze_layers: bool = _flag(False, "with --weights: train the head and the last norm only")
     unfreeze_every: int = _flag(
         0,
@@ -117,6 +118,7 @@ class TrainConfig:
             ("workers", 0, None), ("lr", 0, None), ("lrf", 0, 1), ("warmup_epochs", 0, None),
             ("weight_decay", 0, None), ("clip_grad", 0, None), ("label_smoothing", 0, 1),
             ("mixup", 0, None), ("cutmix", 0, None), ("unfreeze_every", 0, None),
+            ("distill_steps", 1, None),
             ("layer_decay", 0, 1), ("spline_lr", 0, None), ("spline_decay", 0, None),
         ):  # fmt: skip
             value = getattr(self, name)

@@ -24,7 +24,7 @@ from kansformer.data.augment import make_augmentation
 from kansformer.device import choose_device
 from kansformer.errors import JobFailed, UserError
 from kansformer.evaluate import evaluate
-from kansformer.pretrained import LoadReport, distil, load_for_classes
+from kansformer.pretrained import LoadReport, distill, load_for_classes
 from kansformer.train.config import TrainConfig
 from kansformer.train.facts import describe, versions
 from kansformer.train.optimiser import learning_rate, make_optimiser, make_schedule
@@ -106,7 +106,7 @@ def train(
     if loaded:
         say(f"weights {loaded}")
     fitted = None
-    if loaded and loaded.left_out_mlps and config.distil and not config.resume:
+    if loaded and loaded.left_out_mlps and config.distill and not config.resume:
         fitted = fit_to_mlps(config, data, model, loaded, train_loader, val_loader)
         say(f"fitted  {fitted['text']}")
     say(
@@ -260,8 +260,12 @@ def fit_to_mlps(
                                                              "in_chans")}  # fmt: skip
     teacher, _ = load_for_classes(str(config.weights), data.class_names, **shape)
     teacher.to(device)
-    fit = distil(
-        teacher, model, (images for images, _ in train_loader), (images for images, _ in val_loader)
+    fit = distill(
+        teacher,
+        model,
+        (images for images, _ in train_loader),
+        (images for images, _ in val_loader),
+        config.distill_steps,
     )
     found: dict[str, Any] = {**fit.to_dict(), "text": str(fit)}
     if not any(name.startswith("head.") for name in loaded.fresh):

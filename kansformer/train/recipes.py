@@ -9,6 +9,9 @@ from kansformer.data import PictureData, load_data
 from kansformer.errors import UserError
 from kansformer.train.config import TrainConfig
 
+# What starts from weights, with all of it training, takes smaller steps, and in its first blocks
+# smaller ones still: usual values for ViTs, not tried here on large pretrained files.
+FINE_TUNING = {"lr": 2e-4, "layer_decay": 0.75}
 SMALL_PICTURE = 64  # pixels; larger ones are taken for photographs
 
 
@@ -116,6 +119,8 @@ def recipe_for(data: PictureData) -> str:
 def configure(flags: dict[str, Any]) -> tuple[TrainConfig, PictureData]:
     """The settings of a run and its data: flags go before the recipe, the recipe before defaults.
 
+    Between flags and recipe stand the rates of FINE_TUNING, for a run from weights.
+
     Args:
         flags: fields of `TrainConfig` that were given, `data_path` among them.
 
@@ -130,5 +135,6 @@ def configure(flags: dict[str, Any]) -> tuple[TrainConfig, PictureData]:
     name = flags.get("recipe") or recipe_for(data)
     if name not in RECIPES:
         raise UserError(f"--recipe {name}: unknown; take one of {', '.join(RECIPES)}")
-    config = TrainConfig(**{**RECIPES[name](), **flags, "recipe": name})
+    fine = FINE_TUNING if flags.get("weights") and not flags.get("freeze_layers") else {}
+    config = TrainConfig(**{**RECIPES[name](), **fine, **flags, "recipe": name})
     return config, data.with_validation(config.val_split, config.seed)

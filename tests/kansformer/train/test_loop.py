@@ -207,8 +207,52 @@ def test_starting_from_another_librarys_weights(tmp_path: Path, colours: Path) -
     run(again)
     model = load_model(tmp_path / "again" / "best.safetensors")
     assert (model.preprocessing.mean, model.preprocessing.img_size) == (0.5, 24)
-    with pytest.raises(UserError, match="--ffn kan"):
-        run(tiny_settings(colours, tmp_path / "kan", weights=str(judge.path), ffn="kan"))
+
+
+def test_a_narrow_kan_is_fitted_to_the_files_mlps(tmp_path: Path, colours: Path) -> None:
+    run(tiny_settings(colours, tmp_path / "mlp", epochs=1, ffn="mlp"))
+    settings = {"weights": str(tmp_path / "mlp" / "best.safetensors"), "ffn": "kan"}
+    settings["distill_steps"] = 60
+    config = tiny_settings(colours, tmp_path / "kan", epochs=1, max_steps=1, **settings)
+    _, lines = run(config)
+    assert any(line.startswith("fitted  R²") and "with the MLPs" in line for line in lines)
+    report = json.loads((tmp_path / "kan" / "config.json").read_text())["weights"]["fitted"]
+    assert len(report["r2"]) == 4
+    assert min(report["r2"]) > 0.3
+    config = tiny_settings(colours, tmp_path / "fresh", epochs=1, distill=False, **settings)
+    _, lines = run(config)
+    assert not any(line.startswith("fitted") for line in lines)
+    summary = json.loads((tmp_path / "kan" / "summary.json").read_text())
+    twin = json.loads((tmp_path / "mlp" / "summary.json").read_text())
+    assert summary["mlp_twin"] == {k: twin[k] for k in ("parameters", "flops_per_image")}
+    assert abs(summary["parameters"] / twin["parameters"] - 1) < 0.02
+
+
+def test_blocks_thaw_from_the_last(tmp_path: Path, colours: Path, trained: Path) -> None:
+    model = create_model("vit_micro_patch4_8", num_classes=3)
+    for thawed, first in ((0, 4), (1, 3), (4, 0), (9, 0)):
+        frozen = loop.freeze_layers(model, thawed)
+        blocks = {int(name.split(".")[1]) for name in frozen if name.startswith("blocks.")}
+        assert blocks == set(range(first))
+        assert ("pos_embed" in frozen) == (first > 0)
+    settings = {"weights": str(trained / "best.safetensors"), "freeze_layers": True}
+    config = tiny_settings(colours, tmp_path / "a", epochs=3, unfreeze_every=1, **settings)
+    _, lines = run(config)
+    assert [line.split()[-1] for line in lines if line.startswith("frozen")] == ["3", "2", "1"]
+    old, new = weights(trained), final(tmp_path / "a")
+    for name in old:
+        still = name.startswith(("blocks.0.", "blocks.1.", "patch", "pos", "cls"))
+        assert torch.equal(old[name], new[name]) == still, name
+
+
+def test_match_chooses_the_width(tmp_path: Path, colours: Path) -> None:
+    for by in ("params", "flops"):
+        summary, lines = run(tiny_settings(colours, tmp_path / by, epochs=1, max_steps=1, match=by))
+        key = {"params": "parameters", "flops": "flops_per_image"}[by]
+        assert abs(summary[key] / summary["mlp_twin"][key] - 1) < 0.02
+        assert any(line.startswith("twin") for line in lines)
+    with pytest.raises(UserError, match="leave out --kan-hidden"):
+        tiny_settings(colours, tmp_path / "x", match="params", kan_hidden=3)
 
 
 def test_frozen_models_train_what_stands_behind_the_blocks() -> None:

@@ -3,8 +3,11 @@
 import math
 
 import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay
 
-from kansformer.train.optimiser import make_optimiser, make_schedule
+from kansformer.train.optimiser import learning_rate, make_optimiser, make_schedule
 from models.vit_model import create_model
 from tests.conftest import tiny_settings
 
@@ -25,12 +28,54 @@ def test_decay_spares_vectors_positions_and_splines() -> None:
     assert sum(len(g["params"]) for g in optimiser.param_groups) == len(list(model.parameters()))
 
 
-def test_frozen_parameters_are_not_optimised() -> None:
-    model = create_model("kansformer_micro_patch4_8")
+def test_frozen_parameters_stay_as_they_are() -> None:
+    model = create_model("kansformer_micro_patch4_8", num_classes=3)
     model.blocks.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimiser = make_optimiser(model, tiny_settings("x", "y"))
-    count = sum(p.numel() for group in optimiser.param_groups for p in group["params"])
-    assert count == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimiser.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("blocks."), name
+
+
+@pytest.mark.parametrize(("ffn", "rate"), [("kan", 1.0), ("group-kan", 10.0)])
+def test_splines_have_a_rate_and_a_decay_of_their_own(ffn: str, rate: float) -> None:
+    model = create_model("kansformer_micro_patch4_8", ffn=ffn)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for changes, scale, decay in (
+        ({}, rate, 0.0), ({"spline_lr": 3.0, "spline_decay": 0.2}, 3.0, 0.2)
+    ):  # fmt: skip
+        config = tiny_settings("x", "y", **SETTINGS, **changes)
+        optimiser = make_optimiser(model, config)
+        make_schedule(optimiser, config, 5).step_update(7)
+        for group in optimiser.param_groups:
+            for parameter in group["params"]:
+                spline = "spline" in names[id(parameter)]
+                assert group["lr"] == pytest.approx(
+                    learning_rate(optimiser) * (scale if spline else 1)
+                )
+                if spline:
+                    assert group["weight_decay"] == decay
+
+
+def test_layer_decay_is_timms() -> None:
+    ours = create_model("vit_micro_patch4_8", num_classes=3)
+    config = tiny_settings("x", "y", layer_decay=0.7, **SETTINGS)
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=96, depth=4, num_classes=3
+    )
+    scales = {}
+    for group in param_groups_layer_decay(theirs, layer_decay=0.7):
+        scales |= {id(p): group["lr_scale"] for p in group["params"]}
+    expected = {name: scales[id(p)] for name, p in theirs.named_parameters()}
+    names = {id(p): name for name, p in ours.named_parameters()}
+    for group in make_optimiser(ours, config).param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            # timm counts the last norm with the last block
+            wanted = 1.0 if name.startswith("norm.") else expected[name]
+            assert group["lr_scale"] == pytest.approx(wanted), name
 
 
 @pytest.mark.parametrize("warmup", [0.0, 1.0, 2.0, 50.0])

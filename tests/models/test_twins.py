@@ -1,0 +1,32 @@
+"""Twins have equal sizes, counted without making them."""
+
+from dataclasses import replace
+
+import pytest
+
+from models.twins import TOLERANCE, count, count_flops, count_parameters, matched, mlp_twin
+from models.vit_model import VisionTransformer, model_config
+
+
+@pytest.mark.parametrize("by", ["params", "flops"])
+@pytest.mark.parametrize("ffn", ["kan", "group-kan", "mlp"])
+@pytest.mark.parametrize("size", ["micro", "tiny", "base"])
+def test_matched_models_are_as_large_as_their_twins(size: str, ffn: str, by: str) -> None:
+    config = model_config(f"vit_{size}_patch16_224", ffn=ffn, head="linear", num_classes=10)
+    found = matched(config, by)
+    assert abs(count(found, by) / count(mlp_twin(found), by) - 1) <= TOLERANCE
+    assert replace(found, kan_hidden=64, mlp_ratio=4) == replace(config, kan_hidden=64, mlp_ratio=4)
+
+
+@pytest.mark.parametrize("ffn", ["kan", "group-kan", "mlp"])
+def test_counts_are_those_of_the_model(ffn: str) -> None:
+    config = model_config("vit_micro_patch8_16", ffn=ffn, num_classes=3)
+    model = VisionTransformer(config)
+    assert count(config, "params") == count_parameters(model)
+    assert count(config, "flops") == count_flops(model)
+
+
+def test_a_target_out_of_reach_is_said() -> None:
+    config = model_config("kansformer_micro_patch8_16", num_classes=3)
+    with pytest.raises(ValueError, match="no width of kan blocks gives 1,000 params"):
+        matched(config, "params", target=1000)
