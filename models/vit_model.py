@@ -195,6 +195,12 @@ class ViTConfig:
         return 1 / math.sqrt(2 * self.depth)
 
 
+def starts_as_mlp(config: ViTConfig) -> bool:
+    """Whether the KAN blocks are MLPs while their splines are zero."""
+    wide = config.ffn == "group-kan" or (config.ffn == "kan" and config.kan_hidden == "full")
+    return wide and all(getattr(config, name) == value for name, value in LIKE_MLP.items())
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, (B, N, D) -> (B, N, D)."""
 

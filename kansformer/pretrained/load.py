@@ -17,12 +17,7 @@ from kansformer.pretrained.read import RawFile, read_file, unreadable
 from kansformer.pretrained.report import FILLED, Fate, LoadReport
 from kansformer.pretrained.resize import resize_state
 from kansformer.pretrained.sidecar import Sidecar, read_sidecar
-from kansformer.pretrained.warm_start import (
-    mlp_to_ffn,
-    starts_as_mlp,
-    warm_settings,
-    zero_splines,
-)
+from kansformer.pretrained.warm_start import is_narrow, mlp_to_ffn, warm_settings, zero_splines
 from models.vit_model import FFN_SETTINGS, VisionTransformer, ViTConfig
 
 # Least share of the model's parameters that a file has to fill, heads and splines aside. All of
@@ -132,7 +127,7 @@ def _load(
             conversion.notes.append("the head is kept, although the file does not name its classes")
         config = ViTConfig(**settings)
         _drop_unasked(conversion, source.config, config)
-        if config.ffn != old_ffn and not starts_as_mlp(config):
+        if config.ffn != old_ffn and is_narrow(config):
             _drop(conversion, BLOCK, f"a KAN of width {config.ffn_hidden} takes its place")
         state, resized = resize_state(conversion.state, config, conversion.resampling)
         preprocessing = source.preprocessing.for_input(config.img_size, config.in_chans)
@@ -262,7 +257,7 @@ def _to_ffn(state: StateDict, old: ViTConfig, new: ViTConfig) -> StateDict:
         return state
     if old.ffn != "mlp":
         raise ValueError(f"tensors of its {old.ffn} blocks do not fit {new.ffn} blocks")
-    return mlp_to_ffn(state, new) if starts_as_mlp(new) else state
+    return state if is_narrow(new) else mlp_to_ffn(state, new)
 
 
 def _fates(conversion: Conversion, state: StateDict, resized: dict[str, str]) -> dict[str, Fate]:
@@ -333,7 +328,7 @@ def _build(
         )
     model = VisionTransformer(config)
     model.load_state_dict(state, strict=False)
-    if config.ffn != old.ffn and starts_as_mlp(config):
+    if config.ffn != old.ffn and not is_narrow(config):
         zero_splines(model)
     return model, fresh
 

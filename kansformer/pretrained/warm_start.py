@@ -15,7 +15,7 @@ from torch import nn
 from kansformer.pretrained.conversion import StateDict
 from models.kan import GroupKANLinear, KANLinear
 from models.twins import matched
-from models.vit_model import FFN_SETTINGS, LIKE_MLP, VisionTransformer, ViTConfig
+from models.vit_model import FFN_SETTINGS, LIKE_MLP, VisionTransformer, ViTConfig, starts_as_mlp
 
 
 def warm_settings(ffn: str, old: ViTConfig, asked: dict[str, Any]) -> dict[str, Any]:
@@ -32,9 +32,9 @@ def warm_settings(ffn: str, old: ViTConfig, asked: dict[str, Any]) -> dict[str, 
     return settings
 
 
-def starts_as_mlp(config: ViTConfig) -> bool:
-    """Whether the model's KAN blocks can compute what MLP blocks of its width do."""
-    return config.ffn == "group-kan" or (config.ffn == "kan" and config.kan_hidden == "full")
+def is_narrow(config: ViTConfig) -> bool:
+    """Whether the blocks are KANs that have another width than an MLP's."""
+    return config.ffn == "kan" and config.kan_hidden != "full"
 
 
 def mlp_to_ffn(state: StateDict, config: ViTConfig) -> StateDict:
@@ -43,9 +43,9 @@ def mlp_to_ffn(state: StateDict, config: ViTConfig) -> StateDict:
     Raises:
         ValueError: a setting with which the blocks cannot compute what the MLP does.
     """
-    for name, value in LIKE_MLP.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"blocks that start as an MLP have {name}={value}")
+    if not starts_as_mlp(config):
+        needed = ", ".join(f"{name}={value}" for name, value in LIKE_MLP.items())
+        raise ValueError(f"blocks that start as an MLP have {needed}")
     if config.ffn == "group-kan":
         return state
     weight = re.compile(r"(blocks\.\d+\.mlp\.fc[12])\.weight")

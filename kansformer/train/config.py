@@ -98,10 +98,12 @@ class TrainConfig:
     warmup_epochs: float = _flag(2.0, "epochs of linear warm-up")
     weight_decay: float = _flag(0.05, "AdamW's decay of weight matrices")
     spline_lr: float | None = _flag(
-        None, "learning rate of splines, as a multiple of --lr (default: 10 for group-kan, else 1)"
+        None,
+        "learning rate of splines, as a multiple of --lr (default: 10 where they start at zero beside"
+        " an MLP, else 1)",
     )
     spline_decay: float = _flag(0.0, "AdamW's decay of splines")
-    clip_grad: float = _flag(1.0, "largest norm of the gradient; 0 for no limit")
+    clip_grad: float = _flag(1.0, "largest norm of the gradient, of splines apart; 0: no limit")
     label_smoothing: float = _flag(0.1, "share of the target spread over all classes")
     augment: str = _flag("photos", "augmentation policy", choices=tuple(POLICIES))
     mixup: float = _flag(0.0, "mixup alpha; 0 for none")

@@ -27,7 +27,7 @@ from kansformer.evaluate import evaluate
 from kansformer.pretrained import LoadReport, distill, load_for_classes
 from kansformer.train.config import TrainConfig
 from kansformer.train.facts import describe, versions
-from kansformer.train.optimiser import learning_rate, make_optimiser, make_schedule
+from kansformer.train.optimiser import clip_gradients, learning_rate, make_optimiser, make_schedule
 from kansformer.train.run_folder import RunFolder
 from models.twins import count, count_flops, count_parameters, matched, mlp_twin
 from models.vit_model import VisionTransformer, ViTConfig, model_config
@@ -364,7 +364,7 @@ def train_one_epoch(
         optimiser.zero_grad()
         loss.backward()
         if clip_grad:
-            nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+            clip_gradients(model, clip_grad)
         optimiser.step()
         total += loss.detach()
         pictures += len(images)

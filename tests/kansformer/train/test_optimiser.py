@@ -1,6 +1,7 @@
 """Decay and the learning rate."""
 
 import math
+from typing import Any
 
 import pytest
 import timm
@@ -8,7 +9,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 
 from kansformer.train.optimiser import learning_rate, make_optimiser, make_schedule
-from models.vit_model import create_model
+from models.vit_model import LIKE_MLP, create_model
 from tests.conftest import tiny_settings
 
 SETTINGS = {"weight_decay": 0.05, "lr": 0.1, "lrf": 0.01}
@@ -39,9 +40,12 @@ def test_frozen_parameters_stay_as_they_are() -> None:
         assert torch.equal(parameter, before[name]) == name.startswith("blocks."), name
 
 
-@pytest.mark.parametrize(("ffn", "rate"), [("kan", 1.0), ("group-kan", 10.0)])
-def test_splines_have_a_rate_and_a_decay_of_their_own(ffn: str, rate: float) -> None:
-    model = create_model("kansformer_micro_patch4_8", ffn=ffn)
+@pytest.mark.parametrize(
+    ("blocks", "rate"),
+    [({}, 1.0), ({"ffn": "group-kan"}, 10.0), ({"kan_hidden": "full", **LIKE_MLP}, 10.0)],
+)
+def test_splines_have_a_rate_and_a_decay_of_their_own(blocks: dict[str, Any], rate: float) -> None:
+    model = create_model("kansformer_micro_patch4_8", **blocks)
     names = {id(p): name for name, p in model.named_parameters()}
     for changes, scale, decay in (
         ({}, rate, 0.0), ({"spline_lr": 3.0, "spline_decay": 0.2}, 3.0, 0.2)
