@@ -99,8 +99,8 @@ class TrainConfig:
     weight_decay: float = _flag(0.05, "AdamW's decay of weight matrices")
     spline_lr: float | None = _flag(
         None,
-        "learning rate of splines, as a multiple of --lr (default: 10 where they start at zero beside"
-        " an MLP, else 1)",
+        "learning rate of splines, as a multiple of --lr (default: where they start at zero"
+        " beside an MLP, 10 for group-kan and 3 for kan; else 1)",
     )
     spline_decay: float = _flag(0.0, "AdamW's decay of splines")
     clip_grad: float = _flag(1.0, "largest norm of the gradient, of splines apart; 0: no limit")

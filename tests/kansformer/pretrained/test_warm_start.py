@@ -86,12 +86,12 @@ def test_a_hundred_steps_go_at_least_as_far_as_the_mlps(tmp_path: Path) -> None:
     labels = torch.as_tensor(digits.labels)
     names = [str(digit) for digit in range(10)]
     first = create_model("vit_micro_patch2_8", in_chans=1, num_classes=10, depth=2)
-    steps(first, pictures, labels, 5e-4)  # "pretrained", and far from done
+    steps(first, pictures, labels, 1e-3)  # "pretrained", and far from done
     save_model(tmp_path / "mlp.safetensors", first, preprocessing, names)
     ends = {}
     for ffn in ("mlp", *WARM):
         model, _ = load_pretrained(tmp_path / "mlp.safetensors", ffn=ffn, **WARM.get(ffn, {}))
-        losses = steps(model, pictures, labels, 5e-4)
+        losses = steps(model, pictures, labels, 1e-3)
         ends[ffn] = sum(losses[-20:]) / 20
         assert ends[ffn] < 0.7 * losses[0]
     assert ends["group-kan"] <= ends["mlp"]

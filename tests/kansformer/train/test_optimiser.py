@@ -42,7 +42,7 @@ def test_frozen_parameters_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize(
     ("blocks", "rate"),
-    [({}, 1.0), ({"ffn": "group-kan"}, 10.0), ({"kan_hidden": "full", **LIKE_MLP}, 10.0)],
+    [({}, 1.0), ({"ffn": "group-kan"}, 10.0), ({"kan_hidden": "full", **LIKE_MLP}, 3.0)],
 )
 def test_splines_have_a_rate_and_a_decay_of_their_own(blocks: dict[str, Any], rate: float) -> None:
     model = create_model("kansformer_micro_patch4_8", **blocks)
