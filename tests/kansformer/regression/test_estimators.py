@@ -152,6 +152,7 @@ def test_no_hidden_layer_fits_a_sum_of_functions() -> None:
     ("options", "words"),
     [
         ({"hidden": (2,)}, "at least 3 for their LayerNorm"),
+        ({"hidden": 16}, r"hidden must be widths such as \(16,\), not 16"),
         ({"scaling": "robust"}, "method must be one of"),
         ({"base_activation": "sine"}, "base_activation must be"),
         ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\)"),
