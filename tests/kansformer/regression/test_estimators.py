@@ -185,8 +185,10 @@ def with_metadata(path: Path, change: object) -> None:
     [
         (lambda m: m.update(format_version=9), "format version 9, not 1"),
         (lambda m: m.update(task="cooking"), "cooking"),
-        (lambda m: m.update(inputs=10**9), "size mismatch"),
-        (lambda m: m["parameters"].update(hidden=[5]), "size mismatch"),
+        (lambda m: m.update(inputs=10**9), "other widths"),
+        (lambda m: m["parameters"].update(hidden=[5]), "other widths"),
+        (lambda m: m["parameters"].update(hidden=[4] * 10**6), "other widths"),
+        (lambda m: m["parameters"].update(grid_size=10**9), "size mismatch"),
         (lambda m: m["parameters"].update(colour="red"), "colour"),
         (lambda m: m["classes"].update(dtype="V8"), "classes do not fit"),
         (lambda m: m["classes"].update(values=["a"]), "classes do not fit"),
