@@ -414,8 +414,8 @@ def _check_modules(input_names: Sequence[str], modules: Mapping[str, Sequence[st
     for name, inputs in modules.items():
         if not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise ValueError(f"a module cannot be named {name!r}; use a word that is free")
-        if not inputs or len(set(inputs)) < len(inputs):
-            raise ValueError(f"module {name!r} needs inputs, and each once, not {list(inputs)}")
+        if isinstance(inputs, str) or not inputs or len(set(inputs)) < len(inputs):
+            raise ValueError(f"module {name!r} needs names of inputs, each once, not {inputs!r}")
         for unknown in set(inputs) - set(input_names):
             raise ValueError(f"module {name!r} asks for {unknown!r}, which is no input")
     unused = set(input_names) - {name for inputs in modules.values() for name in inputs}

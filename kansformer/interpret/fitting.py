@@ -138,9 +138,10 @@ def _entropy(size: Tensor, dim: int) -> Tensor:
 
 
 def rmse(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Root mean square of the error over samples and outputs."""
+    """Root mean square of the error over samples and outputs, computed where the model is."""
+    like = next(model.parameters())
     with torch.no_grad():
-        return float((model(x) - y).square().mean().sqrt())
+        return float((model(x.to(like)) - y.to(like)).square().mean().sqrt())
 
 
 def move_grids(
