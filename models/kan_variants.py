@@ -16,16 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.kan import KAN, KANLinear
-from models.kan_features import activation_name
+from models.kan_features import BASE_ACTIVATIONS, activation_name
 from models.kan_ops import Weights, kan_linear
 
-BASE_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "identity": nn.Identity,
-}
 AFTER_NORM = (-3.0, 3.0)  # spans the N(0, 1) behind a LayerNorm
 ROUNDING = 100  # an input whose range is so many roundings of its largest value is constant
 

@@ -14,8 +14,7 @@ from kansformer.files import write_bytes
 from kansformer.interpret.functions import FUNCTIONS
 from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
 from models.kan import KANLinear
-from models.kan_features import activation_name
-from models.kan_variants import BASE_ACTIVATIONS
+from models.kan_features import BASE_ACTIVATIONS, activation_name
 
 FORMAT_VERSION = 1
 METADATA_KEY = "kansformer.interpret"
