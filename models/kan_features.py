@@ -44,7 +44,7 @@ BASE_ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "identity": nn.Identity,
 }
-NAMES = {kind: name for name, kind in BASE_ACTIVATIONS.items()}
+NAMES: dict[object, str] = {kind: name for name, kind in BASE_ACTIVATIONS.items()}
 
 
 def activation_name(activation: object) -> str | None:
