@@ -36,13 +36,22 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
     "identity": (lambda x: x, lambda grad, x: grad),
 }
 
+# The modules of these, by the same names.
+BASE_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "identity": nn.Identity,
+}
+NAMES: dict[object, str] = {kind: name for name, kind in BASE_ACTIVATIONS.items()}
+
 
 def activation_name(activation: object) -> str | None:
     """Name in ACTIVATIONS of an activation module, or None for any other and for functions."""
     if isinstance(activation, nn.GELU) and activation.approximate != "none":
         return None
-    names = {nn.SiLU: "silu", nn.GELU: "gelu", nn.ReLU: "relu", nn.Tanh: "tanh"}
-    return {**names, nn.Identity: "identity"}.get(type(activation))
+    return NAMES.get(type(activation))
 
 
 def features(x: Tensor, knots: Tensor, order: int, activation: str | None) -> Tensor:

@@ -6,6 +6,7 @@ that spans them, or call `kan_grid.fit_grids(model, x)` once before training.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,17 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.kan import KAN, KANLinear
-from models.kan_features import activation_name
+from models.kan_features import BASE_ACTIVATIONS, activation_name
 from models.kan_ops import Weights, kan_linear
 
-BASE_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "identity": nn.Identity,
-}
 AFTER_NORM = (-3.0, 3.0)  # spans the N(0, 1) behind a LayerNorm
+ROUNDING = 100  # an input whose range is so many roundings of its largest value is constant
 
 
 def kan_layer(
@@ -71,6 +66,8 @@ class ResidualKAN(nn.Module):
     def __init__(self, layers_hidden: Sequence[int], *, gate: float = 0.1, **options: Any) -> None:
         super().__init__()
         _check_widths(layers_hidden)
+        if not math.isfinite(gate):
+            raise ValueError(f"gate must be a finite number, not {gate}")
         pairs = list(pairwise(layers_hidden))
         self.layers = nn.ModuleList(kan_layer(*pair, **options) for pair in pairs)
         self.skips = nn.ModuleList(
@@ -151,8 +148,9 @@ class MaskedKANLinear(KANLinear):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the last dimension is {x.shape[-1]}, not {self.in_features}")
+        scaler = self.spline_scaler if self.enable_standalone_scale_spline else None
         weights = Weights(
-            self.base_weight * self.mask, self.spline_weight, self.spline_scaler * self.mask
+            self.base_weight * self.mask, self.spline_weight * self.mask[..., None], scaler
         )
         activation = activation_name(self.base_activation)
         y = kan_linear(x, self.grid, self.spline_order, activation, weights, self.mode)
@@ -169,7 +167,7 @@ class SparseKAN(nn.Module):
     Args:
         layers_hidden: widths from input to output.
         threshold: see above, in [0, 1).
-        options: as in `kan_layer`, the same for all layers.
+        options: as in `kan_layer`, the same for all layers, but `bias`: all of them have one.
 
     Shapes: (..., layers_hidden[0]) -> (..., layers_hidden[-1]).
     """
@@ -218,7 +216,8 @@ class SparseKAN(nn.Module):
         strengths = []
         for layer in self._masked_layers():
             strength = layer.edge_deviations(x) * layer.mask
-            strengths.append(torch.where(strength > 1e-12, strength, 0))  # it is never quite 0
+            moving = _varies(x.reshape(-1, x.shape[-1])) & (strength > 1e-12)
+            strengths.append(torch.where(moving, strength, 0))  # it is never quite 0
             x = layer(x)
         return strengths
 
@@ -259,8 +258,8 @@ class SparseKAN(nn.Module):
         for layer, idle in zip(new._masked_layers(), self.idle_edges(x), strict=True):
             before = layer(x).reshape(-1, layer.out_features)
             new_mask = layer.mask * ~idle
-            for weight in (layer.base_weight, layer.spline_scaler):
-                weight.mul_(new_mask)
+            layer.base_weight.mul_(new_mask)
+            layer.spline_weight.mul_(new_mask[..., None])
             layer.mask.copy_(new_mask)
             assert layer.bias is not None
             lost = before - layer(x).reshape(-1, layer.out_features)
@@ -380,6 +379,12 @@ def _activation(name: str | None) -> type[nn.Module]:
     return BASE_ACTIVATIONS[name or "identity"]
 
 
+def _varies(x: Tensor) -> Tensor:
+    """Whether each column of (N, inputs) holds more than one value, to rounding."""
+    low, high = x.aminmax(dim=0)
+    return high - low > ROUNDING * torch.finfo(x.dtype).eps * torch.maximum(high.abs(), low.abs())
+
+
 def _leave_splines_alone(layer: nn.Module) -> None:
     """Takes the base out of a layer."""
     assert isinstance(layer, KANLinear)
@@ -402,8 +407,8 @@ def _check_modules(input_names: Sequence[str], modules: Mapping[str, Sequence[st
     for name, inputs in modules.items():
         if not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise ValueError(f"a module cannot be named {name!r}; use a word that is free")
-        if not inputs or len(set(inputs)) < len(inputs):
-            raise ValueError(f"module {name!r} needs inputs, and each once, not {list(inputs)}")
+        if isinstance(inputs, str) or not inputs or len(set(inputs)) < len(inputs):
+            raise ValueError(f"module {name!r} needs names of inputs, each once, not {inputs!r}")
         for unknown in set(inputs) - set(input_names):
             raise ValueError(f"module {name!r} asks for {unknown!r}, which is no input")
     unused = set(input_names) - {name for inputs in modules.values() for name in inputs}

@@ -17,17 +17,11 @@ from timm.layers import DropPath, LayerScale, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
 from models.kan import GroupKANLinear, KANFeedForward, KANLinear
+from models.kan_features import BASE_ACTIVATIONS
 
 FFNS = ("kan", "group-kan", "mlp")
 HEADS = ("linear", "kan")
 POOLS = ("token", "avg")
-BASE_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "identity": nn.Identity,
-}
 # Of a feed-forward block that begins as the MLP it takes the place of.
 LIKE_MLP: dict[str, Any] = {
     "base_activation": ("identity", "gelu"),

@@ -47,7 +47,7 @@ def plot(
     """
     from matplotlib.figure import Figure
 
-    own = SymbolicKAN.of(model)
+    own = SymbolicKAN.of(model).cpu()
     x = training_samples(own, data)
     scores = attribute(own, x)
     with torch.no_grad():

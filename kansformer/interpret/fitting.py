@@ -1,6 +1,7 @@
 """Fitting a network to data."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -109,9 +110,9 @@ class Objective:
         ):
             if part.features is not None:
                 values = part.features.detach()
-                scale = part.x.detach().std(dim=0) + 0.1
+                scale = _spread(part.x.detach()) + 0.1
                 centred = ((values - values.mean(dim=0)) / scale[:, None]).transpose(0, 1)
-                covariance = centred.mT @ centred / (len(values) - 1)  # (in, n + 1, n + 1)
+                covariance = centred.mT @ centred / max(len(values) - 1, 1)  # (in, n + 1, n + 1)
                 width = covariance.shape[-1]
                 factor = (rate.clamp_min(0) / size.clamp_min(1e-8)).detach()
                 for o, i in zip(*(t.tolist() for t in numeric), strict=True):
@@ -123,8 +124,12 @@ class Objective:
 
 def edge_sizes(part: LayerTrace) -> Tensor:
     """Standard deviation of each edge's output over that of its input, (out, in)."""
-    spread = part.x.std(dim=0) if len(part.x) > 1 else torch.zeros_like(part.x[0])
-    return part.deviations() / (spread + 0.1)
+    return part.deviations() / (_spread(part.x) + 0.1)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Standard deviation of each column of (N, in), 0 for a single sample."""
+    return x.std(dim=0) if len(x) > 1 else torch.zeros_like(x[0])
 
 
 def _entropy(size: Tensor, dim: int) -> Tensor:
@@ -133,9 +138,10 @@ def _entropy(size: Tensor, dim: int) -> Tensor:
 
 
 def rmse(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Root mean square of the error over samples and outputs."""
+    """Root mean square of the error over samples and outputs, computed where the model is."""
+    like = next(model.parameters())
     with torch.no_grad():
-        return float((model(x) - y).square().mean().sqrt())
+        return float((model(x.to(like)) - y.to(like)).square().mean().sqrt())
 
 
 def move_grids(
@@ -183,7 +189,8 @@ def fit(
             coefficients.
         opt: "LM", Levenberg and Marquardt's method, the fastest for small networks; "LBFGS" with
             20 iterations a step; "Adam".
-        steps: most steps. LM ends earlier if a step changes nothing any more.
+        steps: most steps. LM ends earlier if a step changes nothing any more, the others before a
+            step that makes the loss infinite, which is taken back.
         update_grid: spans the grids over the samples, every 10 of the first 50 steps.
         batch: samples drawn for each step; all of them if None. Not for LM.
         lr: learning rate, 1 for LBFGS and 1e-2 for Adam unless given. Not for LM.
@@ -204,10 +211,15 @@ def fit(
         raise ValueError("LM takes all samples at once and no learning rate")
     if steps < 0 or (batch is not None and batch < 1):
         raise ValueError(f"steps and batch must be positive, not {steps} and {batch}")
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f"lr must be above 0, not {lr}")
+    factors = lamb, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff
+    if not all(0 <= factor < math.inf for factor in factors):
+        raise ValueError(f"lamb and the other factors must be numbers of at least 0, not {factors}")
     own = model if isinstance(model, SymbolicKAN) else SymbolicKAN.of(model)
     x, y = checked(own, dataset["train_input"], dataset["train_label"])
     test_x, test_y = checked(own, dataset["test_input"], dataset["test_label"])
-    objective = Objective(own, x, y, lamb, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff)
+    objective = Objective(own, x, y, *factors)
     history: History = {name: [] for name in ("train_rmse", "test_rmse", "reg", *(metrics or {}))}
 
     with tqdm(total=steps, disable=None if progress is None else not progress) as bar:

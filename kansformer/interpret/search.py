@@ -63,15 +63,24 @@ def find_formula(
 
     Returns:
         A network with a `report`, see `auto_symbolic`.
+
+    Raises:
+        ValueError: no shapes or restarts, or what `SymbolicKAN` and `fit` refuse.
     """
     x, y = dataset["train_input"], dataset["train_label"]
-    spread = max(float(y.std(correction=0)), 1e-300)
+    if shapes is None:
+        shapes = default_shapes(x.shape[1], y.shape[1])
+    if not shapes or restarts < 1:
+        raise ValueError("there must be a shape, and a start, to try")
+    spread = float(y.std(correction=0))
+    if spread <= 1e-12 * float(y.abs().max()):
+        spread = 1.0  # labels that are constant
     # labels of one size, so that the regulariser weighs the same for all functions
     scaled = Dataset(**{**dataset, "train_label": y / spread,
                         "test_label": dataset["test_label"] / spread})  # fmt: skip
     best: SymbolicKAN | None = None
     least = math.inf
-    for width in default_shapes(x.shape[1], y.shape[1]) if shapes is None else shapes:
+    for width in shapes:
         convex = len(width) == 2 and isinstance(width[1], int)
         for restart in range(1 if convex else restarts):
             lamb = lambs[restart % len(lambs)]

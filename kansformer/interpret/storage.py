@@ -7,24 +7,21 @@ from typing import Any, cast
 import safetensors
 import torch
 from safetensors.torch import save as to_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from kansformer.errors import UserError
 from kansformer.files import write_bytes
 from kansformer.interpret.functions import FUNCTIONS
 from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
 from models.kan import KANLinear
-from models.kan_features import activation_name
+from models.kan_features import BASE_ACTIVATIONS, activation_name
 
 FORMAT_VERSION = 1
 METADATA_KEY = "kansformer.interpret"
-ACTIVATIONS = {
-    "silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh, "identity": nn.Identity,
-}  # fmt: skip
 
 
 def save(path: str | Path, model: nn.Module) -> None:
-    """Writes a network with its masks, formulas and names.
+    """Writes a network with its masks, formulas and names; the `report` on its edges is left out.
 
     Args:
         model: a `SymbolicKAN` or what it can be made of.
@@ -37,7 +34,7 @@ def save(path: str | Path, model: nn.Module) -> None:
     for layer in own.layers:
         activation = activation_name(layer.kan.base_activation)
         if activation is None:
-            raise ValueError(f"only base activations {', '.join(ACTIVATIONS)} can be saved")
+            raise ValueError(f"only base activations {', '.join(BASE_ACTIVATIONS)} can be saved")
         layers.append({
             "in_features": layer.in_features, "out_features": layer.out_features,
             "products": layer.products, "grid_size": layer.kan.grid_size,
@@ -66,7 +63,7 @@ def load(path: str | Path) -> SymbolicKAN:
         raise UserError(f"{path}: no such file; give one that save wrote") from None
     except (
         safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError,
-        RecursionError, OverflowError, AttributeError,
+        RecursionError, OverflowError, AttributeError, IndexError,
     ) as error:  # fmt: skip
         cause = " ".join(str(error).split())[:200]
         raise UserError(
@@ -74,18 +71,23 @@ def load(path: str | Path) -> SymbolicKAN:
         ) from None
 
 
-def _rebuilt(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SymbolicKAN:
+def _rebuilt(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SymbolicKAN:
+    _check_types(tensors)
     names = [str(name) for name in metadata["names"]]
     own = SymbolicKAN.__new__(SymbolicKAN)
     nn.Module.__init__(own)
     own.names, own.layers, own.report = names, cast(Any, nn.ModuleList()), []
     with torch.device("meta"):  # sizes in a hostile file must match its tensors before they count
-        for settings in metadata["layers"]:
+        for number, settings in enumerate(metadata["layers"]):
+            sources, targets = int(settings["in_features"]), int(settings["out_features"])
+            # a layer's table of names takes memory, unlike its tensors here
+            if tensors[f"layers.{number}.mask"].shape != (targets, sources):
+                raise ValueError(f"layer {number} has other edges than its tensors")
             kan = KANLinear(
-                int(settings["in_features"]), int(settings["out_features"]),
+                sources, targets,
                 grid_size=int(settings["grid_size"]), spline_order=int(settings["spline_order"]),
                 enable_standalone_scale_spline=False,
-                base_activation=ACTIVATIONS[settings["base_activation"]],
+                base_activation=BASE_ACTIVATIONS[settings["base_activation"]],
             )  # fmt: skip
             layer = SymbolicLayer(kan, int(settings["products"]))
             layer.names = [list(row) for row in settings["functions"]]
@@ -100,9 +102,27 @@ def _rebuilt(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Symb
     used = own.inputs.tolist()
     if len(used) != own.layers[0].in_features or not set(used) <= set(range(len(names))):
         raise ValueError("inputs and layers contradict each other")
+    if len(set(used)) < len(used) or len(set(names)) < len(names):
+        raise ValueError("an input is there twice")
     for before, after in zip(own.layers[:-1], own.layers[1:], strict=True):
         if before.nodes != after.in_features:
             raise ValueError("the layers' sizes contradict each other")
-    if not all(t.isfinite().all() for t in tensors.values()):
-        raise ValueError("not all of its numbers are finite")
     return own
+
+
+def _check_types(tensors: dict[str, Tensor]) -> None:
+    """Raises a ValueError for tensors that no network of ours has."""
+    numbers = set()
+    for name, tensor in tensors.items():
+        kind = name.rpartition(".")[2]
+        expected = {"mask": torch.bool, "fixed": torch.bool, "inputs": torch.int64}.get(kind)
+        if expected is None:
+            numbers.add(tensor.dtype)
+        elif tensor.dtype != expected:
+            raise ValueError(f"{name} is of {tensor.dtype}, not {expected}")
+        if not tensor.isfinite().all():
+            raise ValueError("not all of its numbers are finite")
+        if kind == "grid" and (tensor.diff(dim=1) < 0).any():
+            raise ValueError(f"the knots of {name} do not rise")
+    if len(numbers) != 1 or not numbers <= {torch.float32, torch.float64}:
+        raise ValueError("its weights are not all in float32 or all in float64")

@@ -213,10 +213,12 @@ def fix_symbolic(
         affine: (a, b, c, d), in the place of a fit.
 
     Raises:
-        ValueError: no such edge or function, or one that is not defined where the edge is used.
+        ValueError: no such edge or function, or one that is not defined where the edge is used; an
+            edge that is cut; or another `affine` than four finite numbers.
     """
     own = SymbolicKAN.of(model)
-    check_edge(own, layer, source, target)
+    if not check_edge(own, layer, source, target).mask[target, source]:
+        raise ValueError(f"the edge of layer {layer} from {source} to {target} is cut")
     function_named(name)
     if affine is None:
         found = suggest_symbolic(own, layer, source, target, data, (name,))
@@ -225,6 +227,8 @@ def fix_symbolic(
                 f"{name} does not fit the edge, which is constant or not in its domain"
             )
         affine = found[0].affine
+    elif len(affine) != 4 or not all(map(math.isfinite, affine)):
+        raise ValueError(f"affine must be four finite numbers (a, b, c, d), not {affine}")
     own.fix(layer, source, target, name, torch.tensor(affine, dtype=torch.float64))
     return own
 

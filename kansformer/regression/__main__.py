@@ -3,7 +3,7 @@
     python -m kansformer.regression --task regression --data file.csv --target column
 
 The output folder gets results.json, model.safetensors (for `load_estimator`), and the pictures
-history.png, predictions.png or confusion.png, and effects.png.
+history.png, predictions.png or confusion.png, and effects.png where an input varies.
 """
 
 import argparse

@@ -88,6 +88,8 @@ class _KANEstimator(BaseEstimator):
         Raises:
             ValueError: parameters that no network can be built from.
         """
+        if not isinstance(self.hidden, Sequence | np.ndarray):
+            raise ValueError(f"hidden must be widths such as (16,), not {self.hidden!r}")
         scaling = Standardizer(inputs, self.scaling)
         network = DeepKAN(
             [inputs, *self.hidden, outputs],

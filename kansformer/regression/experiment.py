@@ -58,7 +58,7 @@ class Experiment:
         }
 
     def pictures(self, target: str) -> dict[str, "Figure"]:
-        """Figures by file name."""
+        """Figures by file name; none of effects where no input varies."""
         from kansformer.regression import plots
 
         x, y = self.test
@@ -77,8 +77,10 @@ class Experiment:
             curves, axis = classes[:MOST_CURVES], "mean probability"
             if len(classes) == 2:  # of two, one says all
                 curves, axis = [], f"mean probability of {classes[1]}"
-        effects = plots.draw_effects(self.effects(max(len(curves), 1)), axis, curves)
-        return {"history.png": history, name: second, "effects.png": effects}
+        figures = {"history.png": history, name: second}
+        if effects := self.effects(max(len(curves), 1)):
+            figures["effects.png"] = plots.draw_effects(effects, axis, curves)
+        return figures
 
     def effects(self, curves: int) -> list[tuple[str, np.ndarray, np.ndarray, float]]:
         """Partial dependence on the most important inputs that vary: see `plots.draw_effects`."""

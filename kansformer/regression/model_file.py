@@ -5,6 +5,7 @@ its history. Nothing in it is ever unpickled.
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,11 @@ def _rebuilt(
         raise ValueError(f"format version {metadata['format_version']}, not {FORMAT_VERSION}")
     estimator = KINDS[metadata["task"]](**metadata["parameters"])
     inputs, outputs = metadata["inputs"], metadata["outputs"]
-    # Without memory first: sizes in a hostile file must match its tensors before they count.
+    # Sizes in a hostile file must match its tensors before they count: widths before there are
+    # layers, and the rest while these take no memory.
+    for number, pair in enumerate(pairwise([inputs, *estimator.hidden, outputs])):
+        if tensors[f"network.layers.{number}.base_weight"].shape != pair[::-1]:
+            raise ValueError(f"layer {number} has other widths than its tensors")
     with torch.device("meta"):
         model = estimator.build(inputs, outputs)
     model.load_state_dict(tensors, assign=True)

@@ -1,5 +1,6 @@
 """Data sets drawn from known functions, to see whether a network finds them."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -65,7 +66,8 @@ def create_synthetic_dataset(
 
     Raises:
         ValueError: an unknown name, a number of inputs that is missing or wrong, no samples,
-            negative noise, an empty range, or a function that gives another shape.
+            negative noise, an empty range, or a function that gives another shape or what is not
+            finite.
     """
     if isinstance(function, str):
         if function not in FUNCTIONS:
@@ -77,7 +79,7 @@ def create_synthetic_dataset(
         raise ValueError("say how many inputs the function takes, at least 1")
     else:
         count = inputs
-    if samples < 1 or noise < 0:
+    if samples < 1 or not 0 <= noise < math.inf:
         raise ValueError(f"samples must be at least 1 and noise at least 0, not {samples}, {noise}")
     low, high = ranges
     if not low < high:
@@ -89,6 +91,8 @@ def create_synthetic_dataset(
     if y.shape not in ((samples,), (samples, 1)):
         raise ValueError(f"the function gives {tuple(y.shape)} for {samples} samples, not one each")
     y = y.reshape(samples, 1)
+    if not y.isfinite().all():
+        raise ValueError("the function is not finite everywhere on these ranges")
     if noise > 0:
         spread = y.std() if samples > 1 else y.new_zeros(())
         y = y + noise * spread * torch.randn(y.shape, generator=generator, dtype=y.dtype)

@@ -49,6 +49,10 @@ def read_table(
     x = np.array([_numbers(path, names, rows, name) for name in inputs]).T
     if task == "regression":
         y = np.array(_numbers(path, names, rows, target))
+        if np.ptp(y) == 0:
+            raise UserError(
+                f"{path}: column {target!r} holds one number only; choose another --target"
+            )
     else:
         y = np.array(_labels(path, names, rows, target))
     return Table(np.ascontiguousarray(x), y, inputs)

@@ -44,7 +44,7 @@ class KANTrainer:
     Attributes:
         history: one dict per epoch: epoch (from 1), train_loss (the mean over the epoch's steps,
             penalties included), lr, and with validation data val_loss.
-        best_epoch: of the weights that the model has; None before training.
+        best_epoch: of the weights that the model has, the best of the last `fit`; None before it.
 
     Raises:
         ValueError: an unknown loss, or a number that is out of range.
@@ -108,9 +108,10 @@ class KANTrainer:
             progress: shows a bar.
 
         Raises:
-            ValueError: tensors that do not fit, are empty or not finite; or patience without
-                validation.
-            JobFailed: the loss is no finite number; the model has its best weights so far then.
+            ValueError: tensors that do not fit, are empty or not finite; classes that the model has
+                no output for; or patience without validation.
+            JobFailed: the loss is no finite number; with validation data the model has its best
+                weights so far then.
         """
         if self.patience is not None and validation is None:
             raise ValueError("patience needs validation data, or early stopping has nothing to see")
@@ -150,7 +151,8 @@ class KANTrainer:
             raise ValueError("inputs and targets must be finite")
         like = next(self.model.parameters())
         x = x.to(like)
-        return x, y.to(like) if y.is_floating_point() else y.to(like.device)
+        numbers = y.is_floating_point() or self.loss is F.mse_loss
+        return x, y.to(like) if numbers else y.to(like.device)
 
     def _epoch(
         self, x: Tensor, y: Tensor, held_out: tuple[Tensor, Tensor] | None
@@ -166,7 +168,9 @@ class KANTrainer:
         row = {"epoch": float(len(self.history) + 1), "train_loss": sum(losses) / len(x), "lr": lr}
         if held_out is not None:
             with torch.no_grad():
-                row["val_loss"] = float(self.loss(predict(self.model, held_out[0]), held_out[1]))
+                output = predict(self.model, held_out[0])
+                self._check_targets(output, held_out[1])
+                row["val_loss"] = float(self.loss(output, held_out[1]))
             _check_finite(row["val_loss"])
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(row.get("val_loss", row["train_loss"]))
@@ -180,7 +184,7 @@ class KANTrainer:
         def closure() -> Tensor:
             self.optimizer.zero_grad()
             output = self.model(x)
-            _check_shapes(output, y)
+            self._check_targets(output, y)
             loss = self.loss(output, y)
             if self.l1:
                 loss = loss + self.l1 * sum(w.abs().sum() for w in effective_weights(self.model))
@@ -196,6 +200,15 @@ class KANTrainer:
 
         loss: Tensor = self.optimizer.step(closure)  # type: ignore[arg-type, assignment]
         return float(loss.detach())
+
+    def _check_targets(self, output: Tensor, y: Tensor) -> None:
+        """Raises a ValueError where a loss would stretch one of the two, or has no class y."""
+        if y.is_floating_point() and output.shape != y.shape:
+            raise ValueError(f"targets are {tuple(y.shape)}, but outputs {tuple(output.shape)}")
+        if not y.is_floating_point() and self.loss is F.cross_entropy:
+            low, high, classes = int(y.min()), int(y.max()), output.shape[1]
+            if low < 0 or high >= classes:
+                raise ValueError(f"classes are 0 to {classes - 1} here, not {low} to {high}")
 
 
 @torch.no_grad()
@@ -251,12 +264,6 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-
-
-def _check_shapes(output: Tensor, y: Tensor) -> None:
-    """Raises a ValueError where a loss would stretch one of the two over the other."""
-    if y.is_floating_point() and output.shape != y.shape:
-        raise ValueError(f"targets are {tuple(y.shape)}, but outputs {tuple(output.shape)}")
 
 
 def _check_finite(loss: float) -> None:

@@ -259,6 +259,25 @@ def test_a_dead_network_gives_zeros_and_no_nan() -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3, -5.0])
+def test_constant_inputs_leave_every_edge_idle(value: float) -> None:
+    model, x = SparseKAN([2, 3, 1]), torch.full((101, 2), value)
+    assert model.sparsity(x) == 1
+    assert model.importance(x).tolist() == [0, 0]
+    torch.testing.assert_close(model.pruned(x)(x), model(x))
+
+
+def test_splines_without_a_scaler_are_masked_and_pruned_too() -> None:
+    model = SparseKAN([3, 4, 1], threshold=0.3, enable_standalone_scale_spline=False).double()
+    x = samples()[0].double()
+    assert 0 < model.sparsity(x) < 1
+    new = model.pruned(x)
+    other = copy.deepcopy(new)
+    for layer in other.layers:
+        layer.mask.fill_(1)  # weights of edges that are cut are zero
+    torch.testing.assert_close(new(x), other(x), rtol=0, atol=1e-12)
+
+
 def test_pruned_edges_are_gone_for_good_and_their_mean_stays() -> None:
     model = SparseKAN([3, 4, 1], threshold=0.3).double()
     x, y = (tensor.double() for tensor in samples())
@@ -385,6 +404,7 @@ def test_a_checkpointed_one_updates_its_grids() -> None:
         (lambda: kan_layer(1, 1, grid_size=0), "grid_size must be at least 1"),
         (lambda: kan_layer(1, 1, grid_range=(1, -1)), "low < high"),
         (lambda: ResidualKAN([3]), "at least two widths"),
+        (lambda: ResidualKAN([3, 1], gate=float("nan")), "gate must be a finite number"),
         (lambda: ResidualKAN([3, 0, 1]), "whole numbers of at least 1"),
         (lambda: DeepKAN([3, 2.5, 1]), "whole numbers"),
         (lambda: DeepKAN([3, 5, 1], dropout=1.0), r"dropout must be in \[0, 1\), not 1.0"),
@@ -396,7 +416,8 @@ def test_a_checkpointed_one_updates_its_grids() -> None:
         (lambda: ModularKAN(["a", "a"], {"m": ["a"]}), "must differ"),
         (lambda: ModularKAN(["a"], {"m": ["b"]}), "'m' asks for 'b', which is no input"),
         (lambda: ModularKAN(["a", "b"], {"m": ["a"]}), "no module uses: b"),
-        (lambda: ModularKAN(["a"], {"m": []}), "needs inputs"),
+        (lambda: ModularKAN(["a"], {"m": []}), "needs names of inputs"),
+        (lambda: ModularKAN(["a", "b"], {"m": "ab"}), "needs names of inputs, each once, not 'ab'"),
         (lambda: ModularKAN(["a"], {"x.y": ["a"]}), "cannot be named 'x.y'"),
         (lambda: ModularKAN(["a"], {"items": ["a"]}), "cannot be named 'items'"),
         (lambda: ModularKAN(["a"], {"m": ["a"]}, hidden=(0,)), "whole numbers"),

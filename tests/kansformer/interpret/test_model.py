@@ -14,6 +14,7 @@ from kansformer.interpret import (
     create_dataset,
     ex_round,
     feature_score,
+    find_formula,
     fit,
     fix_symbolic,
     plot,
@@ -129,6 +130,13 @@ def test_bad_arguments_say_what_is_wrong() -> None:
         (lambda: prune_input(model, keep=[2]), "in use"),
         (lambda: fix_symbolic(model, 0, 0, 0, "sinh"), "no function is called 'sinh'"),
         (lambda: fix_symbolic(model, 0, 0, 0, "x", torch.ones(5, 2)), "constant"),
+        (lambda: fix_symbolic(model, 0, 0, 0, "x", affine=(1,)), "four finite numbers"),
+        (lambda: fix_symbolic(model, 0, 0, 0, "x", affine=(1, math.nan, 0, 0)), "four finite"),
+        (lambda: fix_symbolic(network(), 0, 1, 0, "x", affine=(1, 1, 0, 0)), "is cut"),
+        (lambda: fit(model, dataset, "Adam", lr=0.0), "lr must be above 0"),
+        (lambda: fit(model, dataset, lamb=-1.0), "at least 0"),
+        (lambda: fit(model, dataset, lamb_coef=math.nan), "at least 0"),
+        (lambda: find_formula(dataset, shapes=[]), "a shape"),
         (lambda: symbolic_formula(model, ["x"]), "2 names"),
     ]
     for action, message in wrong:
@@ -136,9 +144,12 @@ def test_bad_arguments_say_what_is_wrong() -> None:
             action()
 
 
-@pytest.mark.parametrize("case", ["constant inputs", "constant labels", "20 samples", "dead edges"])
+@pytest.mark.parametrize(
+    "case", ["constant inputs", "constant labels", "20 samples", "1 sample", "dead edges"]
+)
 def test_nothing_is_nan(case: str) -> None:
-    dataset = create_dataset(hello, 2, train_num=20 if case == "20 samples" else 100, test_num=30)
+    count = {"20 samples": 20, "1 sample": 1}.get(case, 100)
+    dataset = create_dataset(hello, 2, train_num=count, test_num=30)
     if case == "constant inputs":
         for part in ("train_input", "test_input"):
             dataset[part] = dataset[part].clone()  # type: ignore[literal-required]

@@ -49,6 +49,14 @@ def test_a_formula_is_found_among_shapes_without_help() -> None:
     assert float(error) < 1e-10
 
 
+@pytest.mark.parametrize("value", [0.0, 1.5])
+def test_a_constant_is_a_formula(value: float) -> None:
+    dataset = create_dataset(lambda x: 0 * x[:, 0] + value, 2, train_num=100, test_num=50)
+    model = find_formula(dataset)
+    assert float(ex_round(symbolic_formula(model)[0])) == value
+    assert model.edge_count() == 0
+
+
 def test_a_function_outside_the_library_stays_a_spline_and_is_reported() -> None:
     def f(x: Tensor) -> Tensor:
         return torch.sin(9 * x[:, 0]) * torch.exp(-(x[:, 0] ** 2)) + (2 * x[:, 1]).tanh()

@@ -104,7 +104,7 @@ def test_classification(run: Run, flowers: Path, tmp_path: Path) -> None:
     assert again["inputs"] == ["sl", "sw", "pl", "pw"]
 
 
-GOOD = "a,b,y\n" + "1,2,3\n" * 10
+GOOD = "a,b,y\n" + "1,2,3\n4,5,6\n" * 5
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,7 @@ GOOD = "a,b,y\n" + "1,2,3\n" * 10
         ("a,b\n" + "1,2\n" * 10, "no column 'y'; it has a, b"),
         ("y\n" + "1\n" * 10, "other columns than the target"),
         (GOOD[:30], "4 rows; give at least 10"),
+        ("a,b,y\n" + "1,2,3\n" * 10, "column 'y' holds one number only"),
         (GOOD + "1,2\n", "line 12: 2 cells for 3 columns"),
         (GOOD + "1,red,3\n", "line 12: column 'b' holds 'red', which is no number"),
         (GOOD + "1,,3\n", "line 12: column 'b' holds '', which is no number"),
@@ -137,6 +138,16 @@ def test_bad_tables_are_one_line(
     assert str(path) in err
     assert err.count("\n") == 1
     assert not (tmp_path / "weights").exists()
+
+
+def test_inputs_that_never_vary_are_no_fault_of_the_command(run: Run, tmp_path: Path) -> None:
+    path = write(tmp_path / "data.csv", ["a", "y"], [[1, number] for number in range(20)])
+    flags = ("--task", "regression", "--data", path, "--target", "y", "--output", tmp_path / "out")
+    status, out, _ = run(*flags, *QUICK)
+    assert status == 0
+    assert "effects.png" not in out
+    assert not (tmp_path / "out" / "effects.png").exists()
+    assert (tmp_path / "out" / "predictions.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -191,4 +202,4 @@ def test_a_byte_order_mark_and_spaces_are_no_part_of_a_name(tmp_path: Path) -> N
     table = read_table(path, "y", "regression")
     assert table.input_names == ["a", "b"]
     assert table.x.shape == (10, 2)
-    assert table.y.tolist() == [3.0] * 10
+    assert table.y.tolist() == [3.0, 6.0] * 5

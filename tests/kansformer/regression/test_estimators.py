@@ -152,6 +152,7 @@ def test_no_hidden_layer_fits_a_sum_of_functions() -> None:
     ("options", "words"),
     [
         ({"hidden": (2,)}, "at least 3 for their LayerNorm"),
+        ({"hidden": 16}, r"hidden must be widths such as \(16,\), not 16"),
         ({"scaling": "robust"}, "method must be one of"),
         ({"base_activation": "sine"}, "base_activation must be"),
         ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\)"),
@@ -184,8 +185,10 @@ def with_metadata(path: Path, change: object) -> None:
     [
         (lambda m: m.update(format_version=9), "format version 9, not 1"),
         (lambda m: m.update(task="cooking"), "cooking"),
-        (lambda m: m.update(inputs=10**9), "size mismatch"),
-        (lambda m: m["parameters"].update(hidden=[5]), "size mismatch"),
+        (lambda m: m.update(inputs=10**9), "other widths"),
+        (lambda m: m["parameters"].update(hidden=[5]), "other widths"),
+        (lambda m: m["parameters"].update(hidden=[4] * 10**6), "other widths"),
+        (lambda m: m["parameters"].update(grid_size=10**9), "size mismatch"),
         (lambda m: m["parameters"].update(colour="red"), "colour"),
         (lambda m: m["classes"].update(dtype="V8"), "classes do not fit"),
         (lambda m: m["classes"].update(values=["a"]), "classes do not fit"),

@@ -57,6 +57,8 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
         ({"function": torch.sin, "inputs": 2}, r"gives \(500, 2\)"),
         ({"function": "hello", "samples": 0}, "at least 1"),
         ({"function": "hello", "noise": -1}, "noise at least 0"),
+        ({"function": "hello", "noise": float("nan")}, "noise at least 0"),
+        ({"function": torch.log, "inputs": 1}, "not finite everywhere"),
         ({"function": "hello", "ranges": (1, 1)}, "low < high"),
     ],
 )

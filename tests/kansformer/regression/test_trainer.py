@@ -226,11 +226,25 @@ def test_bad_options_are_refused_with_the_reason(options: dict, words: str) -> N
         (torch.zeros(0, 2), torch.zeros(0, 1), "0 inputs"),
         (torch.full((3, 2), torch.nan), torch.zeros(3, 1), "must be finite"),
         (torch.zeros(3, 2), torch.zeros(3), r"targets are \(3,\), but outputs \(3, 1\)"),
+        (torch.zeros(3, 2), torch.zeros(3).long(), r"targets are \(3,\), but outputs"),
     ],
 )
 def test_bad_samples_are_refused_with_the_reason(x: Tensor, y: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         KANTrainer(KAN([2, 1])).fit(x, y, epochs=1)
+
+
+def test_validation_data_are_checked_too() -> None:
+    x, y = data()
+    with pytest.raises(ValueError, match="but outputs"):
+        KANTrainer(KAN([2, 1])).fit(x, y, validation=(x, y[:, 0]), epochs=1)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_classes_without_an_output_are_refused(label: int) -> None:
+    y = torch.tensor([0, 1, label])
+    with pytest.raises(ValueError, match="classes are 0 to 2 here"):
+        KANTrainer(KAN([2, 3]), loss="cross_entropy").fit(torch.zeros(3, 2), y, epochs=1)
 
 
 def test_patience_needs_validation() -> None:

@@ -1,0 +1,98 @@
+"""The examples run, draw what they say, and end at what they show; training is cut short."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from kansformer.regression import KANTrainer
+from tests.conftest import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+def example(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> ModuleType:
+    """An example as a module, with the command line that its main() is to see."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # examples put the project on it
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fit_1d", "40 intervals: RMSE"),
+        ("fit_2d", "residual [2, 5, 5, 1]  test RMSE"),
+        ("read_modules", "lipids"),
+        ("prune_edges", "input 0, sin(πx)  importance"),
+    ],
+)
+def test_examples_of_small_kans_run_and_draw(
+    name: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    fit = KANTrainer.fit
+
+    def short(self: KANTrainer, *data: Any, epochs: int, **options: Any) -> Any:
+        assert epochs >= 200
+        return fit(self, *data, epochs=3, **options)
+
+    monkeypatch.setattr(KANTrainer, "fit", short)
+    picture = tmp_path / f"{name}.png"
+    example(name, monkeypatch, "--save", picture).main()
+    out = capsys.readouterr().out
+    assert words in out
+    assert f"wrote {picture}" in out
+    with Image.open(picture) as drawn:
+        assert min(drawn.size) > 200
+
+
+def test_the_table_of_formulas_is_put_where_it_belongs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    module = example("find_formulas", monkeypatch, "--only", 2, "--write")
+    readme = tmp_path / "README.md"
+    readme.write_text(module.README.read_text())
+    monkeypatch.setattr(module, "README", readme)
+    module.main()
+    table = readme.read_text().split(module.START)[1].split(module.END)[0]
+    assert table.strip() == capsys.readouterr().out.strip()
+    assert "| 2 | sin(x) + y² | -3 to 3 | `y**2 + sin(x)` |" in table
+    assert "1 of 1" in table
+    original = (EXAMPLES / "README.md").read_text()
+    assert readme.read_text().split(module.START)[0] == original.split(module.START)[0]
+    assert readme.read_text().split(module.END)[1] == original.split(module.END)[1]
+
+
+def test_the_notebook_still_gives_what_it_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    cells = json.loads((EXAMPLES / "hello_kan.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    for piece in code:
+        exec(piece.replace("%matplotlib inline", ""), names)
+    shown = "".join(cells[-1]["outputs"][-1]["text"])
+    assert capsys.readouterr().out.endswith(shown)
+    assert shown.strip() == "exp(x_2**2 + sin(3.1416*x_1))"
+
+
+def test_the_readme_names_every_example() -> None:
+    readme = (EXAMPLES / "README.md").read_text()
+    files = [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]
+    assert [file.name for file in files if f"`{file.name}`" not in readme] == []
