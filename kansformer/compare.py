@@ -7,7 +7,6 @@ compared in pairs. Other flags are those of train.py and hold for all arms.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -62,15 +61,18 @@ def run_all(
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Trains every arm with every seed, each into a folder of its own.
 
-    With --resume, runs that are finished are kept, and one that was cut off goes on.
+    With --resume, a run that was cut off goes on, and one that is finished is evaluated again.
 
     Returns:
         The folder of the comparison, and one record per run: arm, seed and its summary.json.
+
+    Raises:
+        UserError: with --resume, settings or pictures that are not those of the runs.
     """
     first = flags.pop("seed", 0)
     overwrite, resume = flags.pop("overwrite", False), flags.pop("resume", False)
     output = flags.pop("output", None)
-    if not flags.get("weights"):
+    if not flags.get("weights") and "kan_hidden" not in flags:
         flags.setdefault("match", "params")
     runs = []
     folder = None
@@ -83,17 +85,15 @@ def run_all(
             config, data = configure({**own, "ffn": arm, "seed": seed})
             folder = Path(output or Path("weights") / f"{data.name}-compare")
             place = folder / f"{arm}-seed{seed}"
-            finished = place / "summary.json"
-            if not (resume and finished.is_file()):
-                settings = {
-                    **config.to_dict(),
-                    "output": str(place),
-                    "overwrite": overwrite,
-                    "resume": resume and (place / "last.pt").is_file(),
-                }
-                print(f"\n{arm}, seed {seed}")
-                train(TrainConfig(**settings), data)
-            summary = json.loads(finished.read_text())
+            begun = (place / "last.pt").is_file()
+            settings = {
+                **config.to_dict(),
+                "output": str(place),
+                "overwrite": overwrite or (resume and not begun),
+                "resume": resume and begun,
+            }
+            print(f"\n{arm}, seed {seed}")
+            summary = train(TrainConfig(**settings), data)
             runs.append({"arm": arm, "seed": seed, "accuracy": accuracy(summary), **summary})
     assert folder is not None
     return folder, runs
@@ -165,6 +165,8 @@ def as_markdown(rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) 
             f"| {row['arm']} | {row['n']} | {row['mean']:.2f} | {spread} | {against} |"
             f" {row['parameters']:,} | {row['flops_per_image'] / 1e6:.1f} | {row['seconds']:.0f} |"
         )
+    if not any(row["interval"] for row in rows):
+        return "\n".join([*lines, "", "One seed does not tell how sure a difference is.", ""])
     note = (
         f"In brackets the {CONFIDENCE:.0%} interval of the difference in pairs, seed by seed. Where"
         " it holds zero, the runs do not tell the arms apart."

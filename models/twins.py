@@ -28,8 +28,8 @@ def count_flops(model: VisionTransformer) -> int:
     Those of activations and splines, a few per value, are left out, for MLP and KAN alike.
     """
     config = model.config
-    device = next(model.parameters()).device
-    picture = torch.zeros(1, config.in_chans, config.img_size, config.img_size, device=device)
+    like = next(model.parameters())
+    picture = like.new_zeros(1, config.in_chans, config.img_size, config.img_size)
     was_training = model.training
     # the counter does not know the CPU's fused attention
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -45,8 +45,8 @@ COUNTS: dict[str, Callable[[VisionTransformer], int]] = {
 
 
 def mlp_twin(config: ViTConfig) -> ViTConfig:
-    """The same model with MLP blocks and a linear head."""
-    return replace(config, ffn="mlp", head="linear")
+    """The same model with MLP blocks."""
+    return replace(config, ffn="mlp")
 
 
 def count(config: ViTConfig, by: str) -> int:

@@ -21,7 +21,7 @@ from models.vit_model import Block, VisionTransformer
 TOKENS = 2**17  # of training pictures, to which each block is fitted
 HELD_OUT_TOKENS = 2**15  # of others, on which the fit is judged
 ROWS = 1024  # tokens per step
-RATE = 1e-2  # Adam's, falling to zero along a cosine
+RATE = 1e-2  # Adam's highest, in one cycle up and down
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _through(block: Block, tokens: Tensor) -> tuple[Tensor, Tensor]:
 def _fit(kan: KANFeedForward, x: Tensor, y: Tensor, steps: int, bar: "tqdm[Any]") -> None:
     """Least squares by Adam, on an even grid over the inputs."""
     calibrate_grid(kan.fc1, x[:: max(len(x) // 2**14, 1)], coverage=0.999)
-    spread = y.var(dim=0).mean().sqrt()
+    spread = y.var(dim=0).mean().sqrt().clamp_min(1e-6)  # a block may do nothing
     optimiser = torch.optim.Adam(kan.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, steps)
     for rows in _batches(len(x), steps):
@@ -129,4 +129,5 @@ def _batches(count: int, steps: int) -> Iterator[Tensor]:
 def _explained(kan: KANFeedForward, x: Tensor, y: Tensor) -> float:
     """R², all outputs taken together."""
     error = torch.cat([kan(part) for part in x.split(2**14)]) - y
-    return 1 - float(error.square().sum() / (y - y.mean(dim=0)).square().sum())
+    variance = (y - y.mean(dim=0)).square().sum().clamp_min(1e-12)
+    return 1 - float(error.square().sum() / variance)

@@ -26,6 +26,10 @@ LEAST_SHARE = 0.5
 HEAD = r"(head|head_dist|pre_logits)\."
 BLOCK = r"blocks\.\d+\.mlp\."
 SPLINES = "the KAN's own, which an MLP does not have"
+NARROW = "a narrow KAN's, until it is fitted to the file's MLP"
+# fields that shape a KAN head, besides the classes
+HEAD_FIELDS = ("head_hidden", "kan_norm", "kan_bias", "grid_size", "spline_order", "grid_range",
+               "base_activation")  # fmt: skip
 # the tensors that come or go when the caller changes a field of the file's config
 CHANGES = {
     "depth": r"blocks\.\d+\.",
@@ -129,6 +133,7 @@ def _load(
         _drop_unasked(conversion, source.config, config)
         if config.ffn != old_ffn and is_narrow(config):
             _drop(conversion, BLOCK, f"a KAN of width {config.ffn_hidden} takes its place")
+            conversion.notes.append("the KAN blocks are fresh until they are fitted to the MLPs")
         state, resized = resize_state(conversion.state, config, conversion.resampling)
         preprocessing = source.preprocessing.for_input(config.img_size, config.in_chans)
         state = _to_ffn(state, source.config, config)
@@ -227,6 +232,9 @@ def _why_fresh_head(
         return "other class names, or in another order"
     if settings["head"] != old.head:
         return f"a {settings['head']} head instead of a {old.head} one"
+    changed = [name for name in HEAD_FIELDS if settings[name] != getattr(source.config, name)]
+    if settings["head"] == "kan" and changed:
+        return f"a KAN head with another {changed[0]}"
     return ""
 
 
@@ -310,7 +318,7 @@ def _build(
         if why_fresh_head and re.match(HEAD, name):
             fresh[name] = Fate("fresh", why_fresh_head)
         elif config.ffn != old.ffn and re.match(BLOCK, name):
-            fresh[name] = Fate("fresh", SPLINES)
+            fresh[name] = Fate("fresh", NARROW if is_narrow(config) else SPLINES)
         elif asked:
             fresh[name] = Fate("fresh", f"{asked}={getattr(config, asked)} was asked for")
     misfits = {
@@ -347,7 +355,7 @@ def _check_share(report: LoadReport, model: VisionTransformer) -> None:
         name: parameter.numel()
         for name, parameter in model.named_parameters()
         if report.model[name].status != "fresh"
-        or not (re.match(HEAD, name) or report.model[name].reason == SPLINES)
+        or not (re.match(HEAD, name) or report.model[name].reason in (SPLINES, NARROW))
     }
     filled = sum(n for name, n in counted.items() if report.model[name].status != "fresh")
     if filled < LEAST_SHARE * sum(counted.values()):

@@ -28,7 +28,7 @@ def warm_settings(ffn: str, old: ViTConfig, asked: dict[str, Any]) -> dict[str, 
         return {**LIKE_MLP, **asked}
     settings = {**FFN_SETTINGS[ffn], **asked}
     if ffn == "kan" and "kan_hidden" not in asked:
-        settings["kan_hidden"] = matched(replace(old, ffn=ffn), "params").kan_hidden
+        settings["kan_hidden"] = matched(replace(old, **settings), "params").kan_hidden
     return settings
 
 

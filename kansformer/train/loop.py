@@ -8,6 +8,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -89,7 +90,7 @@ def train(
     folder = RunFolder(
         output, Path(config.data_path), resume=config.resume, overwrite=config.overwrite
     )
-    twin = sizes_of_twin(model.config)
+    twin = sizes_of_twin(config, model.config)
     history: list[dict[str, Any]] = []
     if config.resume:
         history = restore(folder.load_state(), config, data, model, optimiser)
@@ -106,6 +107,8 @@ def train(
     if loaded:
         say(f"weights {loaded}")
     fitted = None
+    if loaded and loaded.left_out_mlps and config.freeze_layers and not config.distill:
+        raise UserError("--freeze-layers would leave the KAN blocks random; leave out --no-distill")
     if loaded and loaded.left_out_mlps and config.distill and not config.resume:
         fitted = fit_to_mlps(config, data, model, loaded, train_loader, val_loader)
         say(f"fitted  {fitted['text']}")
@@ -235,9 +238,11 @@ def build_model(
     return VisionTransformer(settings), preprocessing, None
 
 
-def sizes_of_twin(settings: ViTConfig) -> dict[str, int]:
+def sizes_of_twin(config: TrainConfig, settings: ViTConfig) -> dict[str, int]:
     """Parameters and FLOPs of the same model with MLP blocks."""
     twin = mlp_twin(settings)
+    if config.match != "none":  # the model may have been given another width, its twin was not
+        twin = replace(twin, mlp_ratio=model_config(config.model).mlp_ratio)
     return {"parameters": count(twin, "params"), "flops_per_image": count(twin, "flops")}
 
 

@@ -27,16 +27,17 @@ def make_optimiser(model: VisionTransformer, config: TrainConfig) -> AdamW:
     `model.no_weight_decay()` names have no decay. With a layer decay d, the rate of a block is d
     times that of the next; what is in front of the first counts as one more (BEiT, as in timm).
     """
-    spline_rate = config.spline_lr
-    if spline_rate is None:
-        spline_rate = SPLINE_RATES[model.config.ffn] if starts_as_mlp(model.config) else 1.0
+    beside_mlp = SPLINE_RATES[model.config.ffn] if starts_as_mlp(model.config) else 1.0
     exempt, depth = model.no_weight_decay(), model.config.depth
     groups: dict[tuple[float, float], list[Any]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         spline = is_spline(name)
         block = re.match(r"blocks\.(\d+)\.", name)
         layer = int(block[1]) + 1 if block else 0 if name.startswith(EMBEDDING) else depth + 1
-        rate = config.layer_decay ** (depth + 1 - layer) * (spline_rate if spline else 1.0)
+        rate = config.layer_decay ** (depth + 1 - layer)
+        if spline:
+            default = beside_mlp if block else 1.0  # a KAN head starts with splines
+            rate *= default if config.spline_lr is None else config.spline_lr
         kept = parameter.ndim < 2 or name in exempt
         decay = config.spline_decay if spline else 0.0 if kept else config.weight_decay
         groups[rate, decay].append(parameter)
@@ -85,5 +86,5 @@ def make_schedule(optimiser: AdamW, config: TrainConfig, steps_per_epoch: int) -
 
 def learning_rate(optimiser: AdamW) -> float:
     """The rate at present, without the scales of the groups."""
-    group = optimiser.param_groups[0]
+    group = max(optimiser.param_groups, key=lambda group: group["lr_scale"])
     return group["lr"] / group["lr_scale"]

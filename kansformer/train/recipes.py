@@ -135,6 +135,7 @@ def configure(flags: dict[str, Any]) -> tuple[TrainConfig, PictureData]:
     name = flags.get("recipe") or recipe_for(data)
     if name not in RECIPES:
         raise UserError(f"--recipe {name}: unknown; take one of {', '.join(RECIPES)}")
-    fine = FINE_TUNING if flags.get("weights") and not flags.get("freeze_layers") else {}
+    all_trains = not flags.get("freeze_layers") or flags.get("unfreeze_every")
+    fine = FINE_TUNING if flags.get("weights") and all_trains else {}
     config = TrainConfig(**{**RECIPES[name](), **fine, **flags, "recipe": name})
     return config, data.with_validation(config.val_split, config.seed)

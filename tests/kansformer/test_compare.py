@@ -45,14 +45,12 @@ def test_twins_are_trained_compared_and_kept(
 
     assert call(monkeypatch, *arguments) == 2  # nothing is lost by accident
     assert "holds an earlier run" in capsys.readouterr().err
-    (tmp_path / "out" / "mlp-seed1" / "summary.json").unlink()
-    monkeypatch.setattr(compare, "train", lambda config, data: called.append(config))
-    called: list[object] = []
-    with pytest.raises(FileNotFoundError):
-        compare.run_all({"data_path": str(data), "output": str(tmp_path / "out"), "resume": True},
-                        ["kan", "mlp"], 2)  # fmt: skip
-    assert [config.output for config in called] == [str(tmp_path / "out" / "mlp-seed1")]
-    assert called[0].resume
+    (tmp_path / "out" / "mlp-seed1" / "last.pt").unlink()  # cut off before its first state
+    assert call(monkeypatch, *arguments, "--resume") == 0
+    again = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [run["accuracy"] for run in again["runs"]] == [run["accuracy"] for run in found["runs"]]
+    assert call(monkeypatch, *arguments, "--resume", "--epochs", 2) == 2
+    assert "--epochs is 2 now and was 1" in capsys.readouterr().err
 
 
 def run(arm: str, seed: int, accuracy: float) -> dict[str, object]:

@@ -59,6 +59,17 @@ def test_tokens_go_through_the_teachers_blocks(tmp_path: Path) -> None:
 def test_a_narrow_kan_has_the_mlps_size_unless_said(tmp_path: Path) -> None:
     path = judges.timm_vit(tmp_path / "file.pth").path
     mlp, _ = load_pretrained(path)
-    kan, _ = load_pretrained(path, ffn="kan")
-    sizes = [sum(p.numel() for p in model.parameters()) for model in (mlp, kan)]
-    assert abs(sizes[1] / sizes[0] - 1) < 0.02
+    for changes in ({}, {"grid_size": 12}, {"spline_order": 1}):
+        kan, report = load_pretrained(path, ffn="kan", **changes)
+        sizes = [sum(p.numel() for p in model.parameters()) for model in (mlp, kan)]
+        assert abs(sizes[1] / sizes[0] - 1) < 0.02
+        assert any("fresh until they are fitted" in note for note in report.notes)
+
+
+def test_a_block_that_does_nothing_is_fitted_too(tmp_path: Path) -> None:
+    path = judges.timm_vit(tmp_path / "file.pth").path
+    teacher, _ = load_pretrained(path)
+    torch.nn.init.zeros_(teacher.blocks[0].mlp.fc2.weight)
+    student, _ = load_pretrained(path, ffn="kan", kan_hidden=8)
+    distill(teacher, student, pictures(0), pictures(1), steps=3)
+    assert all(parameter.isfinite().all() for parameter in student.parameters())

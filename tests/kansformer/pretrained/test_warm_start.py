@@ -108,3 +108,12 @@ def test_what_cannot_start_as_an_mlp_is_said(tmp_path: Path) -> None:
     save_model(tmp_path / "kan.safetensors", model, Preprocessing(8, 3), ["a", "b"])
     with pytest.raises(UserError, match="kan blocks do not fit group-kan blocks"):
         load_pretrained(tmp_path / "kan.safetensors", ffn="group-kan")
+
+
+@pytest.mark.parametrize("ffn", WARM)
+def test_a_kan_head_of_another_kind_is_fresh(ffn: str, tmp_path: Path) -> None:
+    model = create_model("vit_micro_patch4_8", head="kan", num_classes=2)
+    save_model(tmp_path / "mlp.safetensors", model, Preprocessing(8, 3), ["a", "b"])
+    model, report = load_pretrained(tmp_path / "mlp.safetensors", ffn=ffn, **WARM[ffn])
+    assert report.model["head.fc1.base_weight"].reason.startswith("a KAN head with another")
+    assert sum(report.parameters.values()) == sum(p.numel() for p in model.parameters())
