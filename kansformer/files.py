@@ -7,6 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kansformer.errors import UserError
+
+
+def make_output_folder(path: Path) -> None:
+    """Makes a folder for results, with those above it; a UserError if that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be made ({error.strerror}); choose another --output"
+        ) from None
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file, or leaves the one that was there: temporary file, flush, rename."""

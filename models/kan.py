@@ -90,14 +90,8 @@ class KANLinear(nn.Module):
         mode: str = "auto",
     ) -> None:
         super().__init__()
-        if min(in_features, out_features, grid_size) < 1 or spline_order < 0:
-            raise ValueError(
-                f"in_features, out_features and grid_size must be at least 1 and spline_order at"
-                f" least 0, not {in_features}, {out_features}, {grid_size}, {spline_order}"
-            )
-        low, high = grid_range
-        if not low < high:
-            raise ValueError(f"grid_range must be (low, high) with low < high, not {grid_range}")
+        sizes = {"in_features": in_features, "out_features": out_features}
+        low, high = _checked_range(sizes, grid_size, spline_order, grid_range)
         check_mode(mode)
         self.in_features = in_features
         self.out_features = out_features
@@ -313,18 +307,11 @@ class GroupKANLinear(nn.Module):
         mode: str = "auto",
     ) -> None:
         super().__init__()
-        if min(in_features, out_features, groups, grid_size) < 1 or spline_order < 0:
-            raise ValueError(
-                "in_features, out_features, groups and grid_size must be at least 1 and"
-                f" spline_order at least 0, not {in_features}, {out_features}, {groups},"
-                f" {grid_size}, {spline_order}"
-            )
+        sizes = {"in_features": in_features, "out_features": out_features, "groups": groups}
+        low, high = _checked_range(sizes, grid_size, spline_order, grid_range)
+        check_mode(mode)
         if in_features % groups:
             raise ValueError(f"{in_features} channels do not divide into {groups} equal groups")
-        low, high = grid_range
-        if not low < high:
-            raise ValueError(f"grid_range must be (low, high) with low < high, not {grid_range}")
-        check_mode(mode)
         self.in_features = in_features
         self.out_features = out_features
         self.groups = groups
@@ -394,6 +381,22 @@ class GroupKANLinear(nn.Module):
         super()._apply(fn, recurse)
         _keep_knots(self, grid)
         return self
+
+
+def _checked_range(
+    sizes: dict[str, int], grid_size: int, spline_order: int, grid_range: Sequence[float]
+) -> tuple[float, float]:
+    """Both ends of a layer's grid; a ValueError if it or the sizes make no layer."""
+    sizes = {**sizes, "grid_size": grid_size}
+    if min(sizes.values()) < 1 or spline_order < 0:
+        raise ValueError(
+            f"{', '.join(sizes)} must be at least 1 and spline_order at least 0, not"
+            f" {', '.join(map(str, sizes.values()))} and {spline_order}"
+        )
+    low, high = grid_range
+    if not low < high:
+        raise ValueError(f"grid_range must be (low, high) with low < high, not {grid_range}")
+    return low, high
 
 
 def _keep_knots(layer: KANLinear | GroupKANLinear, knots: Tensor) -> None:

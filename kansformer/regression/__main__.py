@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kansformer.errors import UserError, run_command
-from kansformer.files import write_bytes, write_json
+from kansformer.files import make_output_folder, write_bytes, write_json
 from kansformer.regression.table import TASKS
 
 if TYPE_CHECKING:
@@ -40,12 +40,7 @@ def main() -> None:
     experiment = run_experiment(table, args.task, settings, args.test_share, args.seed)
     results = {"data": args.data, "target": args.target, **experiment.results()}
     pictures = experiment.pictures(args.target)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{output}: cannot be made ({error.strerror}); choose another --output"
-        ) from None
+    make_output_folder(output)
     save_estimator(output / "model.safetensors", experiment.estimator)
     for name, figure in pictures.items():
         write_bytes(output / name, png(figure))

@@ -10,7 +10,7 @@ import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from kansformer.errors import UserError
-from kansformer.files import write_bytes, write_class_indices, write_json
+from kansformer.files import make_output_folder, write_bytes, write_class_indices, write_json
 
 
 class RunFolder:
@@ -31,12 +31,7 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self.last = path / "last.pt"
         self.events: SummaryWriter | None = None  # opened when there is something to write
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be made ({error.strerror}); choose another --output"
-            ) from None
+        make_output_folder(path)
         if resume and not self.last.is_file():
             raise UserError(f"{self.last}: nothing to resume; leave out --resume to start")
         if not resume and not overwrite and (self.best.exists() or self.last.exists()):
