@@ -4,7 +4,6 @@ import argparse
 import json
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,8 +115,7 @@ def _read_torch(path: Path) -> Any:
                 f"{path}: holds more than tensors ({named[1]}), which will not be run; save the"
                 " model's state_dict() alone, as .safetensors"
             ) from None
-        cut = "" if zipfile.is_zipfile(path) else ", or text, or cut off"
-        raise unreadable(path, f"damaged, or not a file of torch.save{cut}") from None
+        raise unreadable(path, "damaged, cut off, or not a file of torch.save") from None
 
 
 def unwrap(path: str | Path, contents: Any) -> tuple[StateDict, tuple[str, ...]]:
