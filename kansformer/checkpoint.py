@@ -6,7 +6,7 @@ ever unpickled.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,13 @@ def save_model(
     preprocessing: Preprocessing,
     class_names: Sequence[str],
     training: dict[str, Any] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes a weights file; the one that was there stays until the new one is complete.
 
     Args:
         training: plain values that say how it was trained.
+        state: the model's state dict, where its own tensors are parts (sharded).
     """
     if len(class_names) != model.config.num_classes:
         raise ValueError(f"{len(class_names)} names for {model.config.num_classes} classes")
@@ -65,7 +67,8 @@ def save_model(
         "training": training or {},
     }
     tensors = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+        name: value.detach().cpu().contiguous()
+        for name, value in (model.state_dict() if state is None else state).items()
     }
     packed = to_safetensors(tensors, {"format": "pt", METADATA_KEY: json.dumps(metadata)})
     write_bytes(Path(path), packed)

@@ -1,24 +1,42 @@
 """The one place that knows kinds of devices."""
 
+import os
+
 import torch
 
 from kansformer.errors import UserError
 
 
-def choose_device(name: str = "auto") -> torch.device:
+def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
     """The device of that name; "auto" takes the accelerator if there is one, else the CPU.
+
+    On an accelerator, products of float32 matrices may use its faster, shorter format (TF32).
+
+    Args:
+        local_rank: of several processes on this machine, which each take a device of their own.
 
     Raises:
         UserError: there is no such device here.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return accelerator or torch.device("cpu")
+    device = accelerator or torch.device("cpu") if name == "auto" else None
     try:
-        device = torch.device(name)
+        device = device or torch.device(name)
+        if local_rank is not None and device.type != "cpu" and device.index is None:
+            device = torch.device(device.type, local_rank)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"--device {name}: not to be had here ({str(error).splitlines()[0]}); try --device auto"
         ) from None
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index or 0)
+        torch.set_float32_matmul_precision("high")
     return device
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,6 +1,7 @@
-"""The error a user can mend, and how a command reports it."""
+"""The errors that users see, and how a command reports them."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -12,6 +13,17 @@ class UserError(ValueError):
 
 class JobFailed(RuntimeError):
     """The work could not be done although the input was good; its text is one line."""
+
+
+class Stopped(BaseException):
+    """The work was left because of a signal, after saving what there was to save.
+
+    Like KeyboardInterrupt, it is not an `Exception`, so that no handler of those swallows it.
+    """
+
+    def __init__(self, signal_number: int, text: str = "") -> None:
+        super().__init__(text or f"stopped by {signal.Signals(signal_number).name}")
+        self.status = 128 + signal_number  # as shells have it: 130 or 143
 
 
 def one_line(error: BaseException) -> str:
@@ -26,8 +38,8 @@ def run_command(main: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status.
 
     0 done, 2 for a `UserError`, 1 for a `JobFailed` or what the system refuses (a full disk), each
-    with one line on stderr; 130 after Ctrl-C. Any other exception is a fault of the program: it
-    passes, with its traceback, and Python exits with 1.
+    with one line on stderr; 130 and 143 after Ctrl-C and SIGTERM. Any other exception is a fault of
+    the program: it passes, with its traceback, and Python exits with 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a file name may not fit the terminal's encoding
@@ -43,6 +55,9 @@ def run_command(main: Callable[[], int | None]) -> int:
     except (JobFailed, OSError) as error:
         print(f"failed: {one_line(error)}", file=sys.stderr)
         return 1
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -1,13 +1,15 @@
 """Writing files so that there is always a good one."""
 
+import glob
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from kansformer.errors import UserError
+from kansformer.errors import JobFailed, UserError
 
 
 def make_output_folder(path: Path) -> None:
@@ -20,21 +22,51 @@ def make_output_folder(path: Path) -> None:
         ) from None
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file, or leaves the one that was there: temporary file, flush, rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextmanager
+def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A new file to write, which takes the place of `path` once it is complete and on the disk.
+
+    If anything goes wrong, what was at `path` stays. Temporary files of writers that were killed
+    are removed.
+
+    Args:
+        keep: gets what was at `path`.
+
+    Raises:
+        JobFailed: the system refuses, as where the disk is full.
+    """
+    prefix = f".{path.name}."
+    for stale in path.parent.glob(f"{glob.escape(prefix)}*"):
+        stale.unlink(missing_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's own mode is private
+        if keep is not None and path.exists():
+            _put_aside(path, keep)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
-        raise
+        # a writer in C++ may make an error of its own out of the system's
+        cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)
+        if cause is None:
+            raise
+        raise JobFailed(
+            f"{path}: cannot be written ({cause.strerror}); make room, or choose another folder;"
+            " what was there is kept"
+        ) from None
+    _flush_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, or leaves the one that was there (see `replacing`)."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,3 +78,24 @@ def write_json(path: Path, value: Any) -> None:
 def write_class_indices(path: Path, class_names: Sequence[str]) -> None:
     """Writes `class_indices.json`: each index, as a string, with its class name."""
     write_json(path, {str(index): name for index, name in enumerate(class_names)})
+
+
+def _put_aside(path: Path, keep: Path) -> None:
+    """Gives a file's contents another name too; there is no moment at which it has none."""
+    keep.unlink(missing_ok=True)
+    try:
+        os.link(path, keep)
+    except OSError:  # a file system without hard links
+        os.replace(path, keep)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a renaming last through a power cut, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -175,6 +175,16 @@ def fit_grids(
             handle.remove()
 
 
+def set_grid_size(model: nn.Module, grid_size: int) -> None:
+    """Gives every KAN layer in a model another number of intervals, for a state dict to fill.
+
+    Until then their grids and splines are not defined.
+    """
+    for module in model.modules():
+        if isinstance(module, SplineLayer):
+            _resize(module, grid_size)
+
+
 def finite_samples(x: Tensor, width: int) -> Tensor:
     """x (..., in) as (N, in) on the CPU, where float64 is always to be had.
 

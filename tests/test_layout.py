@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 
 FLOORS = {
     "models": 0, "kansformer.errors": 0.1, "kansformer.files": 0.2, "kansformer.device": 0.2,
+    "kansformer.signals": 0.2,
     "kansformer.data": 1,
     "kansformer.checkpoint": 2, "kansformer.pretrained": 2.1,
     "kansformer.evaluate": 3, "kansformer.infer": 3, "kansformer.interpret": 3,

@@ -1,6 +1,11 @@
 """Pictures on disk to batches."""
 
-from kansformer.data.dataset import PictureDataset, make_loader
+from kansformer.data.dataset import (
+    PictureDataset,
+    TrainingSampler,
+    make_loader,
+    training_loader,
+)
 from kansformer.data.images import open_image
 from kansformer.data.preprocessing import Preprocessing
 from kansformer.data.sources import PictureData, Pictures, load_data
@@ -10,7 +15,9 @@ __all__ = [
     "PictureDataset",
     "Pictures",
     "Preprocessing",
+    "TrainingSampler",
     "load_data",
     "make_loader",
     "open_image",
+    "training_loader",
 ]

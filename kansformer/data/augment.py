@@ -59,8 +59,14 @@ def signs(preprocessing: Preprocessing) -> list[Step]:
 POLICIES = {policy.__name__: policy for policy in (none, digits, mirror, small, photos, signs)}
 
 
-def make_augmentation(policy: str, preprocessing: Preprocessing) -> v2.Compose:
-    """A callable from a picture to a normalised (C, S, S) tensor, by the policy's name."""
-    return v2.Compose(
-        [preprocessing.convert, *POLICIES[policy](preprocessing), preprocessing.normalise]
-    )
+def make_augmentation(
+    policy: str, preprocessing: Preprocessing, random_erasing: float = 0.0
+) -> v2.Compose:
+    """A callable from a picture to a normalised (C, S, S) tensor, by the policy's name.
+
+    Args:
+        random_erasing: share of the pictures of which a rectangle is set to the mean (Zhong et al.,
+            2017).
+    """
+    steps = [preprocessing.convert, *POLICIES[policy](preprocessing), preprocessing.normalise]
+    return v2.Compose([*steps, v2.RandomErasing(random_erasing)] if random_erasing else steps)

@@ -1,35 +1,44 @@
 """Loss and accuracy over a loader."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kansformer.data.dataset import NO_LABEL
+
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    gather: Callable[[Tensor], list[list[float]]] | None = None,
 ) -> dict[str, float]:
     """Mean cross-entropy and top-1 accuracy of a model in eval mode; its mode is put back.
+
+    Args:
+        batches: what is labelled `NO_LABEL` does not count.
+        gather: where several ranks have a part each, gives the sums (3,) of all of them.
 
     Returns:
         `loss` in nats, `acc1` in percent, and `count`, the number of pictures.
     """
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), device=device, dtype=torch.float32)
-    correct = torch.zeros((), device=device, dtype=torch.long)
-    count = 0
+    sums = torch.zeros(3, device=device)  # loss, right, count: exact up to 16 million pictures
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         logits = model(images).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(dim=-1) == labels).sum()
-        count += len(labels)
+        loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=NO_LABEL)
+        right = (logits.argmax(dim=-1) == labels).sum()
+        sums += torch.stack([loss, right, (labels != NO_LABEL).sum()])
     model.train(was_training)
+    rows = [sums.tolist()] if gather is None else gather(sums)
+    loss, correct, count = (sum(column) for column in zip(*rows, strict=True))
     return {
-        "loss": loss.item() / count,
-        "acc1": 100 * correct.item() / count,
-        "count": count,
+        "loss": loss / max(count, 1),
+        "acc1": 100 * correct / max(count, 1),
+        "count": int(count),
     }

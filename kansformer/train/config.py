@@ -31,6 +31,16 @@ def _base_activation(text: str) -> str | tuple[str, str]:
     return names[0] if len(names) == 1 else (names[0], names[1])
 
 
+def _refinements(text: str) -> tuple[tuple[int, int], ...]:
+    try:
+        pairs = [tuple(int(number) for number in pair.split(":")) for pair in text.split(",")]
+        return tuple((epoch, size) for epoch, size in pairs)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give EPOCH:SIZE, or several with commas between, such as 10:10,20:20"
+        ) from None
+
+
 def _kan_hidden(text: str) -> int | str:
     return text if text == "full" else int(text)
 
@@ -91,9 +101,27 @@ class TrainConfig:
     drop_rate: float | None = _flag(None, "dropout")
     drop_path_rate: float | None = _flag(None, "stochastic depth")
 
+    calibrate_grid: bool = _flag(False, "fit the grids to the first pictures before training")
+    update_grid_every: int = _flag(0, "epochs after which grids move to the activations; 0: never")
+    update_grid_until: int = _flag(10, "the last epoch before which they do")
+    refine_grid: tuple[tuple[int, int], ...] | None = _flag(
+        None,
+        "epochs after which grids get finer, with their new sizes: 10:10,20:20",
+        type=_refinements,
+        metavar="EPOCH:SIZE[,...]",
+    )
+    spline_penalty: float = _flag(0.0, "weight of the KAN layers' own regularisation in the loss")
+
     epochs: int = _flag(30, "passes over the training pictures")
-    batch_size: int = _flag(64, "pictures per step")
+    patience: int = _flag(0, "stop after so many epochs without a better one; 0: never")
+    time_budget: float | None = _flag(None, "minutes after which training ends with what it has")
+    batch_size: int = _flag(64, "pictures per batch, on each device")
+    accumulate: int = _flag(1, "batches per step")
+    auto_batch: bool = _flag(
+        False, "where memory is short, work on a batch in pieces; the result is the same"
+    )
     lr: float = _flag(1e-3, "highest learning rate")
+    find_lr: bool = _flag(False, "try rising rates on a copy of the model first, to choose --lr")
     lrf: float = _flag(0.01, "last learning rate, as a share of --lr")
     warmup_epochs: float = _flag(2.0, "epochs of linear warm-up")
     weight_decay: float = _flag(0.05, "AdamW's decay of weight matrices")
@@ -108,11 +136,24 @@ class TrainConfig:
     augment: str = _flag("photos", "augmentation policy", choices=tuple(POLICIES))
     mixup: float = _flag(0.0, "mixup alpha; 0 for none")
     cutmix: float = _flag(0.0, "cutmix alpha; 0 for none")
+    random_erasing: float = _flag(0.0, "share of the pictures of which a part is erased")
+    class_weights: bool = _flag(False, "weigh the loss so that all classes count alike")
+    balanced_sampler: bool = _flag(False, "draw the pictures of every class as often")
+    ema: float = _flag(0.0, "decay of a moving average of the weights, which is kept; 0: none")
+    teacher: str | None = _flag(None, "weights file of ours whose answers guide the training")
+    teacher_weight: float = _flag(0.5, "share of the loss that the teacher's answers make")
+    teacher_temperature: float = _flag(2.0, "by which both answers are softened")
 
     seed: int = _flag(0, "of weights, split, order and augmentation")
     device: str = _flag("auto", "auto, cpu, cuda, mps, ...")
-    workers: int | None = _flag(None, "data loading processes (default: chosen by the data)")
+    amp: str = _flag(
+        "none", "shorter floats in training (autocast)", choices=("none", "bf16", "fp16")
+    )
+    compile: bool = _flag(False, "torch.compile the model")
+    shard: bool = _flag(False, "under torchrun, spread the model over the ranks (FSDP2)")
+    workers: int | None = _flag(None, "data loading processes (default: chosen by the machine)")
     max_steps: int | None = _flag(None, "stop every epoch after so many steps, for a trial run")
+    save_minutes: float = _flag(10.0, "minutes after which the state is saved within an epoch")
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -122,6 +163,9 @@ class TrainConfig:
             ("mixup", 0, None), ("cutmix", 0, None), ("unfreeze_every", 0, None),
             ("distill_steps", 1, None),
             ("layer_decay", 0, 1), ("spline_lr", 0, None), ("spline_decay", 0, None),
+            ("accumulate", 1, None), ("patience", 0, None), ("time_budget", 0, None),
+            ("save_minutes", 0, None), ("random_erasing", 0, 1), ("ema", 0, 1),
+            ("teacher_weight", 0, 1), ("spline_penalty", 0, None), ("update_grid_every", 0, None),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (low <= value and (high is None or value <= high)):
@@ -133,6 +177,15 @@ class TrainConfig:
             raise UserError("--freeze-layers needs --weights: fresh layers would stay random")
         if self.unfreeze_every and not self.freeze_layers:
             raise UserError("--unfreeze-every needs --freeze-layers: nothing is frozen")
+        if self.teacher_temperature <= 0:
+            raise UserError(
+                f"--teacher-temperature must be above 0, not {self.teacher_temperature}"
+            )
+        if self.shard and (self.amp == "fp16" or self.refine_grid or self.update_grid_every):
+            raise UserError(
+                "--shard goes with fixed grids and with --amp bf16 or none; leave out"
+                " --refine-grid, --update-grid-every and --amp fp16"
+            )
         if self.match != "none" and self.kan_hidden is not None:
             raise UserError("--match chooses the hidden width; leave out --kan-hidden")
 

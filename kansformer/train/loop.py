@@ -1,42 +1,65 @@
 """One training run, from settings and data to the files in its output folder."""
 
-import hashlib
-import json
+import copy
 import math
-import os
-import re
 import shlex
+import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kansformer.checkpoint import load_model, save_model
-from kansformer.data import PictureData, PictureDataset, Preprocessing, make_loader
-from kansformer.data.augment import make_augmentation
-from kansformer.device import choose_device
-from kansformer.errors import JobFailed, UserError
+from kansformer.data import (
+    PictureData,
+    Preprocessing,
+)
+from kansformer.data.dataset import NO_LABEL
+from kansformer.errors import JobFailed, Stopped
 from kansformer.evaluate import evaluate
-from kansformer.pretrained import LoadReport, distill, load_for_classes
+from kansformer.signals import StopSignals
+from kansformer.train.build import (
+    freeze_layers,
+    named_parts,
+    sizes_of_twin,
+)
 from kansformer.train.config import TrainConfig
-from kansformer.train.facts import describe, versions
-from kansformer.train.optimiser import clip_gradients, learning_rate, make_optimiser, make_schedule
-from kansformer.train.run_folder import RunFolder
-from models.twins import count, count_flops, count_parameters, matched, mlp_twin
-from models.vit_model import VisionTransformer, ViTConfig, model_config
+from kansformer.train.distributed import (
+    in_step,
+    is_sharded,
+    joined_ranks,
+    load_whole_state,
+    whole_state,
+)
+from kansformer.train.facts import versions
+from kansformer.train.grids import change_grids, grid_changes
+from kansformer.train.loss import spline_penalty
+from kansformer.train.optimiser import clip_gradients, learning_rate
+from kansformer.train.run import (
+    Run,
+    begin_folder,
+    plain_loader,
+    prepare,
+    restore,
+    save,
+    set_rate,
+)
+from kansformer.train.state import seed_step
+from models.twins import count_flops, count_parameters
+from models.vit_model import VisionTransformer
 
-# settings that may differ between a run and its continuation
-FREE_ON_RESUME = ("resume", "overwrite", "device", "workers", "download", "download_dir", "output")
-PATHS = ("data_path", "output", "weights", "download_dir")  # private: not for the weights file
-Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+PATHS = ("data_path", "output", "weights", "teacher", "download_dir")  # private: not for the file
+BAD_STEPS = 3  # in a row, before the last good state is put back
+RESTORES = 3  # before a run gives up
+BUDGET_SPENT = 1  # beside the numbers of signals, which are larger
 
 
 def train(
@@ -46,6 +69,8 @@ def train(
     project_root: Path | None = None,
 ) -> dict[str, Any]:
     """Trains a model and keeps the best by validation accuracy; see `RunFolder` for the files.
+
+    Under torchrun every rank calls this; the first one says and writes.
 
     Args:
         config: the settings, as `configure` gives them.
@@ -58,137 +83,315 @@ def train(
 
     Raises:
         UserError: settings, weights or pictures that cannot be used.
-        JobFailed: the loss is no longer finite.
+        JobFailed: the loss or the gradient is no longer finite, at lower rates either.
+        Stopped: by a signal; the state is saved.
     """
-    assert data.val is not None, "the data needs a validation split"
     started = time.monotonic()
-    device = choose_device(config.device)
-    torch.manual_seed(config.seed)
-    model, preprocessing, loaded = build_model(config, data)
-    model.to(device)
+    with joined_ranks(config.device) as ranks:
+        run = prepare(config, data, ranks, say if ranks.is_first else _quiet, project_root)
+        with StopSignals() as signals:
+            while not run.is_done:
+                if train_epoch(run, signals):
+                    close_epoch(run, signals)
+            summary = finish(run, signals)
+        run.say(f"done in {time.monotonic() - started:.0f} s; everything is in {run.folder.path}")
+        best = shlex.quote(str(run.folder.best))
+        run.say(f"next: python predict.py PICTURE --weights {best}")
+    return summary
 
-    workers = config.workers
-    if workers is None:
-        workers = 0 if data.train.in_memory else min(os.cpu_count() or 1, 8)
-    load = partial(
-        make_loader, batch_size=config.batch_size, workers=workers, pin=device.type == "cuda"
-    )
-    augmentation = make_augmentation(config.augment, preprocessing)
-    train_loader = load(
-        PictureDataset(data.train, augmentation, config.seed), shuffle=True, drop_last=True
-    )
-    val_loader = load(PictureDataset(data.val, preprocessing))
-    steps = min(len(train_loader), config.max_steps or len(train_loader))
-    optimiser = make_optimiser(model, config)
-    schedule = make_schedule(optimiser, config, steps)
-    mix = make_mix(config, len(data.class_names))
-    # with mixup or cutmix the smoothing is already in the mixed targets
-    criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mix else config.label_smoothing)
 
-    what = config.model if config.weights is None else "finetuned"
-    output = Path(config.output or Path("weights") / f"{data.name}-{what}")
-    folder = RunFolder(
-        output, Path(config.data_path), resume=config.resume, overwrite=config.overwrite
-    )
-    twin = sizes_of_twin(config, model.config)
-    history: list[dict[str, Any]] = []
-    if config.resume:
-        history = restore(folder.load_state(), config, data, model, optimiser)
+def train_epoch(run: Run, signals: StopSignals) -> bool:
+    """Takes the steps that are left of the present epoch.
 
-    sizes = [f"{len(data.train)} training", f"{len(data.val)} validation"]
-    sizes += [f"{len(data.test)} test"] if data.test else []
-    say(f"data    {data.name}: {len(data.class_names)} classes, {', '.join(sizes)} pictures")
-    say(f"model   {describe(model)}")
-    if model.config.ffn != "mlp":
-        say(
-            f"twin    {twin['parameters']:,} parameters with MLPs,"
-            f" {twin['flops_per_image']:,} FLOPs per picture against {count_flops(model):,}"
+    Returns:
+        Whether the epoch is complete; else an earlier state was put back.
+    """
+    config, progress = run.config, run.progress
+    begin_epoch(run)
+    run.sampler.epoch, run.sampler.first_step = progress.epoch, progress.step
+    batches = iter(run.train_loader)
+    saved = clock = time.monotonic()
+    bar = tqdm(
+        range(progress.step, run.steps), f"epoch {progress.epoch + 1}/{config.epochs}", run.steps,
+        initial=progress.step, leave=False, mininterval=0.5, disable=not run.ranks.is_first,
+    )  # fmt: skip
+    for step in bar:
+        parts = list(islice(batches, config.accumulate))
+        progress.waited += time.monotonic() - clock
+        losses, norm, count = take_step(run, step, parts)
+        # One reading of the device per step: what must be known before the weights change, and
+        # what the ranks must agree on.
+        budget = BUDGET_SPENT * run.is_out_of_time
+        wish = signals.received or budget
+        due = time.monotonic() - saved > 60 * config.save_minutes
+        rows = run.ranks.gather(torch.stack([losses, norm, *losses.new_tensor([count, wish, due])]))
+        loss = sum(row[0] for row in rows)
+        pictures = int(sum(row[2] for row in rows))
+        if math.isfinite(loss + rows[0][1]):
+            run.scaler.step(run.optimiser)
+            run.scaler.update()
+            if run.average is not None:
+                run.average.update(run.model, step=progress.epoch * run.steps + step + 1)
+            progress.bad_steps = 0
+            progress.loss += loss
+            progress.pictures += pictures
+        elif math.isfinite(loss) and run.scaler.is_enabled() and run.scaler.get_scale() > 1:
+            run.scaler.update()  # float16's range was too short; the next scale is smaller
+        else:
+            progress.bad_steps += 1
+            say_bad_step(run, step, parts, loss, rows[0][1])
+            if progress.bad_steps == BAD_STEPS:
+                recover(run)
+                return False
+        now = time.monotonic()
+        progress.seconds += now - clock
+        progress.total_seconds += now - clock
+        clock = now
+        progress.step = step + 1
+        bar.set_postfix(loss=f"{progress.loss / max(progress.pictures, 1):.4f}", refresh=False)
+        wish = int(max(row[3] for row in rows))
+        if wish > BUDGET_SPENT:
+            save_and_stop(run, wish)
+        if wish == BUDGET_SPENT:
+            run.say(f"the time budget is spent after step {step + 1} of epoch {progress.epoch + 1}")
+            break
+        if rows[0][4]:
+            save(run)
+            saved = time.monotonic()
+    return True
+
+
+def begin_epoch(run: Run) -> None:
+    """Freezes layers, changes grids and wraps the model, as the epoch wants it."""
+    config, epoch = run.config, run.progress.epoch
+    changed = run.stepping is None
+    if config.freeze_layers:
+        thawed = epoch // config.unfreeze_every if config.unfreeze_every else 0
+        was, run.frozen = run.frozen, freeze_layers(run.model, thawed)
+        if run.frozen != was:
+            run.say(f"frozen  {named_parts(run.frozen)}")
+            changed = True
+    if run.progress.step == 0 and any(grid_changes(config, epoch)):
+        run.sampler.epoch, run.sampler.first_step = epoch, 0
+        images = next(iter(run.train_loader))[0].to(run.ranks.device)
+        averaged = None if run.average is None else run.average.module
+        done = change_grids(config, epoch, run.model, averaged, run.optimiser, images)
+        if done:
+            run.say(f"grids   {done}")
+            changed = True
+    if changed:
+        run.stepping = in_step(run.model, run.ranks)
+
+
+def take_step(
+    run: Run, step: int, parts: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, int]:
+    """Leaves the clipped gradient of the mean loss over all pictures of a step.
+
+    Args:
+        parts: the batches of this rank.
+
+    Returns:
+        The sum of this rank's losses, the norm of the gradient, and this rank's pictures.
+    """
+    config, ranks, device = run.config, run.ranks, run.ranks.device
+    update = run.progress.epoch * run.steps + step
+    seed_step(config.seed, update, ranks.rank)
+    set_rate(run, update)
+    assert run.stepping is not None
+    run.stepping.train()
+    run.optimiser.zero_grad()
+    whole = min(len(run.sampler.labels), run.sampler.step_size)
+    total = torch.zeros((), device=device)
+    count = 0
+    for number, (images, labels) in enumerate(parts, start=1):
+        if (labels == NO_LABEL).any():  # of broken pictures
+            images, labels = images[labels != NO_LABEL], labels[labels != NO_LABEL]
+        count += len(labels)
+        images = images.to(device, non_blocking=True)
+        targets = labels.to(device, non_blocking=True)
+        if run.mix is not None and len(images):
+            images, targets = run.mix(images, targets)
+        size = max(-(-len(images) // run.pieces), 1)
+        pieces = list(zip(images.split(size), targets.split(size), strict=True))
+        for piece, (some, their_targets) in enumerate(pieces, start=1):
+            is_last = number == len(parts) and piece == len(pieces)
+            with nullcontext() if is_last else getattr(run.stepping, "no_sync", nullcontext)():
+                with autocast(config.amp, device):
+                    logits = run.stepping(some)
+                losses = run.criterion(logits, their_targets, some)
+                # DDP takes the mean over ranks
+                loss = losses.sum() * (ranks.world / whole)
+                if config.spline_penalty:
+                    share = len(some) * ranks.world / whole
+                    loss = loss + config.spline_penalty * share * spline_penalty(run.model)
+                run.scaler.scale(loss).backward()
+            total += losses.detach().sum()
+    run.scaler.unscale_(run.optimiser)
+    norm = clip_gradients(run.model, config.clip_grad or math.inf)
+    return total, norm, count
+
+
+def autocast(amp: str, device: torch.device) -> Any:
+    """The context in which products take shorter floats."""
+    dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def say_bad_step(
+    run: Run, step: int, parts: list[tuple[Tensor, Tensor]], loss: float, norm: float
+) -> None:
+    """Names a step that was skipped, and pictures that may be at fault."""
+    pictures, batches = run.data.train, run.sampler.batches(step)
+    bad = [
+        pictures.name(place)
+        for batch, (images, _) in zip(batches, parts, strict=True)
+        for (_, place), image in zip(batch, images, strict=True)
+        if not image.isfinite().all()
+    ]
+    names = bad or [pictures.name(place) for _, place in batches[0][:3]]
+    which = "with pictures that are not finite:" if bad else "its pictures begin with"
+    line = (
+        f"skipped step {step + 1} of epoch {run.progress.epoch + 1}: loss {loss}, gradient norm"
+        f" {norm}, rate {learning_rate(run.optimiser):.2e}; {which} {', '.join(names)}"
+    )
+    if run.ranks.is_first:
+        run.say(line)
+    elif bad:  # only this rank knows them
+        sys.stderr.write(line + "\n")
+
+
+def recover(run: Run) -> None:
+    """Puts the last good state back, with a tenth of the learning rate.
+
+    Raises:
+        JobFailed: that has been tried often enough.
+    """
+    done, rate = run.progress.restores + 1, run.progress.rate / 10
+    kept = f"; the best weights so far are {run.folder.best}" if run.progress.history else ""
+    if done > RESTORES:
+        raise JobFailed(
+            f"the loss or its gradient is not finite in epoch {run.progress.epoch + 1}, and was not"
+            f" at rates down to a thousandth either; lower --lr ({run.config.lr}){kept}"
         )
-    if loaded:
-        say(f"weights {loaded}")
-    fitted = None
-    if loaded and loaded.left_out_mlps and config.freeze_layers and not config.distill:
-        raise UserError("--freeze-layers would leave the KAN blocks random; leave out --no-distill")
-    if loaded and loaded.left_out_mlps and config.distill and not config.resume:
-        fitted = fit_to_mlps(config, data, model, loaded, train_loader, val_loader)
-        say(f"fitted  {fitted['text']}")
-    say(
-        f"run     recipe {config.recipe}, augmentation {config.augment}, {config.epochs} epochs on"
-        f" {device}, into {folder.path}"
+    state = run.first_state
+    restore(run, run.folder.load_state(run.say) if state is None else copy.deepcopy(state))
+    run.progress.restores, run.progress.rate = done, rate
+    run.say(
+        f"{BAD_STEPS} steps in a row were not finite: back to epoch {run.progress.epoch + 1}, step"
+        f" {run.progress.step}, and on with {rate:g} of the learning rate"
     )
-    if history:
-        say(f"resumed after epoch {len(history)}")
-    frozen: list[str] | None = None
 
-    for epoch in range(len(history), config.epochs):
-        epoch_started = time.monotonic()
-        train_loader.sampler.epoch = epoch  # type: ignore[attr-defined]
-        if config.freeze_layers:
-            thawed = epoch // config.unfreeze_every if config.unfreeze_every else 0
-            was, frozen = frozen, freeze_layers(model, thawed)
-            if frozen != was:
-                say(f"frozen  {named_parts(frozen)}")
-        if mix:
-            seed_mixing(config.seed, epoch)
-        batches = tqdm(
-            islice(train_loader, steps), f"epoch {epoch + 1}/{config.epochs}", steps,
-            leave=False, mininterval=0.5,
-        )  # fmt: skip
-        train_loss, count = train_one_epoch(
-            model, criterion, optimiser, batches, device,
-            first_step=epoch * steps, set_rate=schedule.step_update,
-            clip_grad=config.clip_grad, mix=mix,
-        )  # fmt: skip
-        train_seconds = time.monotonic() - epoch_started
-        bar = tqdm(val_loader, "validation", leave=False, mininterval=0.5)
-        val = evaluate(model, bar, device)
-        if not math.isfinite(train_loss + val["loss"]):
-            kept = f"; the best weights so far are {folder.best}" if history else ""
-            raise JobFailed(
-                f"the loss is not finite in epoch {epoch + 1} (training {train_loss}, validation"
-                f" {val['loss']}); lower --lr ({config.lr}){kept}"
-            )
-        row = {
-            "epoch": epoch + 1,
-            "train_loss": train_loss,
-            "val_loss": val["loss"],
-            "val_acc1": val["acc1"],
-            "lr": learning_rate(optimiser),
-            "images_per_second": count / train_seconds,
-            "seconds": time.monotonic() - epoch_started,
-        }
-        history.append(row)
-        if len(history) == 1:
-            settings = {
-                "train": config.to_dict(),
-                "model": model.config.to_dict(),
-                "preprocessing": preprocessing.to_dict(),
-                "weights": loaded and {**loaded.to_dict(), "fitted": fitted},
-            }
-            folder.begin(settings, data.class_names, project_root)
-        improved = best_epoch(history) is row
-        if improved:
-            public = {k: v for k, v in config.to_dict().items() if k not in PATHS}
-            how = {"data": data.name, "settings": public, "epoch": epoch + 1, **val}
-            save_model(folder.best, model, preprocessing, data.class_names, how)
-        folder.save_state(state_of(config, data, model, optimiser, history))
-        folder.write_history(history)
-        say(
-            f"epoch {epoch + 1:>3}/{config.epochs}  train loss {train_loss:.4f}"
-            f"  val loss {val['loss']:.4f}  val accuracy {val['acc1']:6.2f} %"
-            f"  {row['seconds']:.1f} s{'  *' if improved else ''}"
+
+def close_epoch(run: Run, signals: StopSignals) -> None:
+    """Evaluates, keeps the best weights and saves the state."""
+    config, progress = run.config, run.progress
+    started = time.monotonic()
+    val = evaluate_on(run, run.judged, run.val_loader, len(run.data.val or ()), signals)
+    if val is None:
+        save_and_stop(run, signals.received)
+        return
+    progress.total_seconds += time.monotonic() - started
+    if not math.isfinite(val["loss"]):
+        run.say(f"the validation loss of epoch {progress.epoch + 1} is not finite")
+        recover(run)
+        return
+    row = {
+        "epoch": progress.epoch + 1,
+        "train_loss": progress.loss / max(progress.pictures, 1),
+        "val_loss": val["loss"],
+        "val_acc1": val["acc1"],
+        "lr": learning_rate(run.optimiser),
+        "images_per_second": progress.pictures / max(progress.seconds, 1e-9),
+        "waiting": progress.waited / max(progress.seconds, 1e-9),
+        "seconds": progress.seconds + time.monotonic() - started,
+    }
+    progress.history.append(row)
+    improved = progress.best is row
+    tensors = whole_state(run.judged) if improved else None
+    if tensors is not None and run.ranks.is_first:
+        begin_folder(run)
+        public = {k: v for k, v in config.to_dict().items() if k not in PATHS}
+        how = {"data": run.data.name, "settings": public, "epoch": row["epoch"], **val}
+        save_model(
+            run.folder.best, run.judged, run.preprocessing, run.data.class_names, how, tensors
         )
+    progress.next_epoch()
+    save(run)
+    if run.ranks.is_first:
+        run.folder.write_history(progress.history)
+    run.say(
+        f"epoch {row['epoch']:>3}/{config.epochs}  train loss {row['train_loss']:.4f}"
+        f"  val loss {val['loss']:.4f}  val accuracy {val['acc1']:6.2f} %"
+        f"  {row['seconds']:.1f} s{'  *' if improved else ''}"
+    )
 
-    best = best_epoch(history)
+
+def evaluate_on(
+    run: Run,
+    model: VisionTransformer,
+    loader: DataLoader[Any],
+    count: int,
+    signals: StopSignals,
+) -> dict[str, float] | None:
+    """Loss and accuracy over the pictures of all ranks, or None if a signal came to one of them."""
+    batches: Iterable[Any] = tqdm(
+        loader, "evaluation", leave=False, mininterval=0.5, disable=not run.ranks.is_first
+    )
+    if is_sharded(model):  # all ranks must call it equally often
+        rounds = math.ceil(math.ceil(count / run.ranks.world) / run.config.batch_size)
+        batches = padded(batches, rounds, run.preprocessing)
+    else:
+        batches = until_stopped(batches, signals)
+    result = evaluate(model, batches, run.ranks.device, run.ranks.gather)
+    received = torch.tensor([float(signals.received)], device=run.ranks.device)
+    signals.received = int(max(row[0] for row in run.ranks.gather(received)))
+    return None if signals.received else result
+
+
+def until_stopped(batches: Iterable[Any], signals: StopSignals) -> Iterator[Any]:
+    """The batches, as long as there is no signal."""
+    for batch in batches:
+        if signals.received:
+            return
+        yield batch
+
+
+def padded(batches: Iterable[Any], rounds: int, preprocessing: Preprocessing) -> Iterator[Any]:
+    """The batches, and after them some that do not count, `rounds` in all."""
+    left = rounds
+    for batch in batches:
+        left -= 1
+        yield batch
+    size = preprocessing.img_size
+    for _ in range(left):
+        yield torch.zeros(1, preprocessing.in_chans, size, size), torch.tensor([NO_LABEL])
+
+
+def save_and_stop(run: Run, signal_number: int) -> None:
+    """Saves the state and raises `Stopped`."""
+    save(run)
+    at = f"epoch {run.progress.epoch + 1}, step {run.progress.step}"
+    raise Stopped(
+        signal_number, f"stopped at {at}; the state is saved in {run.folder.last}: --resume goes on"
+    )
+
+
+def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
+    """Evaluates the best weights on the test pictures and writes the summary."""
+    data, config, history = run.data, run.config, run.progress.history
+    best = run.progress.best
     summary = {
         "data": data.name,
         "classes": len(data.class_names),
-        "pictures": {"train": len(data.train), "val": len(data.val), "test": len(data.test or ())},
-        "model": model.config.to_dict(),
+        "pictures": {
+            "train": len(data.train), "val": len(data.val or ()), "test": len(data.test or ())
+        },
+        "model": run.model.config.to_dict(),
         "recipe": config.recipe,
-        "parameters": count_parameters(model),
-        "flops_per_image": count_flops(model),
-        "mlp_twin": twin,
+        "parameters": count_parameters(run.model),
+        "flops_per_image": count_flops(VisionTransformer(run.model.config)),
+        "mlp_twin": sizes_of_twin(config, run.model.config),
         "best_epoch": best["epoch"],
         "val_acc1": best["val_acc1"],
         "val_loss": best["val_loss"],
@@ -196,251 +399,31 @@ def train(
         "seconds": sum(row["seconds"] for row in history),
         "images_per_second": float(np.median([row["images_per_second"] for row in history])),
         "seed": config.seed,
-        "device": str(device),
+        "lr": config.lr,
+        "device": str(run.ranks.device),
+        "processes": run.ranks.world,
         "threads": torch.get_num_threads(),
         "versions": versions(),
-    }
-    say(f"best epoch {best['epoch']}: validation accuracy {best['val_acc1']:.2f} %")
+    }  # fmt: skip
+    run.say(f"best epoch {best['epoch']}: validation accuracy {best['val_acc1']:.2f} %")
     if data.test is not None:
-        loader = load(PictureDataset(data.test, preprocessing))
-        best_model = load_model(folder.best).to(device)
-        test = evaluate(best_model, tqdm(loader, "test", leave=False), device)
+        loader = plain_loader(data.test, run.preprocessing, config, run.ranks)
+        run.ranks.wait()  # until the first rank has written the file
+        kept: VisionTransformer = load_model(run.folder.best)
+        if is_sharded(run.model):
+            load_whole_state(run.model, kept.state_dict())
+            kept = run.model
+        else:
+            kept.to(run.ranks.device)
+        test = evaluate_on(run, kept, loader, len(data.test), signals)
+        if test is None:
+            raise Stopped(signals.received, f"stopped in the test; {run.folder.best} is complete")
         summary |= {"test_acc1": test["acc1"], "test_loss": test["loss"]}
-        say(f"test accuracy {test['acc1']:.2f} % on {len(data.test)} pictures")
-    folder.finish(summary)
-    say(f"done in {time.monotonic() - started:.0f} s; everything is in {folder.path}")
-    say(f"next: python predict.py PICTURE --weights {shlex.quote(str(folder.best))}")
+        run.say(f"test accuracy {test['acc1']:.2f} % on {int(test['count'])} pictures")
+    if run.ranks.is_first:
+        run.folder.finish(summary)
     return summary
 
 
-def build_model(
-    config: TrainConfig, data: PictureData
-) -> tuple[VisionTransformer, Preprocessing, LoadReport | None]:
-    """The model of the settings, fresh or started from weights, and the report on those."""
-    overrides = config.model_overrides()
-    if config.weights is not None:
-        if config.match != "none":
-            raise UserError("--match is for models from scratch; with --weights, --kan-hidden")
-        model, report = load_for_classes(
-            config.weights, data.class_names, preprocessing=config.preprocessing, **overrides
-        )
-        return model, report.preprocessing, report
-    overrides = {"in_chans": data.in_chans, **overrides}
-    try:
-        settings = model_config(config.model, num_classes=len(data.class_names), **overrides)
-        if config.match != "none":
-            settings = matched(settings, config.match)
-    except ValueError as error:
-        raise UserError(f"--model {config.model}: {error}") from None
-    preprocessing = Preprocessing(settings.img_size, settings.in_chans)
-    if config.preprocessing is not None:
-        preprocessing = preprocessing.with_statistics(config.preprocessing)
-    return VisionTransformer(settings), preprocessing, None
-
-
-def sizes_of_twin(config: TrainConfig, settings: ViTConfig) -> dict[str, int]:
-    """Parameters and FLOPs of the same model with MLP blocks."""
-    twin = mlp_twin(settings)
-    if config.match != "none":  # the model may have been given another width, its twin was not
-        twin = replace(twin, mlp_ratio=model_config(config.model).mlp_ratio)
-    return {"parameters": count(twin, "params"), "flops_per_image": count(twin, "flops")}
-
-
-def fit_to_mlps(
-    config: TrainConfig,
-    data: PictureData,
-    model: VisionTransformer,
-    loaded: LoadReport,
-    train_loader: Iterable[Any],
-    val_loader: Iterable[Any],
-) -> dict[str, Any]:
-    """Fits the model's narrow KAN blocks to the MLPs that the weights file has in their place.
-
-    Returns:
-        R² by block and, where the file's head is kept, the validation accuracy right after the fit
-        beside that of the model with its MLPs; with a line of "text".
-    """
-    device = model.pos_embed.device
-    shape = {name: getattr(model.config, name) for name in ("img_size", "patch_size", "num_heads",
-                                                             "in_chans")}  # fmt: skip
-    teacher, _ = load_for_classes(str(config.weights), data.class_names, **shape)
-    teacher.to(device)
-    fit = distill(
-        teacher,
-        model,
-        (images for images, _ in train_loader),
-        (images for images, _ in val_loader),
-        config.distill_steps,
-    )
-    found: dict[str, Any] = {**fit.to_dict(), "text": str(fit)}
-    if not any(name.startswith("head.") for name in loaded.fresh):
-        found["val_acc1"] = evaluate(model, val_loader, device)["acc1"]
-        found["val_acc1_of_mlps"] = evaluate(teacher, val_loader, device)["acc1"]
-        found["text"] += (
-            f"; validation accuracy {found['val_acc1']:.2f} %, with the MLPs"
-            f" {found['val_acc1_of_mlps']:.2f} %"
-        )
-    return found
-
-
-def freeze_layers(model: VisionTransformer, thawed: int = 0) -> list[str]:
-    """Leaves only what stands behind the blocks trainable, and the last `thawed` blocks.
-
-    With all blocks thawed, the embedding trains too. Returns the names of the frozen parameters.
-    """
-    first = model.config.depth - thawed
-    frozen = []
-    for name, parameter in model.named_parameters():
-        block = re.match(r"blocks\.(\d+)\.", name)
-        behind = name.startswith(("head.", "head_dist.", "pre_logits.", "norm.", "fc_norm."))
-        trains = first <= 0 or behind or (block is not None and int(block[1]) >= first)
-        parameter.requires_grad_(trains)
-        if not trains:
-            frozen.append(name)
-    return frozen
-
-
-def named_parts(names: list[str]) -> str:
-    """What parameters are of, in few words: patch_embed, pos_embed, blocks 0-3."""
-    blocks = [int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.", name))]
-    parts = dict.fromkeys(name.split(".")[0] for name in names if not name.startswith("blocks."))
-    last = [f"blocks 0 to {max(blocks)}"] if blocks else []
-    return ", ".join([*parts, *last]) or "nothing"
-
-
-def make_mix(config: TrainConfig, num_classes: int) -> Mix | None:
-    """timm's mixup and cutmix, (images, labels) -> (images, (B, num_classes) targets), if asked.
-
-    A batch of odd size, which timm refuses, is left unmixed.
-    """
-    if config.mixup == 0 and config.cutmix == 0:
-        return None
-    from timm.data.mixup import Mixup, mixup_target
-
-    smoothing = config.label_smoothing
-    mixup = Mixup(config.mixup, config.cutmix, label_smoothing=smoothing, num_classes=num_classes)
-
-    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if len(images) % 2:
-            return images, mixup_target(labels, num_classes, smoothing=smoothing)
-        return mixup(images, labels)
-
-    return mix
-
-
-def seed_mixing(seed: int, epoch: int) -> None:
-    """Makes timm's mixing, which draws from NumPy's global generator, a function of the epoch."""
-    np.random.seed(hash((seed, epoch)) % 2**32)
-
-
-def train_one_epoch(
-    model: nn.Module,
-    criterion: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batches: "tqdm[tuple[Tensor, Tensor]]",
-    device: torch.device,
-    *,
-    first_step: int,
-    set_rate: Callable[[int], None],
-    clip_grad: float = 0.0,
-    mix: Mix | None = None,
-) -> tuple[float, int]:
-    """One pass over the batches.
-
-    Args:
-        first_step: number of the first step in the whole run.
-        set_rate: called with each step's number, to set the learning rate.
-        clip_grad: largest norm of the gradient; 0 for no limit.
-
-    Returns:
-        The mean training loss, and the number of pictures. A loss that is not finite ends the pass
-        within 20 steps.
-    """
-    model.train()
-    total = torch.zeros((), device=device)
-    pictures = 0
-    for done, (images, targets) in enumerate(batches, start=1):
-        set_rate(first_step + done - 1)
-        images = images.to(device, non_blocking=True)
-        targets = targets.to(device, non_blocking=True)
-        if mix is not None:
-            images, targets = mix(images, targets)
-        loss = criterion(model(images), targets)
-        optimiser.zero_grad()
-        loss.backward()
-        if clip_grad:
-            clip_gradients(model, clip_grad)
-        optimiser.step()
-        total += loss.detach()
-        pictures += len(images)
-        if done % 20 == 0:  # reading the value waits for the device
-            mean = (total / done).item()
-            batches.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            if not math.isfinite(mean):
-                break
-    return (total / done).item(), pictures
-
-
-def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the highest validation accuracy, at a tie the lower loss."""
-    return max(history, key=lambda row: (row["val_acc1"], -row["val_loss"]))
-
-
-def fingerprint(data: PictureData) -> str:
-    """Changes with the classes and with the names, order and labels of the pictures."""
-    digest = hashlib.sha256(json.dumps(data.class_names).encode())
-    for pictures in (data.train, data.val):
-        assert pictures is not None
-        names = [pictures.name(index) for index in range(len(pictures))]
-        digest.update(json.dumps([names, pictures.labels.tolist()]).encode())
-    return digest.hexdigest()
-
-
-def state_of(
-    config: TrainConfig,
-    data: PictureData,
-    model: VisionTransformer,
-    optimiser: torch.optim.Optimizer,
-    history: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """All that the next epoch depends on; the schedule and the order follow from the epoch."""
-    return {
-        "settings": config.to_dict(),
-        "data": fingerprint(data),
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "history": history,
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore(
-    state: dict[str, Any],
-    config: TrainConfig,
-    data: PictureData,
-    model: VisionTransformer,
-    optimiser: torch.optim.Optimizer,
-) -> list[dict[str, Any]]:
-    """Puts a saved state back and returns the epochs so far.
-
-    Raises:
-        UserError: the settings or the pictures are not those of the run.
-    """
-    for name, value in config.to_dict().items():
-        if name not in FREE_ON_RESUME and state["settings"].get(name) != value:
-            raise UserError(
-                f"--{name.replace('_', '-')} is {value} now and was {state['settings'].get(name)}"
-                " in the run to resume; give the same flags, or start anew with --overwrite"
-            )
-    if state["data"] != fingerprint(data):
-        raise UserError(
-            f"{config.data_path}: classes or pictures are not those of the run to resume;"
-            " put them back, or start anew with --overwrite"
-        )
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    torch.set_rng_state(state["random"])
-    if torch.cuda.is_available() and state["random_cuda"]:
-        torch.cuda.set_rng_state_all(state["random_cuda"])
-    return list(state["history"])
+def _quiet(line: str) -> None:
+    """Of ranks that do not speak."""

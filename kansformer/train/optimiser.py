@@ -4,8 +4,10 @@ import re
 from collections import defaultdict
 from typing import Any
 
+import torch
 from timm.scheduler import CosineLRScheduler
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from kansformer.train.config import TrainConfig
@@ -55,15 +57,20 @@ def is_spline(name: str) -> bool:
     return name.endswith((".spline_weight", ".spline_scaler"))
 
 
-def clip_gradients(model: nn.Module, largest: float) -> None:
+def clip_gradients(model: nn.Module, largest: float) -> Tensor:
     """Limits the norm of the gradient, of the splines apart from the rest.
 
     A spline's gradient is of another scale and would hold the weights back.
+
+    Returns:
+        The norm of the whole gradient before that, a scalar on the model's device.
     """
+    norms = []
     for splines in (True, False):
         part = [p for name, p in model.named_parameters() if is_spline(name) == splines]
-        if part:
-            nn.utils.clip_grad_norm_(part, largest)
+        norm = nn.utils.clip_grad_norm_(part, largest)
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return torch.hypot(*norms)
 
 
 def make_schedule(optimiser: AdamW, config: TrainConfig, steps_per_epoch: int) -> CosineLRScheduler:

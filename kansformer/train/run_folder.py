@@ -1,7 +1,9 @@
 """The files of one training run."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,24 @@ from typing import Any
 import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from kansformer.errors import UserError
-from kansformer.files import make_output_folder, write_bytes, write_class_indices, write_json
+from kansformer.errors import UserError, one_line
+from kansformer.files import (
+    make_output_folder,
+    replacing,
+    write_bytes,
+    write_class_indices,
+    write_json,
+)
+
+SMALL_FILES = 20_000_000  # bytes for curves, events, tables
 
 
 class RunFolder:
     """Output folder of a run: what is written where.
 
     Raises:
-        UserError: the folder lies within the data, cannot be made, or holds a run that is neither
-            resumed nor replaced; or there is nothing to resume.
+        UserError: the folder lies within the data, cannot be made, or holds something and is
+            neither resumed nor replaced; or there is nothing to resume.
     """
 
     def __init__(self, path: Path, data_path: Path, *, resume: bool, overwrite: bool) -> None:
@@ -30,14 +40,16 @@ class RunFolder:
         self.path = path
         self.best = path / "best.safetensors"
         self.last = path / "last.pt"
+        self.previous = path / "last.previous.pt"
         self.events: SummaryWriter | None = None  # opened when there is something to write
         make_output_folder(path)
-        if resume and not self.last.is_file():
+        if resume and not (self.last.is_file() or self.previous.is_file()):
             raise UserError(f"{self.last}: nothing to resume; leave out --resume to start")
-        if not resume and not overwrite and (self.best.exists() or self.last.exists()):
+        if not resume and not overwrite and any(path.iterdir()):
+            held = "holds an earlier run" if self.last.exists() else "is not empty"
             raise UserError(
-                f"{path}: holds an earlier run; go on with --resume, replace it with --overwrite,"
-                " or choose another --output"
+                f"{path}: {held}; go on with --resume, replace it with --overwrite, or choose"
+                " another --output"
             )
 
     def begin(
@@ -48,7 +60,8 @@ class RunFolder:
         Writes config.json and class_indices.json, the latter to the folder `also_in` as well, if
         that is not part of the data.
         """
-        (self.path / "summary.json").unlink(missing_ok=True)
+        for old in (self.path / "summary.json", self.previous):
+            old.unlink(missing_ok=True)
         for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()
         write_json(self.path / "config.json", settings)
@@ -78,21 +91,72 @@ class RunFolder:
             self.events.close()
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """last.pt, plain types and tensors only."""
-        packed = BytesIO()
-        torch.save(state, packed)
-        write_bytes(self.last, packed.getvalue())
+        """last.pt, plain types and tensors only, with a checksum; the one before it is kept too."""
+        with replacing(self.last, keep=self.previous) as file:
+            torch.save({**state, "checksum": checksum(state)}, file)
 
-    def load_state(self) -> dict[str, Any]:
-        """The contents of last.pt, read without running code."""
-        try:
-            state = torch.load(self.last, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged archive raises anything
-            cause = str(error).splitlines()[0]
+    def load_state(self, say: Callable[[str], None]) -> dict[str, Any]:
+        """The contents of last.pt, or of the state before it where that is damaged.
+
+        Raises:
+            UserError: neither can be read.
+        """
+        causes = []
+        for path in (self.last, self.previous):
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                if state.pop("checksum") != checksum(state):
+                    raise ValueError("its contents have changed since it was written")
+            except Exception as error:  # a damaged archive raises anything
+                causes.append(f"{path.name}: {one_line(error)[:200]}")
+                continue
+            if causes:
+                say(f"warning {self.last}: damaged; going on from {path.name}, written before it")
+            return state
+        raise UserError(
+            f"{self.last}: cannot be read ({'; '.join(causes)}); start anew with --overwrite"
+        )
+
+    def check_space(self, parameters: int, averaged: bool) -> None:
+        """Looks whether the disk can hold what a run writes.
+
+        Raises:
+            UserError: it cannot.
+        """
+        state = parameters * 4 * (4 if averaged else 3)  # weights, moments, average: float32
+        needed = 3 * state + 2 * parameters * 4 + SMALL_FILES  # two states and one being written
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
             raise UserError(
-                f"{self.last}: cannot be read ({cause}); start anew with --overwrite"
-            ) from None
-        return state
+                f"{self.path}: {free / 1e6:,.0f} MB are free and this run may need"
+                f" {needed / 1e6:,.0f} MB; make room, or choose another --output"
+            )
+
+
+def checksum(state: Any) -> str:
+    """SHA-256 of plain values and tensors, nested in dictionaries, lists and tuples."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, dict):
+            digest.update(f"dict {len(value)}".encode())
+            for key, item in value.items():
+                digest.update(repr(key).encode())
+                add(item)
+        elif isinstance(value, list | tuple):
+            digest.update(f"list {len(value)}".encode())
+            for item in value:
+                add(item)
+        elif isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            digest.update(
+                value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
+        else:
+            digest.update(repr(value).encode())
+
+    add(state)
+    return digest.hexdigest()
 
 
 def draw_curves(history: Sequence[dict[str, Any]]) -> bytes:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from kansformer.checkpoint import METADATA_KEY, load_model, save_model
 from kansformer.data import Preprocessing
-from kansformer.errors import UserError
+from kansformer.errors import JobFailed, UserError
 from models.vit_model import VisionTransformer, create_model
 
 NAMES = ("ant", "bee", "cat")
@@ -69,7 +69,7 @@ def test_failed_write_leaves_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(JobFailed, match="No space"):
         save_model(path, model, Preprocessing(8, 1), NAMES)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]

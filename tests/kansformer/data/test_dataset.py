@@ -8,18 +8,25 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from kansformer.data import PictureDataset, Preprocessing, load_data, make_loader
+from kansformer.data import (
+    PictureDataset,
+    Preprocessing,
+    TrainingSampler,
+    load_data,
+    training_loader,
+)
 from kansformer.data.augment import POLICIES, make_augmentation
 
 PREPROCESSING = Preprocessing(16)
 
 
-def batches(folder: Path, workers: int, epoch: int, seed: int = 0, shuffle: bool = True) -> list:
+def batches(folder: Path, workers: int, epoch: int, seed: int = 0) -> list:
     dataset = PictureDataset(
         load_data(str(folder)).train, make_augmentation("photos", PREPROCESSING), seed
     )
-    loader = make_loader(dataset, 8, shuffle=shuffle, workers=workers)
-    loader.sampler.epoch = epoch
+    sampler = TrainingSampler(dataset.pictures.labels, 6, seed=seed)
+    loader = training_loader(dataset, sampler, workers=workers)
+    sampler.epoch = epoch
     return list(loader)
 
 

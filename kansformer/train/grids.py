@@ -1,0 +1,96 @@
+"""A KAN's own schedule: grids calibrated before training, moved and refined between epochs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kansformer.errors import UserError
+from kansformer.train.config import TrainConfig
+from models.kan_grid import (
+    SplineLayer,
+    calibrate_grid,
+    change_grid,
+    fit_grids,
+    refine_grid,
+    set_grid_size,
+    update_grid,
+)
+from models.vit_model import VisionTransformer
+
+COVERAGE = 0.999  # share of the first pictures' activations that a calibrated grid spans
+
+
+def spline_layers(model: nn.Module) -> list[Any]:
+    """The model's layers with splines, from first to last."""
+    return [module for module in model.modules() if isinstance(module, SplineLayer)]
+
+
+def calibrate(model: VisionTransformer, images: Tensor) -> None:
+    """Spans every grid over what reaches its layer.
+
+    Args:
+        images: (B, C, S, S), on the model's device.
+
+    Raises:
+        UserError: a layer's inputs are all the same.
+    """
+    _fit(model, images, lambda layer, x: calibrate_grid(layer, x, COVERAGE))
+
+
+def grid_changes(config: TrainConfig, epoch: int) -> tuple[bool, int | None]:
+    """What is due before an epoch, counted from 0: whether grids move, and their new size."""
+    every, until = config.update_grid_every, config.update_grid_until
+    moves = bool(every) and 0 < epoch <= until and epoch % every == 0
+    return moves, dict(config.refine_grid or ()).get(epoch)
+
+
+def change_grids(
+    config: TrainConfig,
+    epoch: int,
+    model: VisionTransformer,
+    averaged: VisionTransformer | None,
+    optimiser: Optimizer,
+    images: Tensor,
+) -> str:
+    """Makes the changes that are due before an epoch; says which, or nothing.
+
+    Functions stay as they were as far as the new knots allow; the optimiser forgets its moments of
+    splines that have changed. A moving average of the model is put on the same knots.
+
+    Args:
+        images: (B, C, S, S), on the model's device.
+    """
+    moves, size = grid_changes(config, epoch)
+    if not spline_layers(model) or not (moves or size):
+        return ""
+    done = []
+    if moves:
+        _fit(model, images, lambda layer, x: update_grid(layer, x, optimizer=optimiser))
+        done.append("moved to where the activations are")
+    if size:
+        for layer in spline_layers(model):
+            refine_grid(layer, size, optimizer=optimiser)
+        model.config = replace(model.config, grid_size=size)
+        done.append(f"refined to {size} intervals")
+    if averaged is not None:
+        for layer, own in zip(spline_layers(averaged), spline_layers(model), strict=True):
+            change_grid(layer, own.grid)
+        averaged.config = model.config
+    return " and ".join(done)
+
+
+def resize_grids(model: VisionTransformer, size: int) -> None:
+    """Makes room for a state whose grids have another number of intervals."""
+    if size != model.config.grid_size:
+        set_grid_size(model, size)
+        model.config = replace(model.config, grid_size=size)
+
+
+def _fit(model: VisionTransformer, images: Tensor, fit: Callable[[Any, Tensor], object]) -> None:
+    try:
+        fit_grids(model, images, fit)
+    except ValueError as error:
+        raise UserError(f"a grid cannot be fitted to the pictures: {error}") from None

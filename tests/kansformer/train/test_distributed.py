@@ -1,0 +1,267 @@
+"""Several processes do what one does; one that stops or dies does not take the run with it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kansformer.checkpoint import load_model, save_model
+from kansformer.data import PictureDataset, Preprocessing, TrainingSampler, load_data, make_loader
+from kansformer.evaluate import evaluate
+from kansformer.train import loop, train
+from kansformer.train.config import TrainConfig
+from kansformer.train.distributed import joined_ranks
+from kansformer.train.run_folder import checksum
+from models.vit_model import create_model
+from tests.conftest import ROOT, tiny_settings, write_folder
+from tests.processes import run_ranks, start, start_ranks, status_of
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def do(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    data = load_data(config.data_path).with_validation(config.val_split, config.seed)
+    return train(config, data, say)
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.fixture
+def sgd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain gradient descent. Adam divides by the gradient's size: where a gradient is zero but for
+    rounding, as of the keys' biases, any two orders of a sum end far from each other.
+    """
+
+    def make(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        groups = [{"params": list(model.parameters()), "lr_scale": 1.0}]
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+
+    monkeypatch.setattr("kansformer.train.run.make_optimiser", make)
+
+
+@pytest.mark.usefixtures("sgd")
+@pytest.mark.parametrize("extra", [{}, {"accumulate": 2, "balanced_sampler": True, "ema": 0.9}])
+def test_two_ranks_are_one_with_the_double_batch(
+    tmp_path: Path, colours: Path, extra: dict[str, Any]
+) -> None:
+    settings = {"epochs": 5, "max_steps": 2, "warmup_epochs": 0.0, "lr": 0.02, **extra}
+    size = 4 // extra.get("accumulate", 1)
+    do(tiny_settings(colours, tmp_path / "one", batch_size=2 * size, **settings))
+    double = tiny_settings(colours, tmp_path / "two", batch_size=size, **settings)
+    assert run_ranks(lambda: do(double), log=tmp_path / "log") == [0, 0]
+    one, two = final(tmp_path / "one"), final(tmp_path / "two")
+    assert furthest(one, two) < 1e-6  # after 10 steps
+    assert (
+        furthest(one, create_model("kansformer_micro_patch8_16", num_classes=3).state_dict()) > 0.01
+    )
+    rows = [json.loads((tmp_path / n / "metrics.jsonl").read_text().splitlines()[-1])
+            for n in ("one", "two")]  # fmt: skip
+    for key in ("train_loss", "val_loss", "val_acc1"):
+        assert rows[0][key] == pytest.approx(rows[1][key], abs=1e-5)
+    assert not (tmp_path / "log.1").read_text(), "only the first rank speaks"
+
+
+@pytest.mark.usefixtures("sgd")
+@pytest.mark.parametrize("ffn", ["kan", "group-kan"])
+def test_a_sharded_model_trains_like_whole_ones(tmp_path: Path, colours: Path, ffn: str) -> None:
+    settings = {"epochs": 3, "batch_size": 4, "ffn": ffn, "ema": 0.8, "lr": 0.02}
+    for name, shard in (("whole", False), ("shards", True)):
+        config = tiny_settings(colours, tmp_path / name, shard=shard, **settings)
+        assert run_ranks(lambda c=config: do(c), log=tmp_path / "log") == [0, 0], (
+            tmp_path / "log.0"
+        ).read_text()
+    assert furthest(final(tmp_path / "whole"), final(tmp_path / "shards")) < 1e-5
+    best = [load_model(tmp_path / name / "best.safetensors") for name in ("whole", "shards")]
+    assert furthest(*(dict(model.state_dict()) for model in best)) < 1e-5
+    states = [
+        torch.load(tmp_path / name / "last.pt", weights_only=True)["progress"]["history"][-1]
+        for name in ("whole", "shards")
+    ]
+    assert states[0]["val_loss"] == pytest.approx(states[1]["val_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_signal_to_one_of_two_ranks(tmp_path: Path, colours: Path, shard: bool) -> None:
+    settings = {"epochs": 3, "batch_size": 4, "drop_path_rate": 0.2, "mixup": 0.3, "shard": shard}
+    whole = tiny_settings(colours, tmp_path / "whole", **settings)
+    assert run_ranks(lambda: do(whole), log=tmp_path / "log") == [0, 0]
+
+    def stopped() -> None:
+        take_step, left = loop.take_step, iter(range(4))
+
+        def patched(*arguments: Any) -> Any:
+            if next(left, None) is None and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return take_step(*arguments)
+
+        loop.take_step = patched
+        do(tiny_settings(colours, tmp_path / "parts", **settings))
+
+    assert run_ranks(stopped, log=tmp_path / "log") == [143, 143]
+    assert "stopped at epoch 2, step 2" in (tmp_path / "log.0").read_text()
+    again = tiny_settings(colours, tmp_path / "parts", **settings, resume=True)
+    assert run_ranks(lambda: do(again), log=tmp_path / "log") == [0, 0]
+    states = [
+        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")
+    ]
+    for key in ("model", "optimiser"):
+        assert checksum(states[0][key]) == checksum(states[1][key])
+
+
+def test_a_signal_to_one_rank_in_evaluation(tmp_path: Path, colours: Path) -> None:
+    def stopped() -> None:
+        evaluate_, rank = loop.evaluate, os.environ["RANK"]
+
+        def patched(*arguments: Any) -> Any:
+            if rank == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return evaluate_(*arguments)
+
+        loop.evaluate = patched
+        do(tiny_settings(colours, tmp_path / "out", batch_size=4))
+
+    assert run_ranks(stopped, log=tmp_path / "log") == [143, 143]
+    assert "stopped at epoch 1, step 3" in (tmp_path / "log.0").read_text()
+    assert (tmp_path / "out" / "last.pt").is_file()
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(7, 2), (7, 100), (1, 1)])
+def test_evaluation_on_two_ranks_is_that_on_one(
+    tmp_path: Path, colours: Path, count: int, batch_size: int
+) -> None:
+    model = create_model("kansformer_micro_patch8_16", num_classes=3)
+    pictures = load_data(str(colours)).train.take(torch.arange(0, 4 * count, 4).numpy())
+    dataset = PictureDataset(pictures, Preprocessing(16))
+    device = torch.device("cpu")
+    expected = evaluate(model, make_loader(dataset, batch_size), device)
+
+    def work() -> None:
+        with joined_ranks("cpu") as ranks:
+            loader = make_loader(dataset, batch_size, rank=ranks.rank, world=ranks.world)
+            found = evaluate(model, loader, device, ranks.gather)
+        (tmp_path / f"{ranks.rank}.json").write_text(json.dumps(found))
+
+    assert run_ranks(work) == [0, 0]
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["count"] == expected["count"] == count
+        assert found["acc1"] == expected["acc1"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_every_rank_has_its_part_of_each_step() -> None:
+    labels = torch.arange(50).numpy() % 3
+    whole = TrainingSampler(labels, 12, seed=3)
+    parts = [
+        TrainingSampler(labels, 3, accumulate=2, rank=rank, world=2, seed=3) for rank in range(2)
+    ]
+    assert [s.steps for s in (whole, *parts)] == [4, 4, 4]
+    for step in range(4):
+        mine = [place for part in parts for batch in part.batches(step) for _, place in batch]
+        assert sorted(mine) == sorted(place for _, place in whole.batches(step)[0])
+    for sampler in (whole, *parts):
+        everything = list(sampler)
+        sampler.first_step = 2
+        assert len(everything) // 2 == len(sampler) == len(list(sampler))
+        assert list(sampler) == everything[len(everything) // 2 :]
+
+
+def test_a_killed_rank_is_started_again_and_the_job_finishes(tmp_path: Path) -> None:
+    """torchrun --max-restarts 1 train.py, without --resume."""
+    colours = write_folder(tmp_path / "colours")
+    hook = tmp_path / "dies.py"
+    hook.write_text(
+        "import os, runpy, signal, sys\n"
+        "from kansformer.train import loop\n"
+        "take_step, left = loop.take_step, iter(range(4))\n"
+        "def patched(*arguments):\n"
+        "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
+        "    if next(left, None) is None and first and os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return take_step(*arguments)\n"
+        "loop.take_step = patched\n"
+        f"sys.argv[0] = {str(ROOT / 'train.py')!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    flags = (
+        f"--data-path {colours} --output {tmp_path / 'out'} --model kansformer_micro_patch8_16"
+        " --augment small --epochs 3 --batch-size 4 --workers 0 --device cpu"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "--max-restarts", "1", str(hook), *flags.split()],
+        capture_output=True, text=True, timeout=240, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed after epoch 1" in done.stdout
+    rows = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1, 2, 3]
+    whole = tiny_settings(colours, tmp_path / "whole", batch_size=4, lr=1e-3, warmup_epochs=2.0)
+    assert run_ranks(lambda: do(whole)) == [0, 0]
+    assert checksum(final(tmp_path / "out")) == checksum(final(tmp_path / "whole"))
+
+
+def test_a_rank_that_dies_ends_the_others(tmp_path: Path, colours: Path) -> None:
+    def work() -> None:
+        take_step, left = loop.take_step, iter(range(1))
+
+        def patched(*arguments: Any) -> Any:
+            if next(left, None) is None and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return take_step(*arguments)
+
+        loop.take_step = patched
+        do(tiny_settings(colours, tmp_path / "out", batch_size=4))
+
+    began = time.monotonic()
+    first, second = start_ranks(work, log=tmp_path / "log")
+    assert status_of(second) == -signal.SIGKILL
+    assert status_of(first, seconds=60) == 1  # not after the minutes of a timeout
+    assert time.monotonic() - began < 60
+    text = (tmp_path / "log.0").read_text()
+    assert "failed: another process of this training has ended" in text
+    assert "Traceback" not in text
+
+
+def test_too_few_pictures_for_the_ranks(tmp_path: Path, colours: Path) -> None:
+    config = tiny_settings(colours, tmp_path / "out", batch_size=20)
+    assert run_ranks(lambda: do(config), log=tmp_path / "log") == [2, 2]
+    assert "too few for a step of 40 on 2 processes" in (tmp_path / "log.0").read_text()
+
+
+def test_a_whole_file_comes_of_a_sharded_model(tmp_path: Path) -> None:
+    model = create_model("vit_micro_patch4_8", num_classes=2)
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    save_model(tmp_path / "a.safetensors", model, Preprocessing(8), ["a", "b"], state=state)
+    loaded = load_model(tmp_path / "a.safetensors").state_dict()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_one_process_needs_no_group() -> None:
+    def work() -> None:
+        with joined_ranks("cpu") as ranks:
+            assert (ranks.rank, ranks.world, ranks.is_first) == (0, 1, True)
+            assert ranks.gather(torch.tensor([1.0, 2.0])) == [[1.0, 2.0]]
+            assert not torch.distributed.is_initialized()
+
+    assert status_of(start(work)) == 0

@@ -1,0 +1,385 @@
+"""A run survives kills, signals, bad numbers and a full disk, and goes on with the same bits."""
+
+import json
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kansformer.checkpoint import load_model
+from kansformer.data import PictureDataset, load_data
+from kansformer.errors import JobFailed, Stopped, UserError
+from kansformer.train import loop, run, train
+from kansformer.train.config import TrainConfig
+from kansformer.train.run_folder import RunFolder, checksum
+from tests.conftest import tiny_settings
+from tests.processes import start, status_of
+
+TRICKS = {"mixup": 0.2, "cutmix": 0.5, "drop_path_rate": 0.2, "drop_rate": 0.1, "ema": 0.9}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def do(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    data = load_data(config.data_path).with_validation(config.val_split, config.seed)
+    return train(config, data, say)
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two states hold the same bits of weights, average and optimiser."""
+    keys = ("model", "average", "optimiser")
+    return checksum({k: a[k] for k in keys}) == checksum({k: b[k] for k in keys})
+
+
+def kill_at_step(number: int) -> None:
+    """SIGKILL for this process, before it takes its so-manieth step."""
+    take_step, left = loop.take_step, iter(range(number))
+
+    def deadly(*arguments: Any) -> Any:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return take_step(*arguments)
+
+    loop.take_step = deadly
+
+
+def kill_in_save(number: int) -> None:
+    """SIGKILL for this process, half way through writing its so-manieth state."""
+    save, left = torch.save, iter(range(number - 1))
+
+    def deadly(contents: Any, file: Any) -> None:
+        save(contents, file)
+        if next(left, None) is None:
+            file.truncate(file.tell() // 2)
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = deadly
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_three_times_and_resumed_is_never_killed(
+    tmp_path: Path, colours: Path, workers: int
+) -> None:
+    settings = {"epochs": 4, "workers": workers, "save_minutes": 0.0, **TRICKS}
+    whole = tiny_settings(colours, tmp_path / "whole", **settings)
+    assert status_of(start(lambda: do(whole))) == 0
+    place = random.Random(workers).randint(1, 2)  # in an epoch of 3 steps
+    for resume, die, number in (
+        (False, kill_at_step, 3 + place),  # in the middle of the second epoch
+        (True, kill_in_save, 2),
+        (True, kill_at_step, 1),
+    ):
+        config = tiny_settings(colours, tmp_path / "parts", **settings, resume=resume)
+
+        def work(config: TrainConfig = config, die: Any = die, number: int = number) -> None:
+            die(number)
+            do(config)
+
+        assert status_of(start(work)) == -signal.SIGKILL
+    saved = state(tmp_path / "parts")["progress"]
+    assert saved["epoch"] in (1, 2)
+    last = tiny_settings(colours, tmp_path / "parts", **settings, resume=True)
+    log = tmp_path / "log"
+    assert status_of(start(lambda: do(last), log)) == 0
+    assert f"resumed after epoch {saved['epoch']}" in log.read_text()
+    assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
+    for name in ("parts", "whole"):
+        assert not list((tmp_path / name).glob(".*")), "temporary files are left"
+    rows = [
+        [{k: row[k] for k in ("epoch", "train_loss", "val_loss", "val_acc1", "lr")}
+         for row in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())]
+        for name in ("parts", "whole")
+    ]  # fmt: skip
+    assert rows[0] == rows[1]
+    best = [load_model(tmp_path / name / "best.safetensors") for name in ("parts", "whole")]
+    assert checksum(dict(best[0].state_dict())) == checksum(dict(best[1].state_dict()))
+
+
+def test_killed_thirty_times_while_saving_there_is_always_a_good_state(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "out", tmp_path / "data", resume=False, overwrite=False)
+
+    def save_for_ever() -> None:
+        number = folder.load_state(print)["number"] if folder.last.exists() else 0
+        while True:
+            number += 1
+            folder.save_state({"number": number, "weights": torch.full((200_000,), number * 1.0)})
+
+    before, chance = 0, random.Random(0)
+    for _ in range(30):
+        child = start(save_for_ever)
+        while not folder.last.exists():
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        status_of(child)
+        complaints: list[str] = []
+        loaded = folder.load_state(complaints.append)
+        assert not complaints
+        assert torch.equal(loaded["weights"], torch.full((200_000,), loaded["number"] * 1.0))
+        assert loaded["number"] >= before
+        before = loaded["number"]
+    assert before > 30
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(tmp_path: Path, colours: Path) -> None:
+    do(tiny_settings(colours, tmp_path / "whole", epochs=3))
+    do(tiny_settings(colours, tmp_path / "out", epochs=3))
+    last = tmp_path / "out" / "last.pt"
+    good = last.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    for damaged in (b"", good[: len(good) // 2], bytes(flipped)):
+        last.write_bytes(damaged)
+        lines: list[str] = []
+        do(tiny_settings(colours, tmp_path / "out", epochs=3, resume=True), lines.append)
+        assert any("damaged" in line and "last.previous.pt" in line for line in lines)
+        assert "resumed after epoch 2" in lines
+        assert same(state(tmp_path / "out"), state(tmp_path / "whole"))
+        (tmp_path / "out" / "last.previous.pt").write_bytes(b"")
+        last.unlink()
+        with pytest.raises(UserError, match=r"cannot be read .*start anew with --overwrite"):
+            do(tiny_settings(colours, tmp_path / "out", epochs=3, resume=True))
+        (tmp_path / "out" / "last.previous.pt").unlink()
+        do(tiny_settings(colours, tmp_path / "out", epochs=3, overwrite=True))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("where", ["take_step", "evaluate"])
+def test_a_signal_saves_and_leaves(
+    tmp_path: Path, colours: Path, where: str, number: int, status: int
+) -> None:
+    settings = {"epochs": 3, **TRICKS}
+    do(tiny_settings(colours, tmp_path / "whole", **settings))
+
+    def signalled() -> None:
+        original, left = getattr(loop, where), iter(range(1))
+
+        def patched(*arguments: Any) -> Any:
+            if next(left, None) is None:
+                os.kill(os.getpid(), number)
+            return original(*arguments)
+
+        setattr(loop, where, patched)
+        do(tiny_settings(colours, tmp_path / "parts", **settings))
+
+    log = tmp_path / "log"
+    assert status_of(start(signalled, log)) == status
+    stopped = {"take_step": "epoch 1, step 2", "evaluate": "epoch 2, step 3"}[where]
+    assert f"stopped at {stopped}; the state is saved" in log.read_text()
+    do(tiny_settings(colours, tmp_path / "parts", **settings, resume=True))
+    assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
+
+
+def test_the_second_interrupt_leaves_at_once(tmp_path: Path, colours: Path) -> None:
+    def interrupted() -> None:
+        def patched(*arguments: Any) -> Any:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("still here")
+
+        loop.take_step = patched
+        do(tiny_settings(colours, tmp_path / "out"))
+
+    assert status_of(start(interrupted)) == 130
+    assert not (tmp_path / "out" / "last.pt").exists()
+
+
+def test_handlers_are_put_back(tmp_path: Path, colours: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    do(tiny_settings(colours, tmp_path / "out", epochs=1, max_steps=1))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_picture_that_is_not_finite_is_named_and_its_step_skipped(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = PictureDataset.__getitem__
+
+    def planted(self: PictureDataset, key: tuple[int, int]) -> Any:
+        tensor, label = get(self, key)
+        bad = self.pictures.name(key[1]).endswith("red 4.png")
+        return (tensor * float("nan") if bad else tensor), label
+
+    monkeypatch.setattr(PictureDataset, "__getitem__", planted)
+    lines: list[str] = []
+    # validation takes others; see that the planted picture is in training
+    data = load_data(str(colours)).with_validation(0.2, 0)
+    assert any(name.endswith("red 4.png") for name in data.train.items)
+    config = tiny_settings(colours, tmp_path / "out", epochs=3)
+    summary = train(config, data, lines.append)
+    skipped = [line for line in lines if line.startswith("skipped step")]
+    assert len(skipped) == 3
+    for line in skipped:
+        assert "loss nan" in line
+        assert "red 4.png" in line
+        assert "blue" not in line
+        assert "rate " in line
+    assert summary["epochs"] == 3
+    assert all(t.isfinite().all() for t in state(tmp_path / "out")["model"].values())
+
+
+def test_a_rate_too_high_is_lowered_and_given_up(tmp_path: Path, colours: Path) -> None:
+    out = tmp_path / "out"
+    lines: list[str] = []
+    config = tiny_settings(colours, out, epochs=3, lr=1e6, clip_grad=0.0)
+    with pytest.raises(JobFailed, match="lower --lr"):
+        do(config, lines.append)
+    restores = [line for line in lines if "back to" in line]
+    assert [line.split("on with ")[1].split()[0] for line in restores] == ["0.1", "0.01", "0.001"]
+    assert any(line.startswith("skipped step") and "rate" in line for line in lines)
+
+
+def test_after_bad_steps_the_last_good_state_goes_on(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = tmp_path / "good"
+    do(tiny_settings(colours, good, epochs=3))
+    monkeypatch.setattr(loop, "BAD_STEPS", 2)
+    take_step, left = loop.take_step, iter(range(4))
+
+    def bad(*arguments: Any) -> Any:
+        total, norm, count = take_step(*arguments)
+        return (total if next(left, None) is None else total * float("inf")), norm, count
+
+    usual = state(good)["progress"]
+    monkeypatch.setattr(loop, "take_step", bad)
+    lines: list[str] = []
+    data = load_data(str(colours)).with_validation(0.2, 0)
+    config = tiny_settings(colours, good, epochs=3, overwrite=True)
+    train(config, data, lines.append)
+    assert sum("back to epoch 1, step 0" in line for line in lines) == 2
+    progress = state(good)["progress"]
+    assert (progress["restores"], progress["epoch"]) == (2, 3)
+    assert progress["rate"] == pytest.approx(0.01)
+    rates = [row["lr"] for row in progress["history"]]
+    assert rates == pytest.approx([0.01 * row["lr"] for row in usual["history"]])
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_state(tmp_path: Path, colours: Path) -> None:
+    do(tiny_settings(colours, tmp_path / "whole"))
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        stop_after(4, lambda: do(tiny_settings(colours, out)))
+    before = [(out / name).read_bytes() for name in ("last.pt", "best.safetensors")]
+    resumed = tiny_settings(colours, out, resume=True)
+
+    for limit, full in (
+        (len(before[1]) // 2, "best.safetensors"),
+        (len(before[0]) // 2, "last.pt"),
+    ):
+
+        def write_until_full(limit: int = limit) -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            do(resumed)
+
+        log = tmp_path / "log"
+        assert status_of(start(write_until_full, log)) == 1
+        last = log.read_text().splitlines()[-1]
+        assert last.startswith(f"failed: {out / full}: cannot be written (File too large)")
+        assert "Traceback" not in log.read_text()
+        assert (out / "last.pt").read_bytes() == before[0]
+        assert not list(out.glob(".*"))
+    do(resumed)
+    assert same(state(out), state(tmp_path / "whole"))
+
+
+def test_too_little_space_is_said_at_the_start(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1_000_000})
+    monkeypatch.setattr("kansformer.train.run_folder.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="1 MB are free and this run may need"):
+        do(tiny_settings(colours, tmp_path / "out"))
+
+
+def test_a_folder_with_other_things_is_not_written_into(tmp_path: Path, colours: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"is not empty.*--overwrite"):
+        do(tiny_settings(colours, out))
+    do(tiny_settings(colours, out, epochs=1, max_steps=1, overwrite=True))
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_a_picture_broken_in_mid_run_is_named_and_left_out(tmp_path: Path, colours: Path) -> None:
+    data = load_data(str(colours)).with_validation(0.2, 0)
+    Path(data.train.items[0]).write_bytes(b"no picture any more")
+    assert data.val is not None
+    Path(data.val.items[0]).write_bytes(b"nor this")
+    log = tmp_path / "log"
+    child = start(lambda: train(tiny_settings(colours, tmp_path / "out", epochs=2), data), log)
+    assert status_of(child) == 0
+    text = log.read_text()
+    for pictures in (data.train, data.val):
+        assert f"left out: {pictures.items[0]}: not a picture" in text
+    assert "skipped step" not in text
+
+
+def test_settings_that_did_not_exist_had_their_defaults(tmp_path: Path, colours: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        stop_after(1, lambda: do(tiny_settings(colours, out)))
+    old = state(out)
+    old.pop("checksum")
+    del old["settings"]["ema"]
+    RunFolder(out, colours, resume=True, overwrite=False).save_state(old)
+    with pytest.raises(UserError, match=r"--ema is 0\.5 now and was 0\.0"):
+        do(tiny_settings(colours, out, resume=True, ema=0.5))
+    with pytest.raises(UserError, match="a step takes 16 pictures now and took 8"):
+        do(tiny_settings(colours, out, resume=True, batch_size=16))
+    do(tiny_settings(colours, out, resume=True, batch_size=4, accumulate=2))
+
+
+def stop_after(steps: int, work: Callable[[], object]) -> None:
+    """Runs a training that is told to stop in its so-manieth step."""
+    take_step, left = loop.take_step, iter(range(steps - 1))
+
+    def patched(*arguments: Any) -> Any:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "take_step", patched)
+        work()
+
+
+def test_generators_do_not_matter(tmp_path: Path, colours: Path) -> None:
+    """All randomness of a step is its own: states of generators need not be kept."""
+    settings = {"epochs": 2, **TRICKS}
+    do(tiny_settings(colours, tmp_path / "whole", **settings))
+    with pytest.raises(Stopped):
+        stop_after(4, lambda: do(tiny_settings(colours, tmp_path / "parts", **settings)))
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    do(tiny_settings(colours, tmp_path / "parts", **settings, resume=True))
+    assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
+
+
+def test_pictures_are_not_written(tmp_path: Path, colours: Path) -> None:
+    with Image.open(colours / "red" / "red 0.png") as image:
+        before = image.tobytes()
+    do(tiny_settings(colours, tmp_path / "out", epochs=1, max_steps=1))
+    with Image.open(colours / "red" / "red 0.png") as image:
+        assert image.tobytes() == before
+    assert run.how_many_workers(tiny_settings(colours, "x"), load_data(str(colours)).train) == 0
