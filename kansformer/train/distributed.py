@@ -68,7 +68,13 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
         yield Ranks(0, 1, choose_device(device))
         return
     here = choose_device(device, int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(dist.get_default_backend_for_device(here), timeout=TIMEOUT)
+    store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+        # torchrun keeps its store when it starts ranks again, with addresses of dead ones in it.
+        # Only on one machine do all ranks count restarts alike.
+        store = dist.PrefixStore(f"attempt {restarts()}", store)
+    backend = dist.get_default_backend_for_device(here)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=world)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), here)
     except RuntimeError as error:
@@ -82,9 +88,9 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def was_restarted() -> bool:
-    """Whether torchrun has started the ranks again after a failure (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def restarts() -> int:
+    """How often torchrun has started the ranks again after a failure (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def may_be_restarted() -> bool:

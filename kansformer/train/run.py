@@ -33,8 +33,8 @@ from kansformer.train.distributed import (
     load_whole_optimiser_state,
     load_whole_state,
     may_be_restarted,
+    restarts,
     shard,
-    was_restarted,
     whole_optimiser_state,
     whole_state,
 )
@@ -118,7 +118,7 @@ def prepare(
     resume, overwrite = config.resume, config.overwrite
     what = config.model if config.weights is None else "finetuned"
     output = Path(config.output or Path("weights") / f"{data.name}-{what}")
-    if was_restarted():
+    if restarts():
         resume, overwrite = resume or (output / "last.pt").is_file(), True
     folder = RunFolder(output, Path(config.data_path), resume=resume, overwrite=overwrite)
     ranks.wait()  # until all have looked, before one writes
