@@ -2,8 +2,9 @@
 
 import copy
 import math
-from collections.abc import Iterable
-from itertools import cycle, islice
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def best_rate(
     scales = [group["lr_scale"] for group in optimiser.param_groups]
     mean, best, best_loss = 0.0, LOWEST, math.inf
     model.train()
-    trials = tqdm(islice(cycle(batches), TRIALS), "trying rates", TRIALS, leave=False)
+    trials = tqdm(islice(_again_and_again(batches), TRIALS), "trying rates", TRIALS, leave=False)
     for trial, (images, labels) in enumerate(trials):
         rate = LOWEST * (HIGHEST / LOWEST) ** (trial / (TRIALS - 1))
         for group, scale in zip(optimiser.param_groups, scales, strict=True):
@@ -69,3 +70,9 @@ def best_rate(
         if smooth < best_loss:
             best, best_loss = rate, smooth
     return best
+
+
+def _again_and_again(batches: Iterable[Any]) -> Iterator[Any]:
+    """Without keeping them, as `itertools.cycle` would."""
+    while True:
+        yield from batches

@@ -1,9 +1,10 @@
 """A KAN's own schedule: grids calibrated before training, moved and refined between epochs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,12 +21,23 @@ from models.kan_grid import (
 )
 from models.vit_model import VisionTransformer
 
-COVERAGE = 0.999  # share of the first pictures' activations that a calibrated grid spans
+PICTURES = 256  # to which grids are fitted
+COVERAGE = 0.999  # share of these pictures' activations that a calibrated grid spans
 
 
 def spline_layers(model: nn.Module) -> list[Any]:
     """The model's layers with splines, from first to last."""
     return [module for module in model.modules() if isinstance(module, SplineLayer)]
+
+
+def first_pictures(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Tensor:
+    """Up to PICTURES pictures (B, C, S, S) for a fit of grids."""
+    found: list[Tensor] = []
+    for images, _ in batches:
+        found.append(images.to(device))
+        if sum(map(len, found)) >= PICTURES:
+            break
+    return torch.cat(found)[:PICTURES]
 
 
 def calibrate(model: VisionTransformer, images: Tensor) -> None:

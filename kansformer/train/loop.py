@@ -40,7 +40,7 @@ from kansformer.train.distributed import (
     whole_state,
 )
 from kansformer.train.facts import versions
-from kansformer.train.grids import change_grids, grid_changes
+from kansformer.train.grids import change_grids, first_pictures, grid_changes
 from kansformer.train.loss import spline_penalty
 from kansformer.train.optimiser import clip_gradients, learning_rate
 from kansformer.train.run import (
@@ -93,6 +93,7 @@ def train(
             while not run.is_done:
                 if train_epoch(run, signals):
                     close_epoch(run, signals)
+            say_why_it_ends(run)
             summary = finish(run, signals)
         run.say(f"done in {time.monotonic() - started:.0f} s; everything is in {run.folder.path}")
         best = shlex.quote(str(run.folder.best))
@@ -153,12 +154,20 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
         if wish > BUDGET_SPENT:
             save_and_stop(run, wish)
         if wish == BUDGET_SPENT:
-            run.say(f"the time budget is spent after step {step + 1} of epoch {progress.epoch + 1}")
             break
         if rows[0][4]:
             save(run)
             saved = time.monotonic()
     return True
+
+
+def say_why_it_ends(run: Run) -> None:
+    """Whether it was patience or time that came to an end before the epochs did."""
+    if run.progress.epoch < run.config.epochs:
+        spent = run.is_out_of_time
+        run.say(
+            "the time budget is spent" if spent else f"no better for {run.config.patience} epochs"
+        )
 
 
 def begin_epoch(run: Run) -> None:
@@ -173,7 +182,7 @@ def begin_epoch(run: Run) -> None:
             changed = True
     if run.progress.step == 0 and any(grid_changes(config, epoch)):
         run.sampler.epoch, run.sampler.first_step = epoch, 0
-        images = next(iter(run.train_loader))[0].to(run.ranks.device)
+        images = first_pictures(run.train_loader, run.ranks.device)
         averaged = None if run.average is None else run.average.module
         done = change_grids(config, epoch, run.model, averaged, run.optimiser, images)
         if done:

@@ -40,7 +40,7 @@ from kansformer.train.distributed import (
 )
 from kansformer.train.facts import describe
 from kansformer.train.find_lr import find_rate
-from kansformer.train.grids import calibrate, resize_grids
+from kansformer.train.grids import calibrate, first_pictures, resize_grids
 from kansformer.train.loss import Criterion, Mix, make_criterion, make_mix
 from kansformer.train.memory import pieces_that_fit
 from kansformer.train.optimiser import make_optimiser, make_schedule
@@ -159,7 +159,7 @@ def prepare(
             say(f"fitted  {fitted['text']}")
         report = {**loaded.to_dict(), "fitted": fitted}
     if config.calibrate_grid and not resume:
-        calibrate(model, next(iter(train_loader))[0].to(ranks.device))
+        calibrate(model, first_pictures(train_loader, ranks.device))
     criterion = make_criterion(config, data, preprocessing, ranks.device)
     if config.find_lr and not resume:
         config = replace(config, lr=find_rate(model, config, criterion, train_loader, ranks))
