@@ -4,7 +4,6 @@ Labels always go by class name: every split is indexed by the one list of names 
 split gives. Nothing under the data path is written.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,16 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kansformer.data.images import is_image_name, open_image, walk_pictures
+from kansformer.data.images import open_image
+from kansformer.data.listing import Listing, Split, list_folder, refuse
 from kansformer.data.originals import DIGITS, Originals, find_originals
 from kansformer.data.split import stratified_split
 from kansformer.errors import UserError
 
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 # what a user without a network puts into the folder
 DOWNLOADS = {
     "mnist": "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz"
@@ -121,10 +116,22 @@ def load_data(data_path: str, download: bool = False, download_dir: str = "data"
     Raises:
         UserError: there is no such data, or it cannot be trained on.
     """
+    found = find_data(data_path, download, download_dir)
+    if isinstance(found, PictureData):
+        return found
+    refuse(found.problems)
+    parts = {part: pictures_of(split, found.class_names) for part, split in found.splits.items()}
+    return PictureData(found.name, found.class_names, **parts)
+
+
+def find_data(
+    data_path: str, download: bool = False, download_dir: str = "data"
+) -> PictureData | Listing:
+    """The same, but a folder of class folders is only listed, whatever is wrong in it."""
     folder = Path(data_path)
     if folder.is_dir():
         originals = find_originals(folder)
-        return _from_folder(folder) if originals is None else _from_originals(originals)
+        return list_folder(folder) if originals is None else _from_originals(originals)
     if folder.exists():
         raise UserError(f"{data_path}: a file, not a folder; give the folder that holds the data")
     if data_path == "digits":
@@ -139,92 +146,13 @@ def load_data(data_path: str, download: bool = False, download_dir: str = "data"
     )
 
 
-def list_classes(folder: Path) -> tuple[str, ...]:
-    """Names of the class folders, sorted.
-
-    Raises:
-        UserError: there are none, or they look like splits: no pictures of their own, and all with
-            the same folders in them.
-    """
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    if not names:
-        hint = (
-            "it holds pictures but no folders; sort the pictures into one folder per class"
-            if any(is_image_name(name) for name in os.listdir(folder))
-            else "it holds no class folders; put one folder of pictures per class there"
-        )
-        raise UserError(f"{folder}: {hint}")
-    inside = [_folders_alone(folder / name) for name in names]
-    if len(names) > 1 and inside[0] and all(found == inside[0] for found in inside):
-        raise UserError(
-            f"{folder}: {names[0]} and {names[1]} hold the same folders, so they look like splits"
-            " and not like classes; name them train, val and test, or give one of them"
-        )
-    return tuple(names)
-
-
-def _folders_alone(folder: Path) -> set[str]:
-    """Names of a folder's folders, or nothing if it holds pictures too."""
-    with os.scandir(folder) as entries:
-        found = [(entry.name, entry.is_dir()) for entry in entries]
-    if any(is_image_name(name) for name, is_folder in found if not is_folder):
-        return set()
-    return {name for name, is_folder in found if is_folder and not name.startswith(".")}
-
-
-def list_pictures(folder: Path, class_names: Sequence[str]) -> Pictures:
-    """Lists a folder per class, in a fixed order.
-
-    Raises:
-        UserError: a class folder that is not in `class_names`, or one without pictures.
-    """
-    paths: list[str] = []
-    labels: list[int] = []
-    for name in list_classes(folder):
-        if name not in class_names:
-            raise UserError(
-                f"{folder / name}: a class that the training pictures do not have;"
-                " rename the folder, or add the class to the training pictures"
-            )
-        found = walk_pictures(folder / name)
-        if not found:
-            raise UserError(
-                f"{folder / name}: no pictures in this class folder; put some there or remove it"
-            )
-        paths += found
-        labels += [class_names.index(name)] * len(found)
-    return Pictures(paths, np.array(labels, dtype=np.int64), str(folder))
-
-
-def _from_folder(folder: Path) -> PictureData:
-    name = folder.resolve().name
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
-    parts = {
-        part: next((p for p in below if p.name.lower() in names and _folders_alone(p)), None)
-        for part, names in SPLIT_FOLDERS.items()
-    }
-    train, val, test = parts["train"], parts["val"], parts["test"]
-    if train is None:
-        if val is not None:
-            raise UserError(f"{folder}: has {val.name}/ but no train/; add the folder")
-        class_names = _at_least_two(folder)
-        return PictureData(name, class_names, list_pictures(folder, class_names))
-    class_names = _at_least_two(train)
-    return PictureData(
-        name,
-        class_names,
-        list_pictures(train, class_names),
-        None if val is None else list_pictures(val, class_names),
-        None if test is None else list_pictures(test, class_names),
-    )
-
-
-def _at_least_two(folder: Path) -> tuple[str, ...]:
-    names = list_classes(folder)
-    if len(names) < 2:
-        raise UserError(f"{folder}: only one class folder ({names[0]}); a classifier needs two")
-    return names
+def pictures_of(split: Split, class_names: Sequence[str]) -> Pictures:
+    """The pictures of a listed split, labelled by the places of their classes in `class_names`."""
+    place = {name: index for index, name in enumerate(class_names)}
+    paths = [path for found in split.classes.values() for path in found]
+    counts = [len(found) for found in split.classes.values()]
+    labels = np.repeat(np.array([place[name] for name in split.classes], dtype=np.int64), counts)
+    return Pictures(paths, labels, str(split.folder))
 
 
 def _from_originals(originals: Originals) -> PictureData:
