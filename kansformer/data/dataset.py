@@ -16,21 +16,29 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
 
     The transform's randomness is a function of (seed, epoch, place), so the number of workers and
     the order of the pictures do not matter.
+
+    `at_least` lets large JPEGs be decoded smaller (`open_image`). It is for training only: with it,
+    evaluation would not equal prediction. `augment.least_side` gives it for a policy.
     """
 
     def __init__(
-        self, pictures: Pictures, transform: Callable[[Image.Image], Tensor], seed: int = 0
+        self,
+        pictures: Pictures,
+        transform: Callable[[Image.Image], Tensor],
+        seed: int = 0,
+        at_least: int | None = None,
     ) -> None:
         self.pictures = pictures
         self.transform = transform
         self.seed = seed
+        self.at_least = at_least
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
-        image = self.pictures.open(index)
+        image = self.pictures.open(index, self.at_least)
         state = torch.get_rng_state()
         # the CPU's generator alone: torch.manual_seed would reseed the GPUs for every picture
         torch.default_generator.manual_seed(hash((self.seed, epoch, index)))

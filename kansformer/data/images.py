@@ -21,11 +21,12 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class PictureError(UserError):
-    """A picture file that cannot be read; `kind` is one of the keys of `REMEDIES`."""
+    """A picture file that cannot be read, by the kinds of `REMEDIES`, and why."""
 
-    def __init__(self, text: str, kind: str = "damaged") -> None:
+    def __init__(self, text: str, kind: str = "damaged", cause: str = "damaged") -> None:
         super().__init__(text)
         self.kind = kind
+        self.cause = cause
 
 
 REMEDIES = {
@@ -93,10 +94,12 @@ def read_image(
     name = name or str(file)
 
     def wrong(kind: str, cause: str) -> PictureError:
-        return PictureError(f"{name}: {cause}; {REMEDIES[kind]}", kind)
+        return PictureError(f"{name}: {cause}; {REMEDIES[kind]}", kind, cause)
 
     try:
         size = _file_size(file)
+        if size is None:
+            raise wrong("no-file", "no regular file")
         if size > MAX_BYTES:
             raise wrong("too-many-bytes", f"has {size:,} bytes, the limit is {MAX_BYTES:,}")
         with Image.open(file, formats=FORMATS) as image:
@@ -122,6 +125,8 @@ def read_image(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         cause = f"has more pixels than the limit of {MAX_PIXELS:,}"
         raise wrong("too-many-pixels", cause) from None
+    except MemoryError:
+        raise wrong("unreadable", "takes more memory than there is") from None
     except Exception as error:  # decoders raise many kinds on damaged data
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not a decoder's
             raise wrong("unreadable", f"cannot be read ({error.strerror})") from None
@@ -129,8 +134,8 @@ def read_image(
         raise wrong("damaged", f"damaged ({cause})") from None
 
 
-def _file_size(file: str | os.PathLike[str] | io.BytesIO) -> int:
-    """Bytes of a file or stream; refuses what is no file, such as a pipe, which may never end."""
+def _file_size(file: str | os.PathLike[str] | io.BytesIO) -> int | None:
+    """Bytes of a file or stream; None for what is no file, such as a pipe, which may never end."""
     if not isinstance(file, str | os.PathLike):
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -138,22 +143,20 @@ def _file_size(file: str | os.PathLike[str] | io.BytesIO) -> int:
     status = os.stat(file)
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError
-    if not stat.S_ISREG(status.st_mode):
-        raise PictureError(f"{file}: no regular file; {REMEDIES['no-file']}", "no-file")
-    return status.st_size
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _describe(image: Image.Image) -> Stored:
     """What is known of an opened picture before it is decoded."""
     # a 16-bit picture in colour has mode "RGB"; only its decoder's arguments tell
     is_deep = image.mode[0] in "IF" or ";16" in str(getattr(image, "tile", ""))
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     return Stored(
         image.format or "",
         image.mode,
         image.width,
         image.height,
-        orientation if orientation in range(1, 9) else 1,
+        int(orientation) if orientation in range(1, 9) else 1,
         is_deep,
         image.has_transparency_data,
     )

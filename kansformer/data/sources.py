@@ -5,12 +5,14 @@ split gives. Nothing under the data path is written.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from kansformer.data.decoded import decode_files
 from kansformer.data.images import open_image
 from kansformer.data.listing import Listing, Split, list_folder, refuse
 from kansformer.data.originals import DIGITS, Originals, find_originals
@@ -33,24 +35,59 @@ DIGITS_TEST_SEED = 0
 
 @dataclass(frozen=True)
 class Pictures:
-    """One split: files, or an array (N, H, W) or (N, H, W, 3) of uint8, with labels (N,)."""
+    """One split: files, or an array (N, H, W) or (N, H, W, 3) of uint8, with labels (N,).
+
+    Files may be decoded already, see `cached`.
+    """
 
     items: Sequence[str] | np.ndarray
     labels: np.ndarray
     title: str = ""
+    decoded: Sequence[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def in_memory(self) -> bool:
-        """Whether the pictures are an array, so that reading one costs next to nothing."""
-        return isinstance(self.items, np.ndarray)
+        """Whether the pictures are arrays, so that reading one costs next to nothing."""
+        return isinstance(self.items, np.ndarray) or self.decoded is not None
 
-    def open(self, index: int) -> Image.Image:
-        """The decoded picture, mode "L" or "RGB"; a UserError if it cannot be read."""
-        item = self.items[index]
-        return open_image(item) if isinstance(item, str) else Image.fromarray(item)
+    def open(self, index: int, at_least: int | None = None) -> Image.Image:
+        """The decoded picture, mode "L" or "RGB"; a UserError if it cannot be read.
+
+        See `open_image` for `at_least`.
+        """
+        item = self.items[index] if self.decoded is None else self.decoded[index]
+        if isinstance(item, str):
+            return open_image(item, at_least=at_least)
+        return Image.fromarray(item)
+
+    def cached(self, at_most: int | None = None, workers: int | None = None) -> "Pictures":
+        """The same pictures, with files decoded into memory once.
+
+        Nothing changes in what `open` gives, unless pictures are reduced. Processes that are
+        forked, as loaders do on Linux, share the memory; elsewhere each takes a copy.
+
+        Args:
+            at_most: reduce larger pictures, so that the shorter side has so many pixels; for
+                training only, as prediction sees the whole picture.
+            workers: processes that decode; None for one per CPU.
+
+        Raises:
+            UserError: a picture cannot be read, or all take more than half of the free memory.
+        """
+        if self.in_memory:
+            return self
+        decoded = decode_files(list(self.items), at_most, workers)
+        return replace(self, decoded=decoded)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded pictures; 0 if they are read from files each time."""
+        if isinstance(self.items, np.ndarray):
+            return self.items.nbytes
+        return sum({id(pixels): pixels.nbytes for pixels in self.decoded or ()}.values())
 
     def name(self, index: int) -> str:
         """The file's path, or `title[index]` for a picture in memory."""
@@ -61,7 +98,8 @@ class Pictures:
         """The pictures at these places."""
         items = self.items
         chosen = items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
-        return Pictures(chosen, self.labels[indices], self.title)
+        decoded = self.decoded and [self.decoded[i] for i in indices]
+        return Pictures(chosen, self.labels[indices], self.title, decoded)
 
 
 @dataclass(frozen=True)
@@ -82,8 +120,11 @@ class PictureData:
 
     @property
     def picture_size(self) -> int:
-        """Pixels on the shorter side of the first training picture."""
-        return min(self.train.open(0).size)
+        """Pixels on the shorter side of the first training picture that can be read."""
+        for index in range(len(self.train) - 1):
+            with suppress(UserError):
+                return min(self.train.open(index).size)
+        return min(self.train.open(len(self.train) - 1).size)
 
     def with_validation(self, share: float, seed: int) -> "PictureData":
         """The same data with a validation split: its own, or else a seeded share of the training.
