@@ -42,7 +42,7 @@ class Finding:
     text: str
     remedy: str
     files: Sequence[str] = ()
-    causes: Sequence[str] = ()  # one for each file, if they differ
+    causes: Sequence[str] = ()  # one for each file or group, if they differ
     groups: Sequence[Sequence[str]] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,7 +51,10 @@ class Finding:
 
     def lines(self, limit: int = 10) -> list[str]:
         """Readable lines, with no more than `limit` files or groups."""
-        shown = [" = ".join(group) for group in self.groups] or list(self.files)
+        shown = list(self.files)
+        for group in self.groups:
+            rest = [f"{len(group) - 4:,} more"] if len(group) > 4 else []
+            shown.append(" = ".join([*group[:4], *rest]))
         if self.causes:
             shown = [f"{name} ({cause})" for name, cause in zip(shown, self.causes, strict=True)]
         lines = [f"{self.severity}: {self.text}; {self.remedy}", *(f"  {n}" for n in shown[:limit])]
@@ -164,7 +167,8 @@ def duplicates(pictures: Iterable[Picture]) -> list[Finding]:
         if chosen:
             text = f"{number(len(chosen), 'picture')} {words}, equal pixel for pixel"
             paths = [[path for path, *_ in group] for group in chosen]
-            found.append(Finding(severity, kind, text, remedy, groups=paths))
+            names = [", ".join(sorted({name for _, _, name, _ in group})) for group in chosen]
+            found.append(Finding(severity, kind, text, remedy, causes=names, groups=paths))
     return found
 
 
