@@ -87,24 +87,29 @@ class Report:
         return f"{first} to {last}, shorter side {middle:g} in the median"
 
 
-def examine(data_path: str, download_dir: str = "data", workers: int | None = None) -> Report:
+def examine(
+    data_path: str,
+    workers: int | None = None,
+    download: bool = False,
+    download_dir: str = "data",
+) -> Report:
     """Decodes every picture of a data set and says what is wrong with it; writes nothing there.
 
     Args:
-        data_path: as for `load_data`, and folders that it refuses.
+        data_path, download, download_dir: as for `load_data`; folders that it refuses, too.
         workers: processes that decode; None for one per CPU.
 
     Raises:
         UserError: there is no such data, or an original file of a known data set is damaged.
     """
-    data = find_data(data_path, download_dir=download_dir)
+    data = find_data(data_path, download, download_dir)
     parts: dict[str, Pictures]
     if isinstance(data, Listing):
         parts = {
             split: pictures_of(found, data.class_names) for split, found in data.splits.items()
         }
         found = [*findings.refused(data.problems), *findings.ignored(data)]
-        found += findings.alike(data.class_names, "warning", "class")
+        found += findings.alike(data.class_names, "warning", "classes")
     else:
         splits = {"train": data.train, "val": data.val, "test": data.test}
         parts = {split: pictures for split, pictures in splits.items() if pictures is not None}
@@ -116,7 +121,7 @@ def examine(data_path: str, download_dir: str = "data", workers: int | None = No
     found += findings.broken(pictures)
     found += findings.duplicates(good)
     found += findings.classes(counts, whole)
-    found += findings.alike((path for path, *_ in pictures), "note", "file")
+    found += findings.alike((path for path, *_ in pictures), "note", "files")
     found += findings.converted(good)
     stored = [facts.stored for *_, facts in good]
     return Report(
@@ -159,7 +164,9 @@ def count(
 def main() -> int:
     """The command; see the module."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m kansformer.data.doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--data-path", required=True, metavar="DIR|NAME", help="as for train.py; only read"
@@ -167,12 +174,16 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object, with all files")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per CPU)")
     parser.add_argument(
+        "--download", action=argparse.BooleanOptionalAction, default=False,
+        help="fetch a built-in data set that is not there",
+    )  # fmt: skip
+    parser.add_argument(
         "--download-dir", default="data", metavar="DIR", help="where built-in data sets lie"
     )
     args = parser.parse_args()
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers must be at least 1, not {args.workers}")
-    report = examine(args.data_path, args.download_dir, args.workers)
+    report = examine(args.data_path, args.workers, args.download, args.download_dir)
     print(json.dumps(report.to_dict(), indent=1) if args.json else report)
     return 1 if report.has_errors else 0
 

@@ -26,6 +26,7 @@ BROKEN = {
     "no-file": "pipes, sockets or devices",
     "folder": "folders",
 }
+TELLING = ("damaged", "link-to-nowhere", "too-many-bytes", "unreadable")  # causes differ by file
 Picture = tuple[str, str, str, Facts]  # path, split, class, facts
 
 
@@ -56,7 +57,7 @@ class Finding:
             rest = [f"{len(group) - 4:,} more"] if len(group) > 4 else []
             shown.append(" = ".join([*group[:4], *rest]))
         if self.causes:
-            shown = [f"{name} ({cause})" for name, cause in zip(shown, self.causes, strict=True)]
+            shown = [f"{name}: {cause}" for name, cause in zip(shown, self.causes, strict=True)]
         lines = [f"{self.severity}: {self.text}; {self.remedy}", *(f"  {n}" for n in shown[:limit])]
         return lines + [f"  and {len(shown) - limit} more"] * (len(shown) > limit)
 
@@ -80,7 +81,7 @@ def broken(pictures: Iterable[Picture]) -> list[Finding]:
             f"{number(len(found), 'picture')} left out: {BROKEN[kind]}",
             REMEDIES[kind],
             [path for path, *_ in found],
-            [facts.cause for *_, facts in found],
+            [facts.cause for *_, facts in found] if kind in TELLING else (),
         )
         for kind, found in sorted(kinds.items())
     ]
@@ -218,6 +219,6 @@ def alike(names: Iterable[str], severity: str, what: str) -> list[Finding]:
     groups = [group for group in same.values() if len(group) > 1]
     if not groups:
         return []
-    text = f"{number(len(groups), what)} whose names differ only by case or by Unicode composition"
+    text = f"names of {what} that differ only by case or by Unicode composition"
     remedy = "rename them, or join them if they are the same"
-    return [Finding(severity, f"alike-{what.replace(' ', '-')}", text, remedy, groups=groups)]
+    return [Finding(severity, f"alike-{what}", text, remedy, groups=groups)]

@@ -1,5 +1,6 @@
 """Before training: the data without the pictures that cannot be read."""
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -30,11 +31,11 @@ def usable(
     Raises:
         UserError: a class has no training picture left, or a split has no picture left.
     """
-    parts: dict[str, Any] = {}
-    for name in ("train", "val", "test"):
-        pictures = getattr(data, name)
-        if pictures is not None and not pictures.in_memory:
-            parts[name] = pictures
+    parts: dict[str, Any] = {
+        name: pictures
+        for name in ("train", "val", "test")
+        if (pictures := getattr(data, name)) is not None and not pictures.in_memory
+    }
     paths = [path for pictures in parts.values() for path in pictures.items]
     facts = inspect_files(paths, workers, at_most)
     bad = [
@@ -49,34 +50,30 @@ def usable(
         remedy = "python -m kansformer.data.doctor looks at all of them"
         findings.append(Finding("note", "not-looked-at", text, remedy))
     if bad:
-        good = np.array([known is None or not known.kind for known in facts])
-        for name, pictures in parts.items():
-            kept, good = good[: len(pictures)], good[len(pictures) :]
-            parts[name] = _left(data, name, pictures, kept, findings)
+        causes = {path: known.cause for path, _, _, known in bad}
+        for part, pictures in parts.items():
+            parts[part] = pictures.take(
+                np.array([i for i, path in enumerate(pictures.items) if path not in causes], int)
+            )
+            findings += _lost(data.class_names, part, pictures, parts[part], causes)
         data = replace(data, **parts)
     return data, findings
 
 
-def _left(
-    data: PictureData, part: str, pictures: Pictures, kept: np.ndarray, findings: list[Finding]
-) -> Pictures:
-    """The pictures that are kept, if they are enough."""
-    left = pictures.take(np.flatnonzero(kept))
-    before, after = (
-        np.bincount(p.labels, minlength=len(data.class_names)) for p in (pictures, left)
-    )
-    lost = np.flatnonzero((before > 0) & (after == 0))
-    example = findings[0]
-    why = f"(for instance {example.files[0]}: {example.causes[0]})"
-    remedy = "replace the pictures or take the class out"
-    if part == "train" and len(lost):
-        name = data.class_names[lost[0]]
-        raise UserError(
-            f"{pictures.title}: no training picture of class {name} can be read {why}; {remedy}"
+def _lost(
+    class_names: tuple[str, ...], part: str, pictures: Pictures, left: Pictures,
+    causes: dict[str, str],
+) -> list[Finding]:  # fmt: skip
+    """Classes of which nothing is left; a UserError where that cannot be trained or measured."""
+    found = []
+    for label in sorted({*pictures.labels.tolist()} - {*left.labels.tolist()}):
+        example = pictures.name(pictures.labels.tolist().index(label))
+        text = (
+            f"no picture of class {class_names[label]} can be read"
+            f" (for instance {os.path.basename(example)}: {causes[example]})"
         )
-    if not len(left):
-        raise UserError(f"{pictures.title}: no picture can be read {why}; replace them")
-    for label in lost:
-        text = f"{part}: no picture of class {data.class_names[label]} can be read"
-        findings.append(Finding("warning", "unreadable-class", text, remedy))
-    return left
+        remedy = "replace the pictures or take the class out"
+        if part == "train" or not len(left):
+            raise UserError(f"{pictures.title}: {text}; {remedy}")
+        found.append(Finding("warning", "unreadable-class", f"{part}: {text}", remedy))
+    return found

@@ -98,7 +98,7 @@ def make_sick(folder: Path) -> dict[str, set[str]]:
     for i, name in enumerate(("fox", "Fox", "größe ж")):
         save(f"../val/{name}/{i}.png")
     wanted["class-not-in-split"] = {"lone"}
-    wanted["alike-class"] = {"fox", "Fox"}
-    wanted["alike-file"] = {save("many/up.png"), save("many/UP.png")}
+    wanted["alike-classes"] = {"fox", "Fox"}
+    wanted["alike-files"] = {save("many/up.png"), save("many/UP.png")}
     wanted["unbalanced"] = {"many", "lone"}
     return wanted

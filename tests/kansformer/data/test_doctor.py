@@ -29,9 +29,9 @@ SEVERITY = {
               "too-many-bytes", "link-to-nowhere", "no-file", "duplicates-across-splits",
               "duplicates-with-conflicting-labels"},
     "warning": {"dead-link", "tiny-class", "unbalanced", "duplicates", "class-not-in-split",
-                "alike-class"},
+                "alike-classes"},
     "note": {"ignored", "turned", "deep", "cmyk", "transparent-palette", "transparent",
-             "alike-file"},
+             "alike-files"},
 }  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def test_names_that_some_systems_take_for_one(tmp_path: Path) -> None:
         for i in range(6):
             write_picture(tmp_path / name / f"{number} {i}.png", (0, 0, 0), 10 * number + i)
     (finding,) = examine(str(tmp_path)).findings
-    assert finding.kind == "alike-class"
+    assert finding.kind == "alike-classes"
     assert set(finding.groups[0]) == {"caf\u00e9", "cafe\u0301"}
 
 

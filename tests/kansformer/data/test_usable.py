@@ -80,7 +80,7 @@ def test_good_data_and_pictures_in_memory_stay_as_they_are(colours: Path) -> Non
 def test_a_lost_class_stops_training(colours: Path) -> None:
     for path in (colours / "green").iterdir():
         path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(UserError, match="no training picture of class green can be read") as caught:
+    with pytest.raises(UserError, match="colours: no picture of class green can be read") as caught:
         usable(load_data(str(colours)))
     assert "green 0.png: damaged" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -97,7 +97,7 @@ def test_a_class_lost_in_validation_is_a_warning_and_a_lost_split_stops(tmp_path
     ]  # fmt: skip
     for colour in ("blue", "green"):
         (tmp_path / "val" / colour / f"{colour} 0.png").write_text("no picture")
-    with pytest.raises(UserError, match="val: no picture can be read"):
+    with pytest.raises(UserError, match="val: no picture of class blue can be read"):
         usable(load_data(str(tmp_path)))
 
 
