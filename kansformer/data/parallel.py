@@ -1,10 +1,13 @@
 """The same work for many pictures, in several processes, with a progress bar."""
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -13,6 +16,7 @@ from kansformer.errors import JobFailed
 
 Result = TypeVar("Result")
 CHUNK = 16  # pictures that a process takes at a time
+_stop: Any = None  # in a process of the pool: the event that ends its work
 
 
 def in_processes(
@@ -35,17 +39,34 @@ def in_processes(
     if workers <= 1:
         yield from bar(map(work, items))
         return
-    pool = ProcessPoolExecutor(workers, initializer=_leave_signals_to_the_parent)
+    stop = multiprocessing.Event()
+    pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(stop,))
     try:
-        yield from bar(pool.map(work, items, chunksize=CHUNK))
+        yield from bar(pool.map(partial(_unless_stopped, work), items, chunksize=CHUNK))
     except BrokenProcessPool:
         raise JobFailed(
             f"{title}: a process was killed, perhaps for want of memory; give fewer --workers"
         ) from None
-    finally:
+    finally:  # the end, or an error or Ctrl-C: nothing more is begun
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_signals_to_the_parent() -> None:
+def _begin(stop: Any) -> None:
+    """Readies a process: signals are its parent's to handle, without whom it ends too."""
+    global _stop
+    _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _unless_stopped(work: Callable[[Any], Any], item: Any) -> Any:
+    return None if _stop.is_set() else work(item)
