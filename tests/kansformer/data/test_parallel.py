@@ -63,7 +63,7 @@ def test_nothing_more_is_begun_once_it_is_left(tmp_path: Path) -> None:
     next(results)
     results.close()
     done = len(os.listdir(tmp_path))
-    assert done < 200
+    assert done < 64  # the two at work would go on to the end of their share and of those in line
     time.sleep(0.1)
     assert len(os.listdir(tmp_path)) == done
 
