@@ -27,7 +27,7 @@ imports, started = peak(), time.monotonic()
 data, findings = usable(load_data(sys.argv[1]))
 data = data.with_validation(0.2, 0)
 transform = make_augmentation("small", Preprocessing(32))
-loader = make_loader(PictureDataset(data.train, transform), 64, shuffle=True, drop_last=True)
+loader = make_loader(PictureDataset(data.train, transform), 64)
 images, labels = next(iter(loader))
 print(json.dumps({
     "seconds": time.monotonic() - started, "megabytes": peak() - imports,
