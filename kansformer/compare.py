@@ -19,6 +19,7 @@ from kansformer.errors import UserError, run_command
 from kansformer.files import write_bytes, write_json
 from kansformer.train import TrainConfig, train
 from kansformer.train.config import add_flags
+from kansformer.train.distributed import ignore
 from kansformer.train.recipes import configure
 from models.vit_model import FFNS
 
@@ -82,7 +83,8 @@ def run_all(
             if arm == BASELINE:  # what it is held to has its own width
                 own |= {"match": "none"}
                 own.pop("kan_hidden", None)
-            config, data = configure({**own, "ffn": arm, "seed": seed})
+            say = print if not runs else ignore  # once is enough
+            config, data = configure({**own, "ffn": arm, "seed": seed}, say)
             folder = Path(output or Path("weights") / f"{data.name}-compare")
             place = folder / f"{arm}-seed{seed}"
             begun = (place / "last.pt").is_file()

@@ -30,7 +30,7 @@ def one_line(error: BaseException) -> str:
     """The error's own text, also when it comes wrapped in the traceback of a data loader worker."""
     text = str(error).strip()
     if "Original Traceback" in text:
-        text = text.rsplit("UserError: ", 1)[-1]
+        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
     return " ".join(text.split())
 
 

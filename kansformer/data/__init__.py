@@ -9,6 +9,7 @@ from kansformer.data.dataset import (
 from kansformer.data.images import open_image
 from kansformer.data.preprocessing import Preprocessing
 from kansformer.data.sources import PictureData, Pictures, load_data
+from kansformer.data.usable import usable
 
 __all__ = [
     "PictureData",
@@ -20,4 +21,5 @@ __all__ = [
     "make_loader",
     "open_image",
     "training_loader",
+    "usable",
 ]

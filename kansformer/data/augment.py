@@ -1,5 +1,6 @@
 """Augmentation policies: what may happen to a training picture without changing its class."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from kansformer.data.preprocessing import Preprocessing
 
 Step = Callable[[Any], Any]
 BICUBIC = InterpolationMode.BICUBIC
+CROPS = {"photos": 0.35, "signs": 0.6}  # smallest share of the picture's area that is cropped
 
 
 def none(preprocessing: Preprocessing) -> list[Step]:
@@ -42,7 +44,9 @@ def small(preprocessing: Preprocessing) -> list[Step]:
 def photos(preprocessing: Preprocessing) -> list[Step]:
     """Random crop, mirrored, and RandAugment (Cubuk et al., 2020), for photographs."""
     return [
-        v2.RandomResizedCrop(preprocessing.img_size, scale=(0.35, 1.0), interpolation=BICUBIC),
+        v2.RandomResizedCrop(
+            preprocessing.img_size, scale=(CROPS["photos"], 1.0), interpolation=BICUBIC
+        ),
         v2.RandomHorizontalFlip(),
         v2.RandAugment(num_ops=2, magnitude=7),
     ]
@@ -51,7 +55,9 @@ def photos(preprocessing: Preprocessing) -> list[Step]:
 def signs(preprocessing: Preprocessing) -> list[Step]:
     """Random crop and RandAugment without mirroring, for photographs of signs."""
     return [
-        v2.RandomResizedCrop(preprocessing.img_size, scale=(0.6, 1.0), interpolation=BICUBIC),
+        v2.RandomResizedCrop(
+            preprocessing.img_size, scale=(CROPS["signs"], 1.0), interpolation=BICUBIC
+        ),
         v2.RandAugment(num_ops=2, magnitude=7),
     ]
 
@@ -70,3 +76,13 @@ def make_augmentation(
     """
     steps = [preprocessing.convert, *POLICIES[policy](preprocessing), preprocessing.normalise]
     return v2.Compose([*steps, v2.RandomErasing(random_erasing)] if random_erasing else steps)
+
+
+def least_side(policy: str, preprocessing: Preprocessing) -> int:
+    """Pixels that a picture's shorter side needs so that the policy enlarges nothing.
+
+    A random crop has at least the policy's share of the area, and sides as 3 to 4 at the most.
+    """
+    if policy in CROPS:
+        return math.ceil(preprocessing.img_size / math.sqrt(CROPS[policy] * 3 / 4))
+    return round(preprocessing.img_size / preprocessing.crop_pct)

@@ -22,6 +22,9 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
 
     The transform's randomness is a function of (seed, epoch, place), so the number of workers and
     the order of the pictures do not matter.
+
+    `at_least` lets large JPEGs be decoded smaller (`open_image`). It is for training only: with it,
+    evaluation would not equal prediction. `augment.least_side` gives it for a policy.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         transform: Callable[[Image.Image], Tensor],
         seed: int = 0,
         skip_broken: bool = False,
+        at_least: int | None = None,
     ) -> None:
         """With `skip_broken`, a picture that cannot be read is named on stderr and gives a grey
         one, labelled `NO_LABEL`, which is in no loss and in no figure; else it is a UserError.
@@ -38,6 +42,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         self.transform = transform
         self.seed = seed
         self.skip_broken = skip_broken
+        self.at_least = at_least
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -46,7 +51,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         epoch, index = key
         label = int(self.pictures.labels[index])
         try:
-            image = self.pictures.open(index)
+            image = self.pictures.open(index, self.at_least)
         except UserError as error:
             if not self.skip_broken:
                 raise

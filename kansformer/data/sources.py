@@ -4,24 +4,21 @@ Labels always go by class name: every split is indexed by the one list of names 
 split gives. Nothing under the data path is written.
 """
 
-import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from kansformer.data.images import is_image_name, open_image, walk_pictures
+from kansformer.data.decoded import decode_files
+from kansformer.data.images import open_image
+from kansformer.data.listing import Listing, Split, list_folder, refuse
 from kansformer.data.originals import DIGITS, Originals, find_originals
 from kansformer.data.split import stratified_split
 from kansformer.errors import UserError
 
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 # what a user without a network puts into the folder
 DOWNLOADS = {
     "mnist": "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz"
@@ -38,24 +35,59 @@ DIGITS_TEST_SEED = 0
 
 @dataclass(frozen=True)
 class Pictures:
-    """One split: files, or an array (N, H, W) or (N, H, W, 3) of uint8, with labels (N,)."""
+    """One split: files, or an array (N, H, W) or (N, H, W, 3) of uint8, with labels (N,).
+
+    Files may be decoded already, see `cached`.
+    """
 
     items: Sequence[str] | np.ndarray
     labels: np.ndarray
     title: str = ""
+    decoded: Sequence[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def in_memory(self) -> bool:
-        """Whether the pictures are an array, so that reading one costs next to nothing."""
-        return isinstance(self.items, np.ndarray)
+        """Whether the pictures are arrays, so that reading one costs next to nothing."""
+        return isinstance(self.items, np.ndarray) or self.decoded is not None
 
-    def open(self, index: int) -> Image.Image:
-        """The decoded picture, mode "L" or "RGB"; a UserError if it cannot be read."""
-        item = self.items[index]
-        return open_image(item) if isinstance(item, str) else Image.fromarray(item)
+    def open(self, index: int, at_least: int | None = None) -> Image.Image:
+        """The decoded picture, mode "L" or "RGB"; a UserError if it cannot be read.
+
+        See `open_image` for `at_least`.
+        """
+        item = self.items[index] if self.decoded is None else self.decoded[index]
+        if isinstance(item, str):
+            return open_image(item, at_least=at_least)
+        return Image.fromarray(item)
+
+    def cached(self, at_most: int | None = None, workers: int | None = None) -> "Pictures":
+        """The same pictures, with files decoded into memory once.
+
+        Nothing changes in what `open` gives, unless pictures are reduced. Processes that are
+        forked, as loaders do on Linux, share the memory; elsewhere each takes a copy.
+
+        Args:
+            at_most: reduce larger pictures, so that the shorter side has so many pixels; for
+                training only, as prediction sees the whole picture.
+            workers: processes that decode; None for one per CPU.
+
+        Raises:
+            UserError: a picture cannot be read, or all take more than half of the free memory.
+        """
+        if self.in_memory:
+            return self
+        decoded = decode_files(list(self.items), at_most, workers)
+        return replace(self, decoded=decoded)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded pictures; 0 if they are read from files each time."""
+        if isinstance(self.items, np.ndarray):
+            return self.items.nbytes
+        return sum({id(pixels): pixels.nbytes for pixels in self.decoded or ()}.values())
 
     def name(self, index: int) -> str:
         """The file's path, or `title[index]` for a picture in memory."""
@@ -66,7 +98,8 @@ class Pictures:
         """The pictures at these places."""
         items = self.items
         chosen = items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
-        return Pictures(chosen, self.labels[indices], self.title)
+        decoded = self.decoded and [self.decoded[i] for i in indices]
+        return Pictures(chosen, self.labels[indices], self.title, decoded)
 
 
 @dataclass(frozen=True)
@@ -87,8 +120,11 @@ class PictureData:
 
     @property
     def picture_size(self) -> int:
-        """Pixels on the shorter side of the first training picture."""
-        return min(self.train.open(0).size)
+        """Pixels on the shorter side of the first training picture that can be read."""
+        for index in range(len(self.train) - 1):
+            with suppress(UserError):
+                return min(self.train.open(index).size)
+        return min(self.train.open(len(self.train) - 1).size)
 
     def with_validation(self, share: float, seed: int) -> "PictureData":
         """The same data with a validation split: its own, or else a seeded share of the training.
@@ -121,10 +157,22 @@ def load_data(data_path: str, download: bool = False, download_dir: str = "data"
     Raises:
         UserError: there is no such data, or it cannot be trained on.
     """
+    found = find_data(data_path, download, download_dir)
+    if isinstance(found, PictureData):
+        return found
+    refuse(found.problems)
+    parts = {part: pictures_of(split, found.class_names) for part, split in found.splits.items()}
+    return PictureData(found.name, found.class_names, **parts)
+
+
+def find_data(
+    data_path: str, download: bool = False, download_dir: str = "data"
+) -> PictureData | Listing:
+    """The same, but a folder of class folders is only listed, whatever is wrong in it."""
     folder = Path(data_path)
     if folder.is_dir():
         originals = find_originals(folder)
-        return _from_folder(folder) if originals is None else _from_originals(originals)
+        return list_folder(folder) if originals is None else _from_originals(originals)
     if folder.exists():
         raise UserError(f"{data_path}: a file, not a folder; give the folder that holds the data")
     if data_path == "digits":
@@ -139,92 +187,13 @@ def load_data(data_path: str, download: bool = False, download_dir: str = "data"
     )
 
 
-def list_classes(folder: Path) -> tuple[str, ...]:
-    """Names of the class folders, sorted.
-
-    Raises:
-        UserError: there are none, or they look like splits: no pictures of their own, and all with
-            the same folders in them.
-    """
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    if not names:
-        hint = (
-            "it holds pictures but no folders; sort the pictures into one folder per class"
-            if any(is_image_name(name) for name in os.listdir(folder))
-            else "it holds no class folders; put one folder of pictures per class there"
-        )
-        raise UserError(f"{folder}: {hint}")
-    inside = [_folders_alone(folder / name) for name in names]
-    if len(names) > 1 and inside[0] and all(found == inside[0] for found in inside):
-        raise UserError(
-            f"{folder}: {names[0]} and {names[1]} hold the same folders, so they look like splits"
-            " and not like classes; name them train, val and test, or give one of them"
-        )
-    return tuple(names)
-
-
-def _folders_alone(folder: Path) -> set[str]:
-    """Names of a folder's folders, or nothing if it holds pictures too."""
-    with os.scandir(folder) as entries:
-        found = [(entry.name, entry.is_dir()) for entry in entries]
-    if any(is_image_name(name) for name, is_folder in found if not is_folder):
-        return set()
-    return {name for name, is_folder in found if is_folder and not name.startswith(".")}
-
-
-def list_pictures(folder: Path, class_names: Sequence[str]) -> Pictures:
-    """Lists a folder per class, in a fixed order.
-
-    Raises:
-        UserError: a class folder that is not in `class_names`, or one without pictures.
-    """
-    paths: list[str] = []
-    labels: list[int] = []
-    for name in list_classes(folder):
-        if name not in class_names:
-            raise UserError(
-                f"{folder / name}: a class that the training pictures do not have;"
-                " rename the folder, or add the class to the training pictures"
-            )
-        found = walk_pictures(folder / name)
-        if not found:
-            raise UserError(
-                f"{folder / name}: no pictures in this class folder; put some there or remove it"
-            )
-        paths += found
-        labels += [class_names.index(name)] * len(found)
-    return Pictures(paths, np.array(labels, dtype=np.int64), str(folder))
-
-
-def _from_folder(folder: Path) -> PictureData:
-    name = folder.resolve().name
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
-    parts = {
-        part: next((p for p in below if p.name.lower() in names and _folders_alone(p)), None)
-        for part, names in SPLIT_FOLDERS.items()
-    }
-    train, val, test = parts["train"], parts["val"], parts["test"]
-    if train is None:
-        if val is not None:
-            raise UserError(f"{folder}: has {val.name}/ but no train/; add the folder")
-        class_names = _at_least_two(folder)
-        return PictureData(name, class_names, list_pictures(folder, class_names))
-    class_names = _at_least_two(train)
-    return PictureData(
-        name,
-        class_names,
-        list_pictures(train, class_names),
-        None if val is None else list_pictures(val, class_names),
-        None if test is None else list_pictures(test, class_names),
-    )
-
-
-def _at_least_two(folder: Path) -> tuple[str, ...]:
-    names = list_classes(folder)
-    if len(names) < 2:
-        raise UserError(f"{folder}: only one class folder ({names[0]}); a classifier needs two")
-    return names
+def pictures_of(split: Split, class_names: Sequence[str]) -> Pictures:
+    """The pictures of a listed split, labelled by the places of their classes in `class_names`."""
+    place = {name: index for index, name in enumerate(class_names)}
+    paths = [path for found in split.classes.values() for path in found]
+    counts = [len(found) for found in split.classes.values()]
+    labels = np.repeat(np.array([place[name] for name in split.classes], dtype=np.int64), counts)
+    return Pictures(paths, labels, str(split.folder))
 
 
 def _from_originals(originals: Originals) -> PictureData:

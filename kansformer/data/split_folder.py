@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from kansformer.data.sources import list_classes, list_pictures
+from kansformer.data.listing import list_split, refuse
+from kansformer.data.sources import pictures_of
 from kansformer.data.split import stratified_split
 from kansformer.errors import UserError
 from kansformer.files import write_class_indices
@@ -71,8 +72,10 @@ def split_folder(
         raise UserError(f"{target}: not empty, and nothing is overwritten; choose a new --output")
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{target}: lies within {source}, which is never written; choose another")
-    class_names = list_classes(source)
-    pictures = list_pictures(source, class_names)
+    listed = list_split(source)
+    refuse(listed.problems)
+    class_names = tuple(listed.classes)
+    pictures = pictures_of(listed, class_names)
 
     paths = [pictures.name(index) for index in range(len(pictures))]
     names = _name_groups(paths, group_regex)

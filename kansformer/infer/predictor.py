@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from kansformer.checkpoint import TrainedModel, load_model
-from kansformer.data.images import open_image, walk_pictures
+from kansformer.data.images import open_image
+from kansformer.data.listing import walk_pictures
 from kansformer.device import choose_device
 from kansformer.errors import UserError, one_line
 

@@ -151,6 +151,7 @@ class TrainConfig:
     )
     compile: bool = _flag(False, "torch.compile the model")
     shard: bool = _flag(False, "under torchrun, spread the model over the ranks (FSDP2)")
+    cache: bool = _flag(False, "keep the decoded pictures in memory")
     workers: int | None = _flag(None, "data loading processes (default: chosen by the machine)")
     max_steps: int | None = _flag(None, "stop every epoch after so many steps, for a trial run")
     save_minutes: float = _flag(10.0, "minutes after which the state is saved within an epoch")

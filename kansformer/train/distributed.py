@@ -52,10 +52,21 @@ class Ranks:
         if self.world > 1:
             dist.barrier()
 
+    @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """Work that the first rank does alone, so that the others find what it leaves."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
 
 @contextmanager
 def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     """Joins the processes that torchrun started, if it did, for as long as the context lasts.
+
+    Within such a context another one changes nothing.
 
     Args:
         device: as for `choose_device`; every rank of a machine has one of its own.
@@ -68,6 +79,9 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
         yield Ranks(0, 1, choose_device(device))
         return
     here = choose_device(device, int(os.environ["LOCAL_RANK"]))
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), world, here)
+        return
     store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
         # torchrun keeps its store when it starts ranks again, with addresses of dead ones in it.
@@ -96,6 +110,10 @@ def restarts() -> int:
 def may_be_restarted() -> bool:
     """Whether torchrun would start the ranks again."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+
+
+def ignore(line: str) -> None:
+    """What ranks say that do not speak."""
 
 
 def in_step(model: VisionTransformer, ranks: Ranks) -> nn.Module:

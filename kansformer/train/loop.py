@@ -33,6 +33,7 @@ from kansformer.train.build import (
 )
 from kansformer.train.config import TrainConfig
 from kansformer.train.distributed import (
+    ignore,
     in_step,
     is_sharded,
     joined_ranks,
@@ -88,7 +89,7 @@ def train(
     """
     started = time.monotonic()
     with joined_ranks(config.device) as ranks:
-        run = prepare(config, data, ranks, say if ranks.is_first else _quiet, project_root)
+        run = prepare(config, data, ranks, say if ranks.is_first else ignore, project_root)
         with StopSignals() as signals:
             while not run.is_done:
                 if train_epoch(run, signals):
@@ -432,7 +433,3 @@ def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
     if run.ranks.is_first:
         run.folder.finish(summary)
     return summary
-
-
-def _quiet(line: str) -> None:
-    """Of ranks that do not speak."""

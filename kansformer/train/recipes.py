@@ -3,11 +3,16 @@
 Each recipe's docstring holds the exact command, how long it took and the accuracy it gave.
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from kansformer.data import PictureData, load_data
+from kansformer.data.usable import usable
 from kansformer.errors import UserError
 from kansformer.train.config import TrainConfig
+from kansformer.train.distributed import Ranks
 
 # What starts from weights, with all of it training, takes smaller steps, and in its first blocks
 # smaller ones still: usual values for ViTs, not tried here on large pretrained files.
@@ -116,26 +121,42 @@ def recipe_for(data: PictureData) -> str:
     return "small-pictures" if data.picture_size <= SMALL_PICTURE else "photos"
 
 
-def configure(flags: dict[str, Any]) -> tuple[TrainConfig, PictureData]:
+def configure(
+    flags: dict[str, Any],
+    say: Callable[[str], None] = lambda line: None,
+    ranks: Ranks | None = None,
+) -> tuple[TrainConfig, PictureData]:
     """The settings of a run and its data: flags go before the recipe, the recipe before defaults.
 
-    Between flags and recipe stand the rates of FINE_TUNING, for a run from weights.
+    Between flags and recipe stand the rates of FINE_TUNING, for a run from weights. Pictures that
+    cannot be read are left out, which is said.
 
     Args:
         flags: fields of `TrainConfig` that were given, `data_path` among them.
+        say: takes each line on pictures that are left out.
+        ranks: the first one looks at the pictures before the others do.
 
     Raises:
         UserError: no such data or recipe, or a value out of bounds.
     """
-    data = load_data(
-        flags["data_path"],
-        flags.get("download", TrainConfig.download),
-        flags.get("download_dir", TrainConfig.download_dir),
-    )
+    with nullcontext() if ranks is None else ranks.first_before_others():
+        data, findings = usable(
+            load_data(
+                flags["data_path"],
+                flags.get("download", TrainConfig.download),
+                flags.get("download_dir", TrainConfig.download_dir),
+            )
+        )
+    for finding in findings:
+        for line in finding.lines():
+            say(line)
     name = flags.get("recipe") or recipe_for(data)
     if name not in RECIPES:
         raise UserError(f"--recipe {name}: unknown; take one of {', '.join(RECIPES)}")
     all_trains = not flags.get("freeze_layers") or flags.get("unfreeze_every")
     fine = FINE_TUNING if flags.get("weights") and all_trains else {}
     config = TrainConfig(**{**RECIPES[name](), **fine, **flags, "recipe": name})
-    return config, data.with_validation(config.val_split, config.seed)
+    data = data.with_validation(config.val_split, config.seed)
+    if config.cache:
+        data = replace(data, train=data.train.cached(), val=data.val and data.val.cached())
+    return config, data

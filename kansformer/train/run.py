@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from kansformer.data import (
     make_loader,
     training_loader,
 )
-from kansformer.data.augment import make_augmentation
+from kansformer.data.augment import least_side, make_augmentation
 from kansformer.device import usable_cores
 from kansformer.errors import UserError
 from kansformer.train.build import build_model, fit_to_mlps, sizes_of_twin
@@ -77,6 +78,11 @@ class Run:
     progress: Progress = None  # type: ignore[assignment] # set by `prepare`
     stepping: nn.Module | None = None  # what is called in training
     frozen: list[str] | None = None  # names of parameters
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the pictures, by their names and labels."""
+        return fingerprint(self.data)
 
     @property
     def steps(self) -> int:
@@ -138,7 +144,10 @@ def prepare(
             f" {ranks.world} processes; lower --batch-size"
         )
     augmentation = make_augmentation(config.augment, preprocessing, config.random_erasing)
-    pictures = PictureDataset(data.train, augmentation, config.seed, skip_broken=True)
+    pictures = PictureDataset(
+        data.train, augmentation, config.seed, skip_broken=True,
+        at_least=least_side(config.augment, preprocessing),
+    )  # fmt: skip
     workers = how_many_workers(config, data.train)
     pin = ranks.device.type == "cuda"
     train_loader = training_loader(pictures, sampler, workers=workers, pin=pin)
@@ -241,7 +250,7 @@ def state_of(run: Run) -> dict[str, Any]:
     return {
         "settings": run.config.to_dict(),
         "step_size": run.sampler.step_size,
-        "data": fingerprint(run.data),
+        "data": run.fingerprint,
         "weights": run.weights,
         "grid_size": run.model.config.grid_size,
         "model": whole_state(run.model),
@@ -258,7 +267,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     Raises:
         UserError: it is of a run with other settings or pictures.
     """
-    check_same_run(state, run.config, run.data, run.sampler.step_size)
+    check_same_run(state, run.config, run.fingerprint, run.sampler.step_size)
     run.config = replace(run.config, lr=state["settings"]["lr"])  # --find-lr may have chosen it
     run.weights = state["weights"]
     models = {"model": run.model}

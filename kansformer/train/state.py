@@ -19,7 +19,7 @@ from kansformer.train.config import TrainConfig
 FREE_ON_RESUME = (
     "resume", "overwrite", "device", "workers", "download", "download_dir", "output",
     "batch_size", "accumulate",  # of which the product counts, over all ranks
-    "auto_batch", "shard", "save_minutes", "time_budget", "patience",
+    "auto_batch", "shard", "cache", "save_minutes", "time_budget", "patience",
 )  # fmt: skip
 
 
@@ -73,10 +73,11 @@ def fingerprint(data: PictureData) -> str:
     return digest.hexdigest()
 
 
-def check_same_run(
-    state: dict[str, Any], config: TrainConfig, data: PictureData, step_size: int
-) -> None:
+def check_same_run(state: dict[str, Any], config: TrainConfig, data: str, step_size: int) -> None:
     """Looks whether a state is one of this run.
+
+    Args:
+        data: the fingerprint of its pictures.
 
     Raises:
         UserError: the settings or the pictures are others.
@@ -98,7 +99,7 @@ def check_same_run(
             " resume; choose --batch-size and --accumulate so that with the number of processes"
             " their product is the same"
         )
-    if state["data"] != fingerprint(data):
+    if state["data"] != data:
         raise UserError(
             f"{config.data_path}: classes or pictures are not those of the run to resume;"
             " put them back, or start anew with --overwrite"

@@ -1,15 +1,26 @@
 """Every mode of picture is read right, and every bad file is named."""
 
 import io
+import os
+import pickle
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from kansformer.data.images import MAX_PIXELS, is_image_name, open_image
+from kansformer.data.images import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    REMEDIES,
+    PictureError,
+    is_image_name,
+    open_image,
+)
 from kansformer.errors import UserError
 
 
@@ -149,6 +160,67 @@ def test_pixels_are_limited_before_decoding() -> None:
     assert 10_000 * 9_500 > MAX_PIXELS
     with pytest.raises(UserError, match="more pixels"):
         open_image(io.BytesIO(huge_png(10_000, 9_500)), "upload")
+
+
+def test_bytes_are_limited_before_anything_is_read(tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (9, 9)), tmp_path / "heavy.png")
+    os.truncate(path, MAX_BYTES)  # sparse
+    assert open_image(path).size == (9, 9)
+    os.truncate(path, MAX_BYTES + 1)
+    with pytest.raises(PictureError, match="has 357,913,941 bytes, the limit is 357,913,940"):
+        open_image(path)
+
+
+def test_links_to_nowhere_and_pipes_have_their_own_words(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("lost.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
+    for name, words, kind in (
+        ("link.png", r"a link to a file that is not there \(lost.png\); mend", "link-to-nowhere"),
+        ("circle.png", "cannot be read", "unreadable"),
+        ("pipe.png", "no regular file; take it out", "no-file"),
+    ):
+        with pytest.raises(PictureError, match=f"{name}: {words}") as caught:
+            open_image(tmp_path / name)
+        assert caught.value.kind == kind
+        assert kind in REMEDIES
+
+
+def test_a_picture_error_survives_a_process(tmp_path: Path) -> None:
+    with pytest.raises(PictureError) as caught:
+        open_image(tmp_path / "none.png")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.kind) == (str(caught.value), "missing")
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200))
+@settings(deadline=None, max_examples=40)
+def test_a_jpeg_is_never_decoded_below_what_is_asked(width: int, height: int, least: int) -> None:
+    file = io.BytesIO()
+    picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    picture.save(file, "JPEG")
+    full, fast = open_image(file), open_image(file, at_least=least)
+    scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(width, height) >= s * least)
+    assert full.size == (width, height)
+    assert fast.size == (-(-width // scale), -(-height // scale))
+    if scale == 1:
+        assert np.array_equal(full, fast)
+    else:
+        assert min(fast.size) >= least
+        assert np.abs(np.array(full.resize(fast.size)).astype(int) - fast).mean() < 6
+
+
+def test_only_jpegs_are_decoded_smaller_and_all_of_them_are_read(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(Image.fromarray(noise), tmp_path / "t.jpg", exif=exif)
+    assert open_image(path, at_least=8).size == (8, 12)
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(PictureError, match="damaged"):
+        open_image(path, at_least=8)
+    png = saved(Image.fromarray(noise), tmp_path / "t.png")
+    assert np.array_equal(open_image(png, at_least=8), noise)
 
 
 def test_unexpected_formats_are_not_opened(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from tests.kansformer.data.test_originals import write_mnist
 
 def fingerprint(folder: Path) -> str:
     """Changes with any name, content or time below a folder."""
-    found = sorted((str(p), p.stat().st_mtime_ns, p.is_file() and p.read_bytes())
-                   for p in folder.rglob("*"))  # fmt: skip
+    found = sorted(
+        (str(p), p.lstat().st_mtime_ns, p.is_file() and hashlib.sha256(p.read_bytes()).digest())
+        for p in folder.rglob("*")
+    )
     return hashlib.sha256(repr(found).encode()).hexdigest()
 
 

@@ -1,0 +1,83 @@
+"""Decoded pictures in memory, for small sets that every epoch would decode anew."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kansformer.data.images import open_image
+from kansformer.data.inspection import file_key
+from kansformer.data.parallel import in_processes
+from kansformer.errors import UserError
+
+SAMPLE = 100  # pictures that are decoded first, to tell how much memory all will take
+
+
+def decode(path: str, at_most: int | None = None) -> np.ndarray:
+    """One picture as (H, W) or (H, W, 3) uint8, its shorter side reduced to `at_most` pixels."""
+    image = open_image(path, at_least=at_most)
+    short = min(image.size)
+    if at_most is not None and short > at_most:
+        width, height = (round(side * at_most / short) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def decode_files(
+    paths: Sequence[str],
+    at_most: int | None = None,
+    workers: int | None = None,
+    memory: int | None = None,
+) -> list[np.ndarray]:
+    """All pictures, in order; paths that lead to one file share one array.
+
+    Args:
+        at_most: pixels of the shorter side; larger pictures are reduced. None keeps every pixel.
+        workers: processes that decode; None for one per CPU.
+        memory: bytes that the pictures may take; by default half of what is free.
+
+    Raises:
+        PictureError: a picture cannot be read.
+        UserError: they would take more memory.
+    """
+    keys = [file_key(path) or path for path in paths]
+    files = dict(zip(keys, paths, strict=True))
+    allowed = free_memory() // 2 if memory is None else memory
+
+    def check(needed: float) -> None:
+        if needed > allowed:
+            raise UserError(
+                f"{os.path.dirname(paths[0])} and others: {len(files):,} decoded pictures would"
+                f" take {needed / 1e9:.2f} GB of memory, and {allowed / 1e9:.2f} GB may be taken,"
+                " half of what is free; leave out --cache"
+            )
+
+    sample = list(files.values())[:: max(1, len(files) // SAMPLE)]
+    check(len(files) * float(np.mean([decode(path, at_most).nbytes for path in sample])))
+    decoded: dict[str, np.ndarray] = {}
+    taken = 0
+    work = partial(decode, at_most=at_most)
+    results = in_processes(work, list(files.values()), workers, "decoding")
+    for key, pixels in zip(files, results, strict=True):
+        decoded[key] = pixels
+        taken += pixels.nbytes
+        check(taken)  # the sample was only a sample
+    return [decoded[key] for key in keys]
+
+
+def free_memory() -> int:
+    """Bytes that may still be taken, also by a container's limit; a huge number if unknown."""
+    free = [2**63]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())  # a ValueError for "max"
+        free.append(limit - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return min(free)

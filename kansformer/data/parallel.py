@@ -1,0 +1,72 @@
+"""The same work for many pictures, in several processes, with a progress bar."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from kansformer.errors import JobFailed
+
+Result = TypeVar("Result")
+CHUNK = 16  # pictures that a process takes at a time
+_stop: Any = None  # in a process of the pool: the event that ends its work
+
+
+def in_processes(
+    work: Callable[[Any], Result], items: Sequence[Any], workers: int | None, title: str
+) -> Iterator[Result]:
+    """Yields work(item) in the order of the items; few items are done in this process.
+
+    Args:
+        work: a function of a module, so that it can be sent to a process.
+        workers: at most so many processes; None for one per CPU.
+
+    Raises:
+        JobFailed: a process was killed.
+    """
+    workers = min(workers or os.cpu_count() or 1, len(items) // CHUNK)
+
+    def bar(results: Iterable[Result]) -> Iterator[Result]:
+        yield from tqdm(results, title, len(items), leave=False, disable=not items)
+
+    if workers <= 1:
+        yield from bar(map(work, items))
+        return
+    stop = multiprocessing.Event()
+    pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(stop,))
+    try:
+        yield from bar(pool.map(partial(_unless_stopped, work), items, chunksize=CHUNK))
+    except BrokenProcessPool:
+        raise JobFailed(
+            f"{title}: a process was killed, perhaps for want of memory; give fewer --workers"
+        ) from None
+    finally:  # the end, or an error or Ctrl-C: nothing more is begun
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(stop: Any) -> None:
+    """Readies a process: signals are its parent's to handle, without whom it ends too."""
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _unless_stopped(work: Callable[[Any], Any], item: Any) -> Any:
+    return None if _stop.is_set() else work(item)
