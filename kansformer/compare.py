@@ -75,7 +75,7 @@ def run_all(
     output = flags.pop("output", None)
     if not flags.get("weights") and "kan_hidden" not in flags:
         flags.setdefault("match", "params")
-    runs = []
+    runs: list[dict[str, Any]] = []
     folder = None
     for seed in range(first, first + seeds):
         for arm in arms:
