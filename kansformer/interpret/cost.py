@@ -1,0 +1,106 @@
+"""What the feed-forward blocks of a model cost: parameters, operations, time."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.twins import count_parameters
+from models.vit_model import VisionTransformer
+
+ROWS = 4096  # tokens of one measurement
+ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of all feed-forward blocks together.
+
+    Attributes:
+        parameters: learnable values.
+        flops: operations of the matrix products for one token, two per multiply-add.
+    """
+
+    parameters: int
+    flops: int
+
+
+def ffn_blocks(model: VisionTransformer) -> list[nn.Module]:
+    """The feed-forward block of every transformer block."""
+    return [model.get_submodule(f"blocks.{block}.mlp") for block in range(model.config.depth)]
+
+
+def ffn_cost(model: VisionTransformer) -> Cost:
+    """Parameters and operations of a model's feed-forward blocks."""
+    blocks = ffn_blocks(model)
+    token = model.pos_embed.new_zeros(1, model.config.embed_dim)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for block in blocks:
+            block(token)
+    return Cost(sum(map(count_parameters, blocks)), counter.get_total_flops())
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster the feed-forward blocks of one model are than those of another.
+
+    Medians over rounds that run both in turn, so that what slows the machine meets both.
+
+    Attributes:
+        inference: forward alone.
+        training: forward and backward.
+    """
+
+    inference: float
+    training: float
+
+
+def ffn_speedup(
+    before: VisionTransformer, after: VisionTransformer, rounds: int = ROUNDS
+) -> Speedup:
+    """Compares the time of the feed-forward blocks, as processor time of one thread.
+
+    Both models must be on the CPU. The number of torch's threads is put back.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(ROWS, before.config.embed_dim, generator=generator)
+    pair = [ffn_blocks(model) for model in (before, after)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return Speedup(
+            _ratio([lambda own=own: _forward(own, x) for own in pair], rounds),
+            _ratio([lambda own=own: _step(own, x) for own in pair], rounds),
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _forward(blocks: list[nn.Module], x: Tensor) -> None:
+    with torch.no_grad():
+        for block in blocks:
+            block(x)
+
+
+def _step(blocks: list[nn.Module], x: Tensor) -> None:
+    for block in blocks:
+        parameters = list(block.parameters())
+        torch.autograd.grad(block(x.requires_grad_()).sum(), [x, *parameters])
+
+
+def _ratio(jobs: list[Callable[[], None]], rounds: int) -> float:
+    """Median over the rounds of the first job's time over the second's."""
+    ratios = []
+    for number in range(-2, rounds):
+        seconds = [0.0, 0.0]
+        for which in (0, 1) if number % 2 else (1, 0):
+            start = time.process_time()
+            jobs[which]()
+            seconds[which] = time.process_time() - start
+        if number >= 0:
+            ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios)
