@@ -179,37 +179,46 @@ def draw_units(
 ) -> Figure:
     """Each unit's mean activation by class, and the pictures, with the patch, that excite it."""
     look = THEMES[theme]
-    per_row = 2
-    rows = -(-len(units) // per_row)
-    figure = _figure(look, 9.6, 0.6 + 2.15 * rows)
+    rows = -(-len(units) // 2)
+    figure = _figure(look, 9.6, 0.5 + 2.0 * rows)
     figure.suptitle(
         f"Block {block}: what its strongest hidden units answer to", x=0.012, ha="left",
         fontsize=13, color=look.ink,
     )  # fmt: skip
-    cells = figure.subfigures(rows, per_row, squeeze=False, wspace=0.02).flat
-    for cell in cells[len(units) :]:
-        cell.set_facecolor(look.paper)
-    for cell, own in zip(cells, units, strict=False):
-        cell.set_facecolor(look.paper)
-        left, right = cell.subfigures(1, 2, width_ratios=(1.05, 1.5))
-        left.set_facecolor(look.paper)
-        right.set_facecolor(look.paper)
-        axis = left.subplots()
-        _style(axis, look)
+    axes = figure.subplots(rows, 4, squeeze=False, width_ratios=(1, 1.7, 1, 1.7)).reshape(-1, 2)
+    for bars, montage in axes[len(units) :]:
+        bars.set_axis_off()
+        montage.set_axis_off()
+    for (bars, montage), own in zip(axes, units, strict=False):
+        _style(bars, look)
         shown = _shown_classes(use.class_means[:, own.unit].numpy())
         means = use.class_means[shown, own.unit].numpy()
-        axis.barh(range(len(shown)), means, color=look.function, height=0.72)
-        axis.axvline(0, color=look.muted, lw=0.7)
-        names = [_short(class_names[i]) for i in shown]
-        axis.set_yticks(range(len(shown)), names, fontsize=7)
-        axis.invert_yaxis()
-        axis.set_title(f"unit {own.unit}", fontsize=9, color=look.ink, pad=3)
-        grid = right.subplots(2, -(-len(own.pictures) // 2), squeeze=False).flat
-        for place in grid:
-            place.set_axis_off()
-        for place, picture, box in zip(grid, own.pictures, own.boxes, strict=False):
-            _draw_picture(place, picture, box, look)
+        bars.barh(range(len(shown)), means, color=look.function, height=0.72)
+        bars.axvline(0, color=look.muted, lw=0.7)
+        bars.set_yticks(range(len(shown)), [_short(class_names[i]) for i in shown], fontsize=7)
+        bars.invert_yaxis()
+        bars.set_title(f"unit {own.unit}", fontsize=9, color=look.ink, pad=3)
+        montage.set_axis_off()
+        _draw_montage(montage, own, look)
     return figure
+
+
+def _draw_montage(axis: Any, own: UnitPictures, look: Theme) -> None:
+    """Pictures in two rows, one unit of length wide each, with their patches outlined."""
+    from matplotlib.patches import Rectangle
+
+    columns = -(-len(own.pictures) // 2)
+    for number, (picture, box) in enumerate(zip(own.pictures, own.boxes, strict=True)):
+        left, top = number % columns * 1.08, number // columns * 1.08
+        pixels = np.asarray(picture.convert("RGB"))
+        axis.imshow(pixels, interpolation="nearest", extent=(left, left + 1, top + 1, top))
+        if box is not None:
+            x, y, side = (value / picture.width for value in box)
+            place = left + x, top + y
+            axis.add_patch(Rectangle(place, side, side, fill=False, ec="white", lw=3.2))
+            axis.add_patch(Rectangle(place, side, side, fill=False, ec=look.base, lw=1.8))
+    axis.set_xlim(0, 1.08 * columns)
+    axis.set_ylim(2.1, 0)
 
 
 def _shown_classes(means: np.ndarray) -> list[int]:
@@ -219,19 +228,6 @@ def _shown_classes(means: np.ndarray) -> list[int]:
         return order
     order.sort(key=lambda i: -means[i])
     return order[: MOST_CLASSES // 2] + order[-MOST_CLASSES // 2 :]
-
-
-def _draw_picture(
-    axis: Any, picture: Image.Image, box: tuple[int, int, int] | None, look: Theme
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    axis.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
-    if box is not None:
-        left, top, side = box
-        axis.add_patch(
-            Rectangle((left - 0.5, top - 0.5), side, side, fill=False, ec=look.base, lw=1.8)
-        )
 
 
 def units_alt_text(
