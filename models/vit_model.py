@@ -287,9 +287,7 @@ def make_head(config: ViTConfig) -> nn.Module:
     """The classifier that the config names, (B, D) -> (B, num_classes)."""
     if config.head == "linear":
         return nn.Linear(config.embed_dim, config.num_classes)
-    return _kan_feed_forward(
-        config, config.head_hidden, config.num_classes, config.grid_size
-    )
+    return _kan_feed_forward(config, config.head_hidden, config.num_classes, config.grid_size)
 
 
 def _kan_feed_forward(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,14 +53,12 @@ class LayerCurves:
     curves: Sequence[Curve]
 
 
-def draw_functions(
-    block: int, layers: Sequence[LayerCurves], theme: str = "light"
-) -> Figure:
+def draw_functions(block: int, layers: Sequence[LayerCurves], theme: str = "light") -> Figure:
     """The learned functions of a block, with the histogram of what flows into them behind each."""
     look = THEMES[theme]
     rows = [-(-len(layer.curves) // COLUMNS) for layer in layers]
     figure = _figure(look, 9.6, 0.75 + sum(0.35 + 1.62 * count for count in rows))
-    parts = np.atleast_1d(figure.subfigures(len(layers), 1, height_ratios=rows))
+    parts = figure.subfigures(len(layers), 1, height_ratios=rows, squeeze=False)[:, 0]
     for part, layer, count in zip(parts, layers, rows, strict=True):
         part.set_facecolor(look.paper)
         part.suptitle(
@@ -150,7 +149,7 @@ def shape_in_words(curve: Curve) -> str:
             turns.append(last)
             direction, last = -direction, value
     turns.append(last)
-    verbs = ["rises" if b > a else "falls" for a, b in zip(turns[:-1], turns[1:], strict=True)]
+    verbs = ["rises" if b > a else "falls" for a, b in pairwise(turns)]
     if len(verbs) == 1:
         return f"{verbs[0]} from {turns[0]:.2g} to {turns[1]:.2g}"
     return f"{', then '.join(verbs[:3])} between {min(turns):.2g} and {max(turns):.2g}"
@@ -181,8 +180,9 @@ def draw_units(
     look = THEMES[theme]
     rows = -(-len(units) // 2)
     figure = _figure(look, 9.6, 0.5 + 2.0 * rows)
+    at = "" if any(box for own in units for box in own.boxes) else ", at the class token"
     figure.suptitle(
-        f"Block {block}: what its strongest hidden units answer to", x=0.012, ha="left",
+        f"Block {block}: what its strongest hidden units answer to{at}", x=0.012, ha="left",
         fontsize=13, color=look.ink,
     )  # fmt: skip
     axes = figure.subplots(rows, 4, squeeze=False, width_ratios=(1, 1.7, 1, 1.7)).reshape(-1, 2)

@@ -30,9 +30,7 @@ RIDGE = 1e-3  # pull of a refit towards the present weights, in units of the fea
 LEAST_SCALE = 0.1  # of an edge's `spline_scaler` after a refit, in units of the layer's mean
 
 
-def strongest_units(
-    config: ViTConfig, scores: Sequence[BlockScores], keep: float
-) -> list[Tensor]:
+def strongest_units(config: ViTConfig, scores: Sequence[BlockScores], keep: float) -> list[Tensor]:
     """The hidden units of the highest scores in each block, in ascending order.
 
     The blocks of a group-KAN keep equally many of each group, since its groups are equal.
@@ -148,13 +146,13 @@ def _refit_layer(layer: EdgeLayer, x: Tensor, missing: Tensor) -> None:
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     change = torch.linalg.solve(gram, a.T @ missing.double()).T.float()  # (out, columns)
     if layer.bias is not None:
-        layer.bias += change[:, -1]
+        layer.bias.add_(change[:, -1])
         change = change[:, :-1]
     if not isinstance(layer, KANLinear):
-        layer.weight += change
+        layer.weight.add_(change)
         return
     change = change.unflatten(1, (layer.in_features, -1))
-    layer.base_weight += change[..., 0]
+    layer.base_weight.add_(change[..., 0])
     wanted = layer.scaled_spline_weight + change[..., 1:]
     if layer.enable_standalone_scale_spline:
         scale = layer.spline_scaler
@@ -247,4 +245,3 @@ def removed_share(model: VisionTransformer) -> float:
                 dead &= (value == 0) if value.ndim == 2 else (value == 0).all(dim=-1)
             zero, total = zero + int(dead.sum()), total + dead.numel()
     return zero / total
-

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,8 @@ def ffn_speedup(
     torch.set_num_threads(1)
     try:
         return Speedup(
-            _ratio([lambda own=own: _forward(own, x) for own in pair], rounds),
-            _ratio([lambda own=own: _step(own, x) for own in pair], rounds),
+            _ratio([partial(_forward, own, x) for own in pair], rounds),
+            _ratio([partial(_step, own, x) for own in pair], rounds),
         )
     finally:
         torch.set_num_threads(threads)

@@ -16,9 +16,10 @@ from torch import Tensor
 from kansformer.interpret.edges import EdgeLayer, edge_layer, edge_terms
 from kansformer.interpret.formula import edge_expression, ex_round
 from kansformer.interpret.functions import FUNCTIONS, LIBRARY
-from kansformer.interpret.symbolic import cost, fit_candidates
+from kansformer.interpret.symbolic import Suggestion, cost, fit_candidates
 from models import splines
 from models.kan import GroupKANLinear, KANLinear
+from models.kan_features import BASE_ACTIVATIONS, activation_name
 from models.vit_model import VisionTransformer
 
 SAMPLES = 1000  # inputs that a formula is fitted to
@@ -29,11 +30,15 @@ Place = tuple[int | None, int]  # (output, input) of an edge, or (None, group)
 class EdgeFormula:
     """The simplest function that does well on an edge: a·f(b·x + c) + d.
 
+    One of the candidates is the layer's base activation itself, which says that the spline adds
+    next to nothing.
+
     Attributes:
         block, layer: where.
         target, source: the edge from input `source`; target is None for the function of the group
             with the number `source`.
-        name, affine: f, a name in `functions.FUNCTIONS`, and (a, b, c, d).
+        name, affine: f, a name in `functions.FUNCTIONS` or of a base activation, such as "silu";
+            and (a, b, c, d).
         r2: share of the function's variance that the formula explains, on the recorded inputs.
     """
 
@@ -48,12 +53,17 @@ class EdgeFormula:
     def values(self, x: Tensor) -> Tensor:
         """The formula at x, of any shape."""
         a, b, c, d = self.affine
-        return a * FUNCTIONS[self.name].evaluate(b * x + c) + d
+        if self.name in FUNCTIONS:
+            return a * FUNCTIONS[self.name].evaluate(b * x + c) + d
+        return a * BASE_ACTIVATIONS[self.name]()(b * x + c) + d
 
     def __str__(self) -> str:
         import sympy
 
         x = sympy.Symbol("x")
+        if self.name not in FUNCTIONS:
+            a, *_, d = self.affine
+            return str(ex_round(sympy.Float(a) * sympy.Function(self.name)(x) + sympy.Float(d), 4))
         return str(ex_round(edge_expression(self.name, list(self.affine), x), 4))
 
 
@@ -90,7 +100,10 @@ def read_functions(
     formulas = []
     names = [name for name in library if name != "0"]
     found = fit_candidates(torch.stack(x), torch.stack(y), names)
-    for (target, source), suggestions in zip(places, found, strict=True):
+    base_name = activation_name(own.base_activation)
+    for (target, source), suggestions, u, v in zip(places, found, x, y, strict=True):
+        if suggestions and base_name not in (None, "identity"):
+            suggestions.append(_base_alone(str(base_name), u, v))
         if suggestions:  # none for a constant
             best = min(suggestions, key=cost)
             formulas.append(
@@ -131,9 +144,17 @@ def project_functions(
     return made
 
 
-def _spline_layer(
-    model: VisionTransformer, block: int, layer: str
-) -> KANLinear | GroupKANLinear:
+def _base_alone(name: str, x: Tensor, y: Tensor) -> Suggestion:
+    """The base activation, times a factor, as the formula of a curve (N,)."""
+    base = BASE_ACTIVATIONS[name]()(x)
+    centred = base - base.mean()
+    a = float((centred * y).sum() / centred.square().sum().clamp_min(1e-300))
+    d = float(y.mean() - a * base.mean())
+    loss = float((y - a * base - d).square().mean() / y.var(correction=0))
+    return Suggestion(name, (a, 1.0, 0.0, d), 1 - loss, loss, 1)
+
+
+def _spline_layer(model: VisionTransformer, block: int, layer: str) -> KANLinear | GroupKANLinear:
     own = edge_layer(model, block, layer)
     if not isinstance(own, KANLinear | GroupKANLinear):
         raise ValueError(f"block {block} is an MLP: it has no learned functions")

@@ -1,4 +1,4 @@
-"""A trained ViT looked at from the inside, on the pictures of a data set: all that the command says.
+"""A trained ViT looked at from the inside, on the pictures of a data set.
 
 Nothing here draws, prints or writes; `kansformer.interpret.__main__` does.
 """
@@ -34,7 +34,13 @@ from kansformer.interpret.edge_formulas import (
     read_functions,
 )
 from kansformer.interpret.edges import LAYERS, Curve, edge_function, group_functions
-from kansformer.interpret.ranking import BlockScores, LayerFacts, layer_facts, score_block, strongest
+from kansformer.interpret.ranking import (
+    BlockScores,
+    LayerFacts,
+    layer_facts,
+    score_block,
+    strongest,
+)
 from kansformer.interpret.recording import BlockRecord, record
 from kansformer.interpret.units import UnitUse, unit_use
 from models.vit_model import VisionTransformer
@@ -68,8 +74,12 @@ def choose_pictures(
             f"{data.name}: the model does not know its class {unknown[0]}; give the data that it"
             " was trained on"
         )
-    settings = model.training_info.get("settings", {})
-    data = data.with_validation(settings.get("val_split", 0.2), settings.get("seed", 0))
+    settings = model.training_info.get("settings")
+    settings = settings if isinstance(settings, dict) else {}
+    share, split_seed = settings.get("val_split"), settings.get("seed")
+    data = data.with_validation(
+        share if isinstance(share, float) else 0.2, split_seed if isinstance(split_seed, int) else 0
+    )
     others = data.test or data.val
     assert others is not None
     places = np.array([model.class_names.index(name) for name in data.class_names])
@@ -128,10 +138,10 @@ def inspect_model(
     dataset = PictureDataset(sample.seen, model.preprocessing)
     records = record(model, (images for images, _ in make_loader(dataset, BATCH)))
     scores = [score_block(model, block, own) for block, own in enumerate(records)]
-    uses, facts, curves, formulas, shown = [], [], [], [], []
-    for block, own in enumerate(records):
-        use = unit_use(model, make_loader(dataset, BATCH), block, TOP_PICTURES)
-        uses.append(use)
+    uses = unit_use(model, make_loader(dataset, BATCH), TOP_PICTURES)
+    curves: list[list[LayerCurves]] = []
+    facts, formulas, shown = [], [], []
+    for block, (own, use) in enumerate(zip(records, uses, strict=True)):
         best = scores[block].units.argsort(descending=True)[:units].tolist()
         shown.append([_unit_pictures(model, sample.seen, use, unit) for unit in best])
         curves.append([])
@@ -162,11 +172,11 @@ def accuracy(model: VisionTransformer, like: TrainedModel, pictures: Pictures) -
 def _functions(
     model: TrainedModel, block: int, layer: str, x: Tensor, ranks: Tensor, count: int
 ) -> tuple[Sequence[Curve], list[Place]]:
-    """Curves of the strongest edges, no two of the same output, or of all groups; their places."""
+    """Curves of the strongest edges, no two with a common end, or of all groups; their places."""
     if model.config.ffn == "group-kan":
         curves = group_functions(model, block, layer, x)
         return curves, [(None, group) for group in range(len(curves))]
-    edges = strongest(ranks, count, per_output=1)
+    edges = strongest(ranks, count, apart=True)
     found = [edge_function(model, block, layer, target, source, x) for target, source in edges]
     return found, list(edges)
 

@@ -69,20 +69,20 @@ def score_block(model: VisionTransformer, block: int, record: BlockRecord) -> Bl
     return BlockScores(units, first, second)
 
 
-def strongest(scores: Tensor, count: int, per_output: int | None = None) -> list[tuple[int, int]]:
+def strongest(scores: Tensor, count: int, apart: bool = False) -> list[tuple[int, int]]:
     """The edges (output, input) of the highest scores, best first.
 
     Args:
         scores: (out, in).
-        per_output: most edges with the same output, so that one unit does not fill the list.
+        apart: no two with the same output or input, so that one unit does not fill the list.
     """
-    taken = [0] * len(scores)
+    left = scores.clone()
     found: list[tuple[int, int]] = []
-    for place in scores.flatten().argsort(descending=True).tolist():
-        target, source = divmod(place, scores.shape[1])
-        if len(found) == count:
-            break
-        if per_output is None or taken[target] < per_output:
-            taken[target] += 1
-            found.append((target, source))
+    for _ in range(min(count, min(scores.shape) if apart else scores.numel())):
+        target, source = divmod(int(left.argmax()), scores.shape[1])
+        found.append((target, source))
+        left[target, source] = -torch.inf
+        if apart:
+            left[target] = -torch.inf
+            left[:, source] = -torch.inf
     return found
