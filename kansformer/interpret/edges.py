@@ -64,6 +64,7 @@ def group_splines(layer: GroupKANLinear, x: Tensor) -> Tensor:
     return torch.einsum("ncgj,gj->ngc", basis, layer.spline_weight).flatten(1)
 
 
+@torch.no_grad()
 def output_contributions(layer: EdgeLayer, x: Tensor, output: int) -> Tensor:
     """What each input adds to one output, φ_oi(x_i), (N, in) -> (N, in).
 
@@ -73,12 +74,14 @@ def output_contributions(layer: EdgeLayer, x: Tensor, output: int) -> Tensor:
     return torch.einsum("nij,ij->ni", features, weights[output])
 
 
+@torch.no_grad()
 def input_contributions(layer: EdgeLayer, x: Tensor, source: int) -> Tensor:
     """What one input adds to each output, φ_oi(x_i), (N, in) -> (N, out)."""
     features, weights = edge_terms(layer, x)
     return features[:, source] @ weights[:, source].T
 
 
+@torch.no_grad()
 def split_output(layer: EdgeLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     """The parts of the output that the bases and the splines give, (N, out) each; no bias."""
     features, weights = edge_terms(layer, x)
@@ -87,13 +90,14 @@ def split_output(layer: EdgeLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     return base, spline
 
 
+@torch.no_grad()
 def edge_deviations(layer: EdgeLayer, x: Tensor) -> Tensor:
     """Standard deviation of every edge's output over samples (N, in), (out, in).
 
     No tensor of (N, in, out) is made.
     """
     if isinstance(layer, KANLinear):
-        return layer.edge_deviations(x).detach()
+        return layer.edge_deviations(x)
     features, weights = edge_terms(layer, x)
     return features.sum(dim=-1).std(dim=0) * weights[..., 0].abs()
 
@@ -149,6 +153,7 @@ class Curve:
         return f"group {self.source}" if self.target is None else f"{self.source} → {self.target}"
 
 
+@torch.no_grad()
 def edge_function(
     model: VisionTransformer, block: int, layer: str, target: int, source: int, inputs: Tensor
 ) -> Curve:
@@ -176,6 +181,7 @@ def edge_function(
     return _curve((target, source), own, source, places, parts, inputs[:, source])
 
 
+@torch.no_grad()
 def group_functions(
     model: VisionTransformer, block: int, layer: str, inputs: Tensor
 ) -> Sequence[Curve]:
