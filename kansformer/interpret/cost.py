@@ -45,52 +45,28 @@ def ffn_cost(model: VisionTransformer) -> Cost:
     return Cost(sum(map(count_parameters, blocks)), counter.get_total_flops())
 
 
-@dataclass(frozen=True)
-class Speedup:
-    """How many times faster the feed-forward blocks of one model are than those of another.
+def ffn_speedup(before: VisionTransformer, after: VisionTransformer, rounds: int = ROUNDS) -> float:
+    """How many times faster the feed-forward blocks of one model predict than those of another.
 
-    Medians over rounds that run both in turn, so that what slows the machine meets both.
-
-    Attributes:
-        inference: forward alone.
-        training: forward and backward.
-    """
-
-    inference: float
-    training: float
-
-
-def ffn_speedup(
-    before: VisionTransformer, after: VisionTransformer, rounds: int = ROUNDS
-) -> Speedup:
-    """Compares the time of the feed-forward blocks, as processor time of one thread.
-
-    Both models must be on the CPU. The number of torch's threads is put back.
+    The median over rounds that run both in turn, so that what slows the machine meets both, of
+    processor time of one thread. Both models must be on the CPU. The number of torch's threads is
+    put back.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(ROWS, before.config.embed_dim, generator=generator)
-    pair = [ffn_blocks(model) for model in (before, after)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return Speedup(
-            _ratio([partial(_forward, own, x) for own in pair], rounds),
-            _ratio([partial(_step, own, x) for own in pair], rounds),
-        )
+        jobs = [partial(_forward, ffn_blocks(model), x) for model in (before, after)]
+        return _ratio(jobs, rounds)
     finally:
         torch.set_num_threads(threads)
 
 
+@torch.no_grad()
 def _forward(blocks: list[nn.Module], x: Tensor) -> None:
-    with torch.no_grad():
-        for block in blocks:
-            block(x)
-
-
-def _step(blocks: list[nn.Module], x: Tensor) -> None:
     for block in blocks:
-        parameters = list(block.parameters())
-        torch.autograd.grad(block(x.requires_grad_()).sum(), [x, *parameters])
+        block(x)
 
 
 def _ratio(jobs: list[Callable[[], None]], rounds: int) -> float:

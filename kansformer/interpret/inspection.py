@@ -299,8 +299,7 @@ def operate(
     except ValueError as error:
         raise UserError(f"{error}; change the flags of the surgery") from None
     if surgery.prune_units is not None:
-        speedup = ffn_speedup(model, changed)
-        steps[-1] |= {"speedup": asdict(speedup)}
+        steps[-1]["speedup"] = ffn_speedup(model, changed)
     return changed, steps
 
 

@@ -172,8 +172,7 @@ def test_cost_of_half_the_units() -> None:
     assert after.flops == before.flops // 2
     assert before.parameters == 2 * (2 * 16 * 32 + 16 + 32)
     threads = torch.get_num_threads()
-    speedup = ffn_speedup(model, smaller, rounds=1)
-    assert speedup.inference > 0 and speedup.training > 0
+    assert ffn_speedup(model, smaller, rounds=1) > 0
     assert torch.get_num_threads() == threads
 
 
@@ -182,7 +181,7 @@ def test_units_that_cannot_be_kept_are_refused() -> None:
     whole = torch.arange(32)
     for kept in ([whole], [whole, torch.tensor([5, 3])], [whole, torch.tensor([1, 40])],
                  [whole, torch.arange(8)]):  # fmt: skip
-        with pytest.raises(ValueError, match="units|group"):
+        with pytest.raises(ValueError, match=r"units|group"):
             compact(model, kept)
     with pytest.raises(ValueError, match="share"):
         strongest_units(model.config, [], 0.0)
