@@ -7,6 +7,7 @@ differ in their strokes too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -138,21 +139,30 @@ def shape_in_words(curve: Curve) -> str:
     span = float(y.max() - y.min())
     if span < 1e-6:
         return f"is {y[0]:.2g} throughout"
-    turns, last, direction = [y[0]], y[0], 0
-    for value in y:  # a turn counts if what follows moves by a twentieth of the whole
-        if direction * (value - last) >= 0:
-            direction = direction or (
-                int(np.sign(value - turns[0])) if abs(value - turns[0]) > 0.05 * span else 0
-            )
-            last = value if direction else turns[0]
-        elif abs(value - last) > 0.05 * span:
-            turns.append(last)
-            direction, last = -direction, value
-    turns.append(last)
+    decimals = max(1 - math.floor(math.log10(span)), 0)  # a hundredth of the whole
+    turns = _turning_values(y, 0.05 * span)
     verbs = ["rises" if b > a else "falls" for a, b in pairwise(turns)]
     if len(verbs) == 1:
-        return f"{verbs[0]} from {turns[0]:.2g} to {turns[1]:.2g}"
-    return f"{', then '.join(verbs[:3])} between {min(turns):.2g} and {max(turns):.2g}"
+        return f"{verbs[0]} from {turns[0]:.{decimals}f} to {turns[1]:.{decimals}f}"
+    low, high = min(turns), max(turns)
+    return f"{', then '.join(verbs[:3])} between {low:.{decimals}f} and {high:.{decimals}f}"
+
+
+def _turning_values(y: np.ndarray, least: float) -> list[float]:
+    """First and last value and the extremes between, without swings smaller than `least`."""
+    slopes = np.sign(np.diff(y))
+    extremes = np.flatnonzero(slopes[1:] * slopes[:-1] < 0) + 1
+    values = [float(v) for v in (y[0], *y[extremes], y[-1])]
+    while len(values) > 2:
+        swings = np.abs(np.diff(values))
+        i = int(swings.argmin())
+        if swings[i] >= least:
+            break
+        if i == 0 or i == len(swings) - 1:
+            del values[1 if i == 0 else -2]
+        else:
+            del values[i : i + 2]
+    return values
 
 
 @dataclass(frozen=True)
