@@ -39,6 +39,7 @@ def main() -> None:
     from kansformer.data import load_data
     from kansformer.interpret.inspection import (
         Surgery,
+        check,
         choose_pictures,
         inspect_model,
         operate,
@@ -50,6 +51,7 @@ def main() -> None:
         None if args.blocks is None else tuple(args.blocks), args.formulas,
     )  # fmt: skip
     model = load_model(args.weights)
+    check(model, surgery)
     data = load_data(args.data_path, args.download, args.download_dir)
     sample = choose_pictures(model, data, args.pictures, args.test_pictures, args.seed)
     found = inspect_model(model, sample, args.edges, args.units)

@@ -263,16 +263,27 @@ class Surgery:
         )
 
 
+def check(model: TrainedModel, surgery: Surgery) -> None:
+    """Raises a UserError if the model cannot be given what is asked for, before long work."""
+    if surgery.refine is None:
+        return
+    try:
+        refine_blocks(model, surgery.refine, surgery.blocks)
+    except ValueError as error:
+        raise UserError(f"--refine: {error}; give another number, or other --blocks") from None
+
+
 def operate(
     model: TrainedModel, found: Inspection, sample: Sample, surgery: Surgery
 ) -> tuple[VisionTransformer, list[dict[str, Any]]]:
     """The changed model, and for each step what it did to accuracy, size and speed.
 
     Raises:
-        UserError: what the model cannot be given.
+        ValueError: what `check` finds too.
     """
     changed: VisionTransformer = model
-    steps: list[dict[str, Any]] = []
+    start = {"step": "as it was", "accuracy": found.accuracy, **asdict(ffn_cost(model))}
+    steps: list[dict[str, Any]] = [start]
     scores, inputs = found.scores, found.inputs()
 
     def step(name: str, made: VisionTransformer, **facts: Any) -> VisionTransformer:
@@ -280,24 +291,20 @@ def operate(
         steps.append({"step": name, "accuracy": percent, **asdict(ffn_cost(made)), **facts})
         return made
 
-    step("as it was", model)
-    try:
-        if surgery.formulas is not None:
-            good = [own for own in found.formulas if own.r2 >= surgery.formulas]
-            changed = project_functions(changed, good, inputs)
-            step("functions as formulas", changed, projected=len(good))
-        if surgery.prune_units is not None:
-            kept = strongest_units(model.config, scores, 1 - surgery.prune_units)
-            changed = step("units removed", compact(changed, kept))
-            changed = step("second layers refitted", refit(changed, found.records))
-            scores = [_of_units(own, units) for own, units in zip(scores, kept, strict=True)]
-        if surgery.prune_edges is not None:
-            changed = remove_edges(changed, scores, 1 - surgery.prune_edges)
-            step("edges removed", changed)
-        if surgery.refine is not None:
-            changed = step("grids refined", refine_blocks(changed, surgery.refine, surgery.blocks))
-    except ValueError as error:
-        raise UserError(f"{error}; change the flags of the surgery") from None
+    if surgery.formulas is not None:
+        good = [own for own in found.formulas if own.r2 >= surgery.formulas]
+        changed = project_functions(changed, good, inputs)
+        step("functions as formulas", changed, projected=len(good))
+    if surgery.prune_units is not None:
+        kept = strongest_units(model.config, scores, 1 - surgery.prune_units)
+        changed = step("units removed", compact(changed, kept))
+        changed = step("second layers refitted", refit(changed, found.records))
+        scores = [_of_units(own, units) for own, units in zip(scores, kept, strict=True)]
+    if surgery.prune_edges is not None:
+        changed = remove_edges(changed, scores, 1 - surgery.prune_edges)
+        step("edges removed", changed)
+    if surgery.refine is not None:
+        changed = step("grids refined", refine_blocks(changed, surgery.refine, surgery.blocks))
     if surgery.prune_units is not None:
         steps[-1]["speedup"] = ffn_speedup(model, changed)
     return changed, steps

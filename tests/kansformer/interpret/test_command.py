@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kansformer.checkpoint import load_model
-from kansformer.data import load_data
+from kansformer.checkpoint import load_model, save_model
+from kansformer.data import Preprocessing, load_data
 from kansformer.train import train
-from tests.conftest import tiny_settings
+from tests.conftest import COLOURS, tiny_settings
+from tests.kansformer.interpret.test_edges import vit
 
 Command = Callable[..., tuple[int, str, str]]
 NAME = "kansformer.interpret.__main__"
@@ -30,10 +31,18 @@ def inside(command: Command) -> Command:
     return run
 
 
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A small model for the pictures in `colours`."""
+    path = tmp_path / "small.safetensors"
+    save_model(path, vit(kan_hidden=8), Preprocessing(8), sorted(COLOURS))
+    return path
+
+
 def test_it_shows_prunes_and_the_result_trains_on(
-    inside: Command, trained: Path, tmp_path: Path
+    inside: Command, weights: Path, colours: Path, tmp_path: Path
 ) -> None:
-    data, weights = trained.parent / "colours", trained / "best.safetensors"
+    data = colours
     small = ("--pictures", 12, "--edges", 2, "--units", 2, "--output", tmp_path / "out")
     status, out, err = inside(
         "--weights", weights, "--data-path", data, *small, "--prune-units", 0.5,
@@ -43,7 +52,7 @@ def test_it_shows_prunes_and_the_result_trains_on(
     assert "times as fast, on one thread" in out
     says = json.loads((tmp_path / "out" / "interpretation.json").read_text())
     names = {figure["file"] for figure in says["figures"]}
-    assert {"layers.png", "attention.png", "functions-0.png", "units-3.png"} <= names
+    assert {"layers.png", "attention.png", "functions-0.png", "units-1.png"} <= names
     for figure in says["figures"]:
         assert len(figure["alt"]) > 40
         with Image.open(tmp_path / "out" / figure["file"]) as picture:
@@ -55,16 +64,18 @@ def test_it_shows_prunes_and_the_result_trains_on(
 
     changed = tmp_path / "out" / "changed.safetensors"
     config = load_model(changed).config
-    assert config.hidden_widths == (16,) * 4
-    assert config.grid_sizes == (5, 10, 5, 5)
+    assert config.hidden_widths == (4, 4)
+    assert config.grid_sizes == (5, 10)
     settings = tiny_settings(data, tmp_path / "run", weights=str(changed), epochs=1)
     summary = train(settings, load_data(str(data)).with_validation(0.2, 0), say=lambda line: None)
-    assert summary["model"]["hidden_widths"] == (16,) * 4
+    assert summary["model"]["hidden_widths"] == (4, 4)
     assert load_model(tmp_path / "run" / "best.safetensors").config == config
 
 
-def test_bad_input_is_one_line(inside: Command, trained: Path, tmp_path: Path) -> None:
-    data, weights = trained.parent / "colours", trained / "best.safetensors"
+def test_bad_input_is_one_line(
+    inside: Command, weights: Path, colours: Path, tmp_path: Path
+) -> None:
+    data = colours
     good = ("--weights", weights, "--data-path", data, "--output", tmp_path / "out")
     for arguments, words in (
         (("--weights", tmp_path / "no.safetensors", "--data-path", data), "no such weights file"),
