@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -69,7 +69,7 @@ def _forward(blocks: list[nn.Module], x: Tensor) -> None:
         block(x)
 
 
-def _ratio(jobs: list[Callable[[], None]], rounds: int) -> float:
+def _ratio(jobs: Sequence[Callable[[], None]], rounds: int) -> float:
     """Median over the rounds of the first job's time over the second's."""
     ratios = []
     for number in range(-2, rounds):
