@@ -91,7 +91,7 @@ def read_functions(
     places = [place for place in places if place[0] is None or isinstance(own, KANLinear)]
     x, y = [], []
     for place in places:
-        flowing = _flowing(own, place, inputs)[:SAMPLES]
+        flowing = _flowing(own, place, inputs)
         base, spline = _parts(own, place, flowing)
         x.append(flowing.double())
         y.append((base + spline).double())
@@ -162,8 +162,9 @@ def _spline_layer(model: VisionTransformer, block: int, layer: str) -> KANLinear
 
 
 def _flowing(layer: KANLinear | GroupKANLinear, place: Place, inputs: Tensor) -> Tensor:
-    """What flows into a function, (N,)."""
-    return layer.spline_inputs(inputs)[:, place[1]]
+    """About SAMPLES of what flows into a function, spread over the record, (N,)."""
+    flowing = layer.spline_inputs(inputs)[:, place[1]]
+    return flowing[:: max(len(flowing) // SAMPLES, 1)][:SAMPLES]
 
 
 def _parts(layer: EdgeLayer, place: Place, x: Tensor) -> tuple[Tensor, Tensor]:
