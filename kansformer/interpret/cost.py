@@ -38,11 +38,11 @@ def ffn_blocks(model: VisionTransformer) -> list[nn.Module]:
 def ffn_cost(model: VisionTransformer) -> Cost:
     """Parameters and operations of a model's feed-forward blocks."""
     blocks = ffn_blocks(model)
-    token = model.pos_embed.new_zeros(1, model.config.embed_dim)
+    tokens = model.pos_embed.new_zeros(ROWS, model.config.embed_dim)  # as a batch has many
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         for block in blocks:
-            block(token)
-    return Cost(sum(map(count_parameters, blocks)), counter.get_total_flops())
+            block(tokens)
+    return Cost(sum(map(count_parameters, blocks)), counter.get_total_flops() // ROWS)
 
 
 def ffn_speedup(before: VisionTransformer, after: VisionTransformer, rounds: int = ROUNDS) -> float:
