@@ -8,7 +8,7 @@ changed before.
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -175,14 +175,12 @@ def fit_grids(
             handle.remove()
 
 
-def set_grid_size(model: nn.Module, grid_size: int) -> None:
-    """Gives every KAN layer in a model another number of intervals, for a state dict to fill.
-
-    Until then their grids and splines are not defined.
-    """
-    for module in model.modules():
+def make_room(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Gives KAN layers the numbers of intervals that they have in a state dict, to load it."""
+    for name, module in model.named_modules():
         if isinstance(module, SplineLayer):
-            _resize(module, grid_size)
+            weight = state[f"{name}.spline_weight" if name else "spline_weight"]
+            _resize(module, weight.shape[-1] - module.spline_order)
 
 
 def finite_samples(x: Tensor, width: int) -> Tensor:

@@ -45,8 +45,8 @@ COUNTS: dict[str, Callable[[VisionTransformer], int]] = {
 
 
 def mlp_twin(config: ViTConfig) -> ViTConfig:
-    """The same model with MLP blocks."""
-    return replace(config, ffn="mlp")
+    """The same model with MLP blocks, of the width that they have before any surgery."""
+    return replace(config, ffn="mlp", hidden_widths=None, grid_sizes=None)
 
 
 def count(config: ViTConfig, by: str) -> int:
@@ -80,6 +80,7 @@ def matched(config: ViTConfig, by: str, target: int | None = None) -> ViTConfig:
 
 def with_hidden(config: ViTConfig, hidden: int) -> ViTConfig:
     """The model with another hidden width of its feed-forward blocks."""
+    config = replace(config, hidden_widths=None)
     if config.ffn == "kan":
         return replace(config, kan_hidden=hidden)
     return replace(config, mlp_ratio=hidden / config.embed_dim)

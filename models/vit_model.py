@@ -54,12 +54,14 @@ class ViTConfig:
     mlp_ratio: float = 4.0  # hidden width of "mlp" and "group-kan" blocks, in units of embed_dim
     ffn: str = "kan"
     kan_hidden: int | str = 64  # hidden width of the "kan" block; "full": as wide as the MLP's
+    hidden_widths: tuple[int, ...] | None = None  # of each block, where surgery has changed them
     kan_norm: bool = True  # a LayerNorm between the two KAN layers of a block
     kan_bias: bool = False  # biases in KAN layers
     groups: int = 8  # splines per layer of a "group-kan" block
     head: str = "linear"
     head_hidden: int = 64  # hidden width of the "kan" head
     grid_size: int = 5
+    grid_sizes: tuple[int, ...] | None = None  # of each block, where surgery has changed them
     spline_order: int = 3
     grid_range: tuple[float, float] = (-3.0, 3.0)  # spans the N(0, 1) behind a LayerNorm
     base_activation: str | tuple[str, str] = "silu"  # or one for each of a block's two layers
@@ -80,6 +82,8 @@ class ViTConfig:
         object.__setattr__(self, "grid_range", tuple(self.grid_range))
         if isinstance(self.base_activation, list):  # as JSON has it
             object.__setattr__(self, "base_activation", tuple(self.base_activation))
+        for name in ("hidden_widths", "grid_sizes"):
+            self._check_block_sizes(name)
         sizes = ("img_size patch_size in_chans embed_dim depth num_heads"
                  " head_hidden groups grid_size").split()  # fmt: skip
         for name in (*sizes, "num_classes", "reg_tokens"):
@@ -128,15 +132,25 @@ class ViTConfig:
             raise ValueError('distilled goes with pool="token", without fc_norm and pre_logits')
         if self.mlp_hidden < 1:
             raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves no hidden units")
-        if self.ffn == "group-kan" and (
-            self.embed_dim % self.groups or self.mlp_hidden % self.groups
-        ):
+        widths = (self.embed_dim, self.mlp_hidden, *(self.hidden_widths or ()))
+        if self.ffn == "group-kan" and any(width % self.groups for width in widths):
             raise ValueError(
-                f"widths {self.embed_dim} and {self.mlp_hidden} do not divide into"
-                f" {self.groups} groups"
+                f"widths {' and '.join(map(str, widths))} do not divide into {self.groups} groups"
             )
         if len(self.grid_range) != 2 or not self.grid_range[0] < self.grid_range[1]:
             raise ValueError(f"grid_range must be (low, high), not {self.grid_range}")
+
+    def _check_block_sizes(self, name: str) -> None:
+        """Makes a list, as JSON has it, a tuple; it must hold a size for each block."""
+        sizes = getattr(self, name)
+        if sizes is None:
+            return
+        good = isinstance(sizes, list | tuple) and all(
+            isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes
+        )
+        if not good or len(sizes) != self.depth:
+            raise ValueError(f"{name} must hold a number for each of {self.depth} blocks")
+        object.__setattr__(self, name, tuple(sizes))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in the weights file."""
@@ -164,10 +178,20 @@ class ViTConfig:
 
     @property
     def ffn_hidden(self) -> int:
-        """Hidden width of the feed-forward block, of whatever kind."""
+        """Hidden width of the feed-forward blocks, of whatever kind, before any surgery."""
         if self.ffn == "kan" and self.kan_hidden != "full":
             return int(self.kan_hidden)
         return self.mlp_hidden
+
+    @property
+    def block_widths(self) -> tuple[int, ...]:
+        """Hidden width of the feed-forward block of each transformer block."""
+        return self.hidden_widths or (self.ffn_hidden,) * self.depth
+
+    @property
+    def block_grids(self) -> tuple[int, ...]:
+        """Intervals of the grids of each block."""
+        return self.grid_sizes or (self.grid_size,) * self.depth
 
     @property
     def prefix_tokens(self) -> int:
@@ -215,13 +239,13 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then the feed-forward block, (B, N, D) -> same."""
 
-    def __init__(self, config: ViTConfig, drop_path: float) -> None:
+    def __init__(self, config: ViTConfig, drop_path: float, number: int = 0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         self.attn = Attention(config.embed_dim, config.num_heads, config.qkv_bias)
         self.ls1 = make_layer_scale(config)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
-        self.mlp = make_ffn(config)
+        self.mlp = make_ffn(config, number)
         self.ls2 = make_layer_scale(config)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -244,14 +268,16 @@ def make_layer_scale(config: ViTConfig) -> nn.Module:
     return LayerScale(config.embed_dim, init_values=config.layer_scale)
 
 
-def make_ffn(config: ViTConfig) -> nn.Module:
-    """The feed-forward block that the config names."""
+def make_ffn(config: ViTConfig, number: int = 0) -> nn.Module:
+    """The feed-forward block of the transformer block with that number."""
+    hidden = config.block_widths[number]
     if config.ffn == "mlp":
-        return Mlp(config.embed_dim, config.mlp_hidden, drop=config.drop_rate)
+        return Mlp(config.embed_dim, hidden, drop=config.drop_rate)
     return _kan_feed_forward(
         config,
-        config.ffn_hidden,
+        hidden,
         config.embed_dim,
+        config.block_grids[number],
         groups=config.groups if config.ffn == "group-kan" else None,
         output_scale=config.branch_scale,
     )
@@ -261,11 +287,11 @@ def make_head(config: ViTConfig) -> nn.Module:
     """The classifier that the config names, (B, D) -> (B, num_classes)."""
     if config.head == "linear":
         return nn.Linear(config.embed_dim, config.num_classes)
-    return _kan_feed_forward(config, config.head_hidden, config.num_classes)
+    return _kan_feed_forward(config, config.head_hidden, config.num_classes, config.grid_size)
 
 
 def _kan_feed_forward(
-    config: ViTConfig, hidden: int, out_features: int, **options: Any
+    config: ViTConfig, hidden: int, out_features: int, grid_size: int, **options: Any
 ) -> KANFeedForward:
     first, second = (BASE_ACTIVATIONS[name] for name in config.base_activations)
     return KANFeedForward(
@@ -273,7 +299,7 @@ def _kan_feed_forward(
         hidden,
         out_features,
         norm=config.kan_norm,
-        grid_size=config.grid_size,
+        grid_size=grid_size,
         spline_order=config.spline_order,
         grid_range=config.grid_range,
         base_activation=(first, second),
@@ -306,7 +332,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, embedded + config.grid_tokens, dim))
         last = max(config.depth - 1, 1)
         self.blocks = nn.Sequential(
-            *(Block(config, config.drop_path_rate * i / last) for i in range(config.depth))
+            *(Block(config, config.drop_path_rate * i / last, i) for i in range(config.depth))
         )
         norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.norm = nn.Identity() if config.fc_norm else norm

@@ -68,11 +68,11 @@ def _sum(layer: SymbolicLayer, number: int, target: int, nodes: list[Any]) -> An
         if name is None:
             total += sympy.Function(f"phi_{number}_{i}_{target}")(node)
         else:
-            total += _edge(name, layer.affine[target, i].tolist(), node)
+            total += edge_expression(name, layer.affine[target, i].tolist(), node)
     return total
 
 
-def _edge(name: str, affine: list[float], node: Any) -> Any:
+def edge_expression(name: str, affine: list[float], node: Any) -> Any:
     """a·f(b·node + c) + d, in the form that reads best."""
     import sympy
 

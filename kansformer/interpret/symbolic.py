@@ -194,7 +194,7 @@ def suggest_symbolic(
         _, layers = trace(own, training_samples(own, data))
         x = layers[layer].x
         y = layers[layer].layer.edge_values(x)[:, target, source]
-    return sorted(fit_candidates(x[:, source][None], y[None], library)[0], key=_cost)
+    return sorted(fit_candidates(x[:, source][None], y[None], library)[0], key=cost)
 
 
 def fix_symbolic(
@@ -363,7 +363,7 @@ def _error(model: SymbolicKAN, split: _Split) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def _cost(suggestion: Suggestion) -> float:
+def cost(suggestion: Suggestion) -> float:
     """A step of complexity must pay by a tenth of the loss."""
     return suggestion.complexity + math.log10(suggestion.loss + 1e-8)
 
@@ -389,7 +389,7 @@ def _all_suggestions(
     for (number, i, o), y, suggestions in zip(edges, ys, found, strict=True):
         loss = min(float(scores[number][o, i]), 1.0) ** 2
         suggestions.append(Suggestion("0", (0.0, 1.0, 0.0, float(y.mean())), 1 - loss, loss, 0))
-    return {edge: sorted(s, key=_cost) for edge, s in zip(edges, found, strict=True)}
+    return {edge: sorted(s, key=cost) for edge, s in zip(edges, found, strict=True)}
 
 
 def _fixed(model: SymbolicKAN, choice: dict[Edge, Suggestion]) -> SymbolicKAN:
@@ -402,7 +402,7 @@ def _fixed(model: SymbolicKAN, choice: dict[Edge, Suggestion]) -> SymbolicKAN:
 def _best_first(viable: dict[Edge, list[Suggestion]]) -> Iterator[dict[Edge, Suggestion]]:
     """Every choice of one function per edge, those with the least sum of costs first."""
     edges = list(viable)
-    costs = [[_cost(s) for s in viable[edge]] for edge in edges]
+    costs = [[cost(s) for s in viable[edge]] for edge in edges]
     first = (0,) * len(edges)
     queue = [(sum(c[0] for c in costs), first)]
     seen = {first}
@@ -486,7 +486,7 @@ def _edge_by_edge(
     while progress:
         progress = False
         found = _all_suggestions(own, split.x, library)
-        for edge, suggestions in sorted(found.items(), key=lambda item: _cost(item[1][0])):
+        for edge, suggestions in sorted(found.items(), key=lambda item: cost(item[1][0])):
             viable = _viable(suggestions, r2_threshold, choices)
             trials = [_trial(own, split, {edge: s}, EDGE_STEPS) for s in viable]
             bound = SAME * max(error, EXACT * split.spread / 10)

@@ -122,7 +122,7 @@ def _load(
         old_ffn, ffn = source.config.ffn, asked.get("ffn")
         if old_ffn == "mlp" and ffn in FFN_SETTINGS and ffn != old_ffn:
             asked = warm_settings(ffn, source.config, asked)
-        settings = {**source.config.to_dict(), **asked}
+        settings = {**_sizes_of_blocks(source.config, asked), **asked}
         reason = _why_fresh_head(source, settings, class_names)
         if reason:
             settings["pre_logits"] = asked.get("pre_logits", False)
@@ -217,6 +217,18 @@ def _preprocessing(conversion: Conversion, sidecar: Sidecar, config: ViTConfig) 
     mean, std = sidecar.mean or mean, sidecar.std or std
     three = Preprocessing(config.img_size, 3, mean, std, **values)
     return three.for_input(config.img_size, config.in_chans)
+
+
+def _sizes_of_blocks(config: ViTConfig, asked: dict[str, Any]) -> dict[str, Any]:
+    """The file's settings; sizes of its blocks, one by one, go where one for all is asked for."""
+    settings = config.to_dict()
+    if asked.get("kan_hidden", "full") != "full" or "mlp_ratio" in asked:
+        settings["hidden_widths"] = None
+    if "grid_size" in asked:
+        settings["grid_sizes"] = None
+    for name in ("hidden_widths", "grid_sizes"):
+        settings[name] = settings[name] and settings[name][: asked.get("depth")]
+    return settings
 
 
 def _why_fresh_head(

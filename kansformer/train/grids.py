@@ -16,7 +16,6 @@ from models.kan_grid import (
     change_grid,
     fit_grids,
     refine_grid,
-    set_grid_size,
     update_grid,
 )
 from models.vit_model import VisionTransformer
@@ -85,20 +84,13 @@ def change_grids(
     if size:
         for layer in spline_layers(model):
             refine_grid(layer, size, optimizer=optimiser)
-        model.config = replace(model.config, grid_size=size)
+        model.config = replace(model.config, grid_size=size, grid_sizes=None)
         done.append(f"refined to {size} intervals")
     if averaged is not None:
         for layer, own in zip(spline_layers(averaged), spline_layers(model), strict=True):
             change_grid(layer, own.grid)
         averaged.config = model.config
     return " and ".join(done)
-
-
-def resize_grids(model: VisionTransformer, size: int) -> None:
-    """Makes room for a state whose grids have another number of intervals."""
-    if size != model.config.grid_size:
-        set_grid_size(model, size)
-        model.config = replace(model.config, grid_size=size)
 
 
 def _fit(model: VisionTransformer, images: Tensor, fit: Callable[[Any, Tensor], object]) -> None:

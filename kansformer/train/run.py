@@ -41,14 +41,15 @@ from kansformer.train.distributed import (
 )
 from kansformer.train.facts import describe
 from kansformer.train.find_lr import find_rate
-from kansformer.train.grids import calibrate, first_pictures, resize_grids
+from kansformer.train.grids import calibrate, first_pictures
 from kansformer.train.loss import Criterion, Mix, make_criterion, make_mix
 from kansformer.train.memory import pieces_that_fit
 from kansformer.train.optimiser import make_optimiser, make_schedule
 from kansformer.train.run_folder import RunFolder
 from kansformer.train.state import Progress, check_same_run, fingerprint
+from models.kan_grid import make_room
 from models.twins import count_flops, count_parameters
-from models.vit_model import VisionTransformer
+from models.vit_model import VisionTransformer, ViTConfig
 
 
 @dataclass
@@ -252,7 +253,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "step_size": run.sampler.step_size,
         "data": run.fingerprint,
         "weights": run.weights,
-        "grid_size": run.model.config.grid_size,
+        "config": run.model.config.to_dict(),
         "model": whole_state(run.model),
         "average": None if run.average is None else whole_state(run.average.module),
         "optimiser": whole_optimiser_state(run.model, run.optimiser),
@@ -274,7 +275,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     if run.average is not None:
         models["average"] = run.average.module
     for key, model in models.items():
-        resize_grids(model, state["grid_size"])
+        make_room(model, state[key])  # grids may have been refined since it was built
+        model.config = ViTConfig.from_dict(state["config"])
         load_whole_state(model, state[key])
     run.optimiser.state.clear()
     load_whole_optimiser_state(run.model, run.optimiser, state["optimiser"])

@@ -1,0 +1,341 @@
+"""Pictures of what a trained ViT has learned, and the same in words for those who cannot see them.
+
+Every drawing function gives a figure of matplotlib, bound to no window, and has a sister that gives
+its alternative text. Colours are Okabe and Ito's, which the colour-blind can tell apart; lines
+differ in their strokes too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from kansformer.interpret.edges import Curve
+from kansformer.interpret.ranking import LayerFacts
+from kansformer.interpret.units import UnitUse
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = 4
+MOST_CLASSES = 10  # bars beside a unit; of more classes those that are most and least active
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure."""
+
+    paper: str
+    ink: str
+    muted: str
+    histogram: str
+    outside: str
+    function: str
+    base: str
+
+
+THEMES = {
+    "light": Theme("#ffffff", "#1f2328", "#5b6570", "#d9dfe6", "#f3f4f6", "#0072b2", "#d55e00"),
+    "dark": Theme("#14181d", "#eef1f4", "#a9b3bd", "#3a444f", "#1e242b", "#56b4e9", "#e69f00"),
+}
+
+
+@dataclass(frozen=True)
+class LayerCurves:
+    """The functions of one layer that are shown: a heading, and the curves."""
+
+    heading: str
+    curves: Sequence[Curve]
+
+
+def draw_functions(block: int, layers: Sequence[LayerCurves], theme: str = "light") -> Figure:
+    """The learned functions of a block, with the histogram of what flows into them behind each."""
+    look = THEMES[theme]
+    rows = [-(-len(layer.curves) // COLUMNS) for layer in layers]
+    figure = _figure(look, 9.6, 0.75 + sum(0.35 + 1.62 * count for count in rows))
+    parts = figure.subfigures(len(layers), 1, height_ratios=rows, squeeze=False)[:, 0]
+    for part, layer, count in zip(parts, layers, rows, strict=True):
+        part.set_facecolor(look.paper)
+        part.suptitle(
+            layer.heading, x=0.012, ha="left", fontsize=10.5, color=look.ink, fontweight="bold"
+        )
+        low = min(float(curve.y.min()) for curve in layer.curves)
+        high = max(float(curve.y.max()) for curve in layer.curves)
+        pad = 0.08 * max(high - low, 1e-6)
+        axes = part.subplots(count, COLUMNS, sharey=True, squeeze=False).flat
+        for axis, curve in zip(axes, layer.curves, strict=False):
+            _draw_curve(axis, curve, (low - pad, high + pad), look)
+        for axis in axes[len(layer.curves) :]:
+            axis.set_axis_off()
+    _legend(figure, look, f"Block {block}")
+    return figure
+
+
+def _draw_curve(axis: Any, curve: Curve, limits: tuple[float, float], look: Theme) -> None:
+    _style(axis, look)
+    low, high = limits
+    left, right = float(curve.x[0]), float(curve.x[-1])
+    for start, stop in ((left, curve.grid[0]), (curve.grid[1], right)):
+        if stop > start:
+            axis.axvspan(start, stop, color=look.outside, zorder=0, lw=0)
+    for end in curve.grid:
+        axis.axvline(end, color=look.muted, lw=0.7, ls=(0, (1, 2)), zorder=1)
+    counts = curve.counts / curve.counts.max().clamp_min(1)
+    axis.stairs(
+        low + 0.85 * (high - low) * counts.numpy(), curve.bounds.numpy(), baseline=low, fill=True,
+        color=look.histogram, zorder=0.5,
+    )  # fmt: skip
+    axis.axhline(0, color=look.muted, lw=0.5, zorder=1)
+    axis.plot(curve.x, curve.y, color=look.function, lw=2.2, zorder=3)
+    axis.plot(curve.x, curve.base, color=look.base, lw=1.3, ls=(0, (4, 2)), zorder=4)
+    axis.set_xlim(left, right)
+    axis.set_ylim(low, high)
+    axis.set_title(curve.title, fontsize=9, color=look.ink, pad=3)
+
+
+def _legend(figure: Figure, look: Theme, title: str) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles = [
+        Line2D([], [], color=look.function, lw=2.2, label="learned function"),
+        Line2D([], [], color=look.base, lw=1.3, ls=(0, (4, 2)), label="its base, without spline"),
+        Patch(color=look.histogram, label="its inputs on real pictures"),
+        Line2D([], [], color=look.muted, lw=0.7, ls=(0, (1, 2)), label="ends of the grid"),
+    ]
+    figure.legend(
+        handles=handles, loc="outside upper right", ncols=4, frameon=False, fontsize=8.5,
+        labelcolor=look.ink, title=None, handlelength=2.2, columnspacing=1.4,
+    )  # fmt: skip
+    figure.text(0.012, 0.995, title, ha="left", va="top", fontsize=13, color=look.ink)
+
+
+def functions_alt_text(block: int, layers: Sequence[LayerCurves]) -> str:
+    """What `draw_functions` shows, in words."""
+    sentences = [f"Learned functions of block {block}."]
+    for layer in layers:
+        described = "; ".join(
+            f"{curve.title} {shape_in_words(curve)}, {_percent(curve.outside)} of its inputs"
+            " outside the grid"
+            for curve in layer.curves
+        )
+        sentences.append(f"{layer.heading}: {described}.")
+    return " ".join(sentences)
+
+
+def shape_in_words(curve: Curve) -> str:
+    """How a function runs where its inputs are: "rises from -0.1 to 0.9", "falls, then rises"."""
+    middle = (curve.bounds[:-1] + curve.bounds[1:]) / 2
+    share = curve.counts.cumsum(0) / curve.counts.sum().clamp_min(1)
+    used = middle[(share > 0.01) & (share < 0.99)]
+    inside = (curve.x >= used[0]) & (curve.x <= used[-1]) if len(used) else curve.x == curve.x
+    y = curve.y[inside].numpy()
+    span = float(y.max() - y.min())
+    if span < 1e-6:
+        return f"is {y[0]:.2g} throughout"
+    decimals = max(1 - math.floor(math.log10(span)), 0)  # a hundredth of the whole
+    turns = _turning_values(y, 0.05 * span)
+    verbs = ["rises" if b > a else "falls" for a, b in pairwise(turns)]
+    if len(verbs) == 1:
+        return f"{verbs[0]} from {turns[0]:.{decimals}f} to {turns[1]:.{decimals}f}"
+    low, high = min(turns), max(turns)
+    return f"{', then '.join(verbs[:3])} between {low:.{decimals}f} and {high:.{decimals}f}"
+
+
+def _turning_values(y: np.ndarray, least: float) -> list[float]:
+    """First and last value and the extremes between, without swings smaller than `least`."""
+    slopes = np.sign(np.diff(y))
+    extremes = np.flatnonzero(slopes[1:] * slopes[:-1] < 0) + 1
+    values = [float(v) for v in (y[0], *y[extremes], y[-1])]
+    while len(values) > 2:
+        swings = np.abs(np.diff(values))
+        i = int(swings.argmin())
+        if swings[i] >= least:
+            break
+        if i == 0 or i == len(swings) - 1:
+            del values[1 if i == 0 else -2]
+        else:
+            del values[i : i + 2]
+    return values
+
+
+@dataclass(frozen=True)
+class UnitPictures:
+    """A unit that is shown: its number, and the pictures that excite it most.
+
+    Attributes:
+        pictures: as the model sees them.
+        boxes: (left, top, side) of the patch in each, pixels; None for a class token.
+    """
+
+    unit: int
+    pictures: Sequence[Image.Image]
+    boxes: Sequence[tuple[int, int, int] | None]
+
+
+def draw_units(
+    block: int,
+    units: Sequence[UnitPictures],
+    use: UnitUse,
+    class_names: Sequence[str],
+    theme: str = "light",
+) -> Figure:
+    """Each unit's mean activation by class, and the pictures, with the patch, that excite it."""
+    look = THEMES[theme]
+    rows = -(-len(units) // 2)
+    figure = _figure(look, 9.6, 0.5 + 2.0 * rows)
+    at = "" if any(box for own in units for box in own.boxes) else ", at the class token"
+    figure.suptitle(
+        f"Block {block}: what its strongest hidden units answer to{at}", x=0.012, ha="left",
+        fontsize=13, color=look.ink,
+    )  # fmt: skip
+    axes = figure.subplots(rows, 4, squeeze=False, width_ratios=(1, 1.7, 1, 1.7)).reshape(-1, 2)
+    for bars, montage in axes[len(units) :]:
+        bars.set_axis_off()
+        montage.set_axis_off()
+    for (bars, montage), own in zip(axes, units, strict=False):
+        _style(bars, look)
+        shown = _shown_classes(use.class_means[:, own.unit].numpy())
+        means = use.class_means[shown, own.unit].numpy()
+        bars.barh(range(len(shown)), means, color=look.function, height=0.72)
+        bars.axvline(0, color=look.muted, lw=0.7)
+        bars.set_yticks(range(len(shown)), [_short(class_names[i]) for i in shown], fontsize=7)
+        bars.invert_yaxis()
+        bars.set_title(f"unit {own.unit}", fontsize=9, color=look.ink, pad=3)
+        montage.set_axis_off()
+        _draw_montage(montage, own, look)
+    return figure
+
+
+def _draw_montage(axis: Any, own: UnitPictures, look: Theme) -> None:
+    """Pictures in two rows, one unit of length wide each, with their patches outlined."""
+    from matplotlib.patches import Rectangle
+
+    columns = -(-len(own.pictures) // 2)
+    for number, (picture, box) in enumerate(zip(own.pictures, own.boxes, strict=True)):
+        left, top = number % columns * 1.08, number // columns * 1.08
+        pixels = np.asarray(picture.convert("RGB"))
+        axis.imshow(pixels, interpolation="nearest", extent=(left, left + 1, top + 1, top))
+        if box is not None:
+            x, y, side = (value / picture.width for value in box)
+            place = left + x, top + y
+            axis.add_patch(Rectangle(place, side, side, fill=False, ec="white", lw=3.2))
+            axis.add_patch(Rectangle(place, side, side, fill=False, ec=look.base, lw=1.8))
+    axis.set_xlim(0, 1.08 * columns)
+    axis.set_ylim(2.1, 0)
+
+
+def _shown_classes(means: np.ndarray) -> list[int]:
+    """All classes, or of many those with the highest and the lowest means."""
+    order = [i for i in range(len(means)) if np.isfinite(means[i])]
+    if len(order) <= MOST_CLASSES:
+        return order
+    order.sort(key=lambda i: -means[i])
+    return order[: MOST_CLASSES // 2] + order[-MOST_CLASSES // 2 :]
+
+
+def units_alt_text(
+    block: int, units: Sequence[UnitPictures], use: UnitUse, class_names: Sequence[str]
+) -> str:
+    """What `draw_units` shows, in words."""
+    sentences = [f"Hidden units of block {block}: mean activation by class and the pictures that"
+                 " excite each most."]  # fmt: skip
+    for own in units:
+        means = use.class_means[:, own.unit]
+        order = means.nan_to_num(-np.inf).argsort(descending=True)
+        low = means.nan_to_num(np.inf).argmin()
+        sentences.append(
+            f"Unit {own.unit} is most active for {class_names[int(order[0])]}"
+            f" ({float(means[order[0]]):.2g}) and least for {class_names[int(low)]}"
+            f" ({float(means[low]):.2g})."
+        )
+    return " ".join(sentences)
+
+
+def draw_overview(facts: Sequence[tuple[str, LayerFacts]], theme: str = "light") -> Figure:
+    """For every layer: the share of inputs outside its grid, and what its splines add."""
+    look = THEMES[theme]
+    figure = _figure(look, 9.6, 1.0 + 0.27 * len(facts))
+    panels = figure.subplots(1, 2, sharey=True)
+    values = [
+        [100 * (own.outside or 0) for _, own in facts],
+        [100 * own.spline_energy for _, own in facts],
+    ]
+    titles = "inputs outside the grid, %", "variance that comes from splines, not bases, %"
+    for axis, numbers, title in zip(panels, values, titles, strict=True):
+        _style(axis, look)
+        bars = axis.barh(range(len(facts)), numbers, color=look.function, height=0.65)
+        axis.bar_label(bars, fmt="%.2g", padding=3, fontsize=8, color=look.ink)
+        axis.set_title(title, fontsize=10, color=look.ink, loc="left")
+        axis.set_xlim(0, max(1.18 * max(numbers), 1e-3))
+    panels[0].set_yticks(range(len(facts)), [name for name, _ in facts], fontsize=8)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def overview_alt_text(facts: Sequence[tuple[str, LayerFacts]]) -> str:
+    """What `draw_overview` shows, in words."""
+    return "Two bar charts, layer by layer. " + "; ".join(
+        f"{name}: {_percent(own.outside or 0)} of the inputs outside the grid,"
+        f" {_percent(own.spline_energy)} of the variance from splines"
+        for name, own in facts
+    )  # fmt: skip
+
+
+def draw_attention(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
+    titles: Sequence[str],
+    theme: str = "light",
+) -> Figure:
+    """Pictures side by side, a row for each way of looking at them.
+
+    Args:
+        rows: a name, and as many pictures as there are titles.
+        titles: above the columns.
+    """
+    look = THEMES[theme]
+    figure = _figure(look, 9.6, 0.35 + 9.4 / max(len(titles), 4) * len(rows))
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for line, (name, pictures) in zip(axes, rows, strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
+            axis.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(name, fontsize=9, color=look.ink)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=8.5, color=look.ink)
+    return figure
+
+
+def attention_alt_text(rows: Sequence[tuple[str, object]], titles: Sequence[str]) -> str:
+    """What `draw_attention` shows, in words."""
+    names = ", ".join(name for name, _ in rows)
+    return f"{len(titles)} pictures ({'; '.join(titles)}), each in {len(rows)} rows: {names}."
+
+
+def _figure(look: Theme, width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor=look.paper)
+
+
+def _style(axis: Any, look: Theme) -> None:
+    axis.set_facecolor(look.paper)
+    axis.tick_params(colors=look.muted, labelsize=7.5, length=2, pad=2)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(look.muted)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 12 else name[:11] + "…"

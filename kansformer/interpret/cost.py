@@ -1,0 +1,83 @@
+"""What the feed-forward blocks of a model cost: parameters, operations, time."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.twins import count_parameters
+from models.vit_model import VisionTransformer
+
+ROWS = 4096  # tokens of one measurement
+ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of all feed-forward blocks together.
+
+    Attributes:
+        parameters: learnable values.
+        flops: operations of the matrix products for one token, two per multiply-add.
+    """
+
+    parameters: int
+    flops: int
+
+
+def ffn_blocks(model: VisionTransformer) -> list[nn.Module]:
+    """The feed-forward block of every transformer block."""
+    return [model.get_submodule(f"blocks.{block}.mlp") for block in range(model.config.depth)]
+
+
+def ffn_cost(model: VisionTransformer) -> Cost:
+    """Parameters and operations of a model's feed-forward blocks."""
+    blocks = ffn_blocks(model)
+    tokens = model.pos_embed.new_zeros(ROWS, model.config.embed_dim)  # as a batch has many
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for block in blocks:
+            block(tokens)
+    return Cost(sum(map(count_parameters, blocks)), counter.get_total_flops() // ROWS)
+
+
+def ffn_speedup(before: VisionTransformer, after: VisionTransformer, rounds: int = ROUNDS) -> float:
+    """How many times faster the feed-forward blocks of one model predict than those of another.
+
+    The median over rounds that run both in turn, so that what slows the machine meets both, of
+    processor time of one thread. Both models must be on the CPU. The number of torch's threads is
+    put back.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(ROWS, before.config.embed_dim, generator=generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        jobs = [partial(_forward, ffn_blocks(model), x) for model in (before, after)]
+        return _ratio(jobs, rounds)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def _forward(blocks: list[nn.Module], x: Tensor) -> None:
+    for block in blocks:
+        block(x)
+
+
+def _ratio(jobs: Sequence[Callable[[], None]], rounds: int) -> float:
+    """Median over the rounds of the first job's time over the second's."""
+    ratios = []
+    for number in range(-2, rounds):
+        seconds = [0.0, 0.0]
+        for which in (0, 1) if number % 2 else (1, 0):
+            start = time.process_time()
+            jobs[which]()
+            seconds[which] = time.process_time() - start
+        if number >= 0:
+            ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios)

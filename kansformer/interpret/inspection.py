@@ -1,0 +1,352 @@
+"""A trained ViT looked at from the inside, on the pictures of a data set.
+
+Nothing here draws, prints or writes; `kansformer.interpret.__main__` does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kansformer.checkpoint import TrainedModel
+from kansformer.data import PictureData, PictureDataset, Pictures, make_loader
+from kansformer.errors import UserError
+from kansformer.evaluate import evaluate
+from kansformer.interpret.attention import attention_rollout, gradient_map, overlay
+from kansformer.interpret.blocks_drawing import LayerCurves, UnitPictures, shape_in_words
+from kansformer.interpret.compaction import (
+    compact,
+    refine_blocks,
+    refit,
+    remove_edges,
+    strongest_units,
+    without_splines,
+)
+from kansformer.interpret.cost import ffn_cost, ffn_speedup
+from kansformer.interpret.edge_formulas import (
+    EdgeFormula,
+    Place,
+    project_functions,
+    read_functions,
+)
+from kansformer.interpret.edges import LAYERS, Curve, edge_function, group_functions
+from kansformer.interpret.ranking import (
+    BlockScores,
+    LayerFacts,
+    layer_facts,
+    score_block,
+    strongest,
+)
+from kansformer.interpret.recording import BlockRecord, record
+from kansformer.interpret.units import UnitUse, unit_use
+from models.vit_model import VisionTransformer
+
+BATCH = 64
+TOP_PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pictures to look at, which the model was trained on, and others to test it with."""
+
+    seen: Pictures
+    held_out: Pictures
+
+
+def choose_pictures(
+    model: TrainedModel, data: PictureData, seen: int, held_out: int, seed: int = 0
+) -> Sample:
+    """Draws pictures of a data set, with labels by the model's class names.
+
+    Held out are those of the test, or where there is none of the validation, as the weights file
+    says it was split off.
+
+    Raises:
+        UserError: a class that the model does not know.
+    """
+    unknown = [name for name in data.class_names if name not in model.class_names]
+    if unknown:
+        raise UserError(
+            f"{data.name}: the model does not know its class {unknown[0]}; give the data that it"
+            " was trained on"
+        )
+    settings = model.training_info.get("settings")
+    settings = settings if isinstance(settings, dict) else {}
+    share, split_seed = settings.get("val_split"), settings.get("seed")
+    data = data.with_validation(
+        share if isinstance(share, float) else 0.2, split_seed if isinstance(split_seed, int) else 0
+    )
+    others = data.test or data.val
+    assert others is not None
+    places = np.array([model.class_names.index(name) for name in data.class_names])
+    generator = np.random.default_rng(seed)
+
+    def draw(pictures: Pictures, count: int) -> Pictures:
+        order = generator.permutation(len(pictures))[:count]
+        some = pictures.take(np.sort(order))
+        return Pictures(some.items, places[some.labels], some.title)
+
+    return Sample(draw(data.train, seen), draw(others, held_out))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a model, before any surgery.
+
+    Attributes:
+        records, scores, uses: one for each block.
+        facts: of each layer, by its name.
+        curves: the strongest functions of each block, or of a group-KAN's groups; none of an MLP.
+        formulas: for each of these functions that is not constant.
+        units: the strongest units of each block with their pictures.
+        accuracy, without_splines: percent, of the held-out pictures; the second with all splines of
+            the blocks zero, None for an MLP.
+    """
+
+    records: list[BlockRecord]
+    scores: list[BlockScores]
+    uses: list[UnitUse]
+    facts: list[tuple[str, LayerFacts]]
+    curves: list[list[LayerCurves]]
+    formulas: list[EdgeFormula]
+    units: list[list[UnitPictures]]
+    accuracy: float
+    without_splines: float | None
+
+    def inputs(self) -> dict[tuple[int, str], Tensor]:
+        """Recorded inputs by block and layer."""
+        return {
+            (block, layer): own.inputs if layer == "fc1" else own.hidden
+            for block, own in enumerate(self.records)
+            for layer in LAYERS
+        }
+
+
+def inspect_model(
+    model: TrainedModel, sample: Sample, edges: int = 8, units: int = 6
+) -> Inspection:
+    """Records, ranks and reads a model on the CPU.
+
+    Args:
+        edges: functions to show of each layer.
+        units: hidden units to show of each block.
+    """
+    dataset = PictureDataset(sample.seen, model.preprocessing)
+    records = record(model, (images for images, _ in make_loader(dataset, BATCH)))
+    scores = [score_block(model, block, own) for block, own in enumerate(records)]
+    uses = unit_use(model, make_loader(dataset, BATCH), TOP_PICTURES)
+    curves: list[list[LayerCurves]] = []
+    facts, formulas, shown = [], [], []
+    for block, (own, use) in enumerate(zip(records, uses, strict=True)):
+        best = scores[block].units.argsort(descending=True)[:units].tolist()
+        shown.append([_unit_pictures(model, sample.seen, use, unit) for unit in best])
+        curves.append([])
+        for layer, x, ranks in (
+            ("fc1", own.inputs, scores[block].first),
+            ("fc2", own.hidden, scores[block].second),
+        ):
+            facts.append((f"block {block}, {layer}", layer_facts(model, block, layer, x)))
+            if model.config.ffn == "mlp":
+                continue
+            found, places = _functions(model, block, layer, x, ranks, edges)
+            curves[block].append(LayerCurves(_heading(model, layer), found))
+            formulas += read_functions(model, block, layer, places, x)
+    has_splines = model.config.ffn != "mlp"
+    return Inspection(
+        records, scores, uses, facts, curves, formulas, shown,
+        accuracy(model, model, sample.held_out),
+        accuracy(without_splines(model), model, sample.held_out) if has_splines else None,
+    )  # fmt: skip
+
+
+def accuracy(model: VisionTransformer, like: TrainedModel, pictures: Pictures) -> float:
+    """Percent of pictures told right, with the preprocessing of `like`."""
+    loader = make_loader(PictureDataset(pictures, like.preprocessing), BATCH)
+    return evaluate(model, loader, torch.device("cpu"))["acc1"]
+
+
+def _functions(
+    model: TrainedModel, block: int, layer: str, x: Tensor, ranks: Tensor, count: int
+) -> tuple[Sequence[Curve], list[Place]]:
+    """Curves of the strongest edges, no two with a common end, or of all groups; their places."""
+    if model.config.ffn == "group-kan":
+        curves = group_functions(model, block, layer, x)
+        return curves, [(None, group) for group in range(len(curves))]
+    edges = strongest(ranks, count, apart=True)
+    found = [edge_function(model, block, layer, target, source, x) for target, source in edges]
+    return found, list(edges)
+
+
+def _heading(model: TrainedModel, layer: str) -> str:
+    if model.config.ffn == "group-kan":
+        of = "channels" if layer == "fc1" else "hidden units"
+        return f"{layer}: one function for each group of {of}"
+    return {
+        "fc1": "fc1: strongest edges, channel → hidden unit",
+        "fc2": "fc2: strongest edges, hidden unit → channel",
+    }[layer]
+
+
+def _unit_pictures(
+    model: TrainedModel, pictures: Pictures, use: UnitUse, unit: int
+) -> UnitPictures:
+    side = model.config.patch_size
+    per_row = model.config.img_size // side
+    boxes = [
+        None if patch < 0 else (patch % per_row * side, patch // per_row * side, side)
+        for patch in use.patches[unit].tolist()
+    ]
+    return UnitPictures(
+        unit, [_as_seen(model, pictures.open(i)) for i in use.pictures[unit].tolist()], boxes
+    )
+
+
+def _as_seen(model: TrainedModel, image: Image.Image) -> Image.Image:
+    """The part of a picture that the model sees, in its size."""
+    return model.preprocessing.fit(model.preprocessing.convert(image))
+
+
+def attention_rows(
+    model: TrainedModel, pictures: Pictures, count: int = 8
+) -> tuple[list[tuple[str, list[Image.Image]]], list[str]]:
+    """Pictures, where attention goes in them, and what their predicted class hangs on; titles.
+
+    The pictures are spread over the classes.
+    """
+    order = np.argsort(pictures.labels, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
+    seen = [_as_seen(model, pictures.open(int(i))) for i in chosen]
+    batch = torch.stack([model.preprocessing.normalise(image) for image in seen])
+    with torch.no_grad():
+        guesses = model(batch).argmax(dim=1)
+    rollout, gradient = attention_rollout(model, batch), gradient_map(model, batch, guesses)
+    names = model.class_names
+    titles = [
+        names[guess] if guess == label else f"{names[guess]}, not {names[label]}"
+        for guess, label in zip(guesses.tolist(), pictures.labels[chosen].tolist(), strict=True)
+    ]
+    rows = [
+        ("picture", seen),
+        ("attention", [overlay(i, heat) for i, heat in zip(seen, rollout, strict=True)]),
+        ("gradient", [overlay(i, heat) for i, heat in zip(seen, gradient, strict=True)]),
+    ]
+    return rows, titles
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """What to do with a model, in this order; None for what is not asked for.
+
+    Attributes:
+        prune_units, prune_edges: share to remove, in (0, 1).
+        refine: intervals of the grids afterwards.
+        blocks: those to refine; None for all.
+        formulas: least R² of formulas that functions are projected onto.
+    """
+
+    prune_units: float | None = None
+    prune_edges: float | None = None
+    refine: int | None = None
+    blocks: tuple[int, ...] | None = None
+    formulas: float | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is anything to do."""
+        return any(
+            value is not None
+            for value in (self.prune_units, self.prune_edges, self.refine, self.formulas)
+        )
+
+
+def check(model: TrainedModel, surgery: Surgery) -> None:
+    """Raises a UserError if the model cannot be given what is asked for, before long work."""
+    if surgery.refine is None:
+        return
+    try:
+        refine_blocks(model, surgery.refine, surgery.blocks)
+    except ValueError as error:
+        raise UserError(f"--refine: {error}; give another number, or other --blocks") from None
+
+
+def operate(
+    model: TrainedModel, found: Inspection, sample: Sample, surgery: Surgery
+) -> tuple[VisionTransformer, list[dict[str, Any]]]:
+    """The changed model, and for each step what it did to accuracy, size and speed.
+
+    Raises:
+        ValueError: what `check` finds too.
+    """
+    changed: VisionTransformer = model
+    start = {"step": "as it was", "accuracy": found.accuracy, **asdict(ffn_cost(model))}
+    steps: list[dict[str, Any]] = [start]
+    scores, inputs = found.scores, found.inputs()
+
+    def step(name: str, made: VisionTransformer, **facts: Any) -> VisionTransformer:
+        percent = accuracy(made, model, sample.held_out)
+        steps.append({"step": name, "accuracy": percent, **asdict(ffn_cost(made)), **facts})
+        return made
+
+    if surgery.formulas is not None:
+        good = [own for own in found.formulas if own.r2 >= surgery.formulas]
+        changed = project_functions(changed, good, inputs)
+        step("functions as formulas", changed, projected=len(good))
+    if surgery.prune_units is not None:
+        kept = strongest_units(model.config, scores, 1 - surgery.prune_units)
+        changed = step("units removed", compact(changed, kept))
+        changed = step("second layers refitted", refit(changed, found.records))
+        scores = [_of_units(own, units) for own, units in zip(scores, kept, strict=True)]
+    if surgery.prune_edges is not None:
+        changed = remove_edges(changed, scores, 1 - surgery.prune_edges)
+        step("edges removed", changed)
+    if surgery.refine is not None:
+        changed = step("grids refined", refine_blocks(changed, surgery.refine, surgery.blocks))
+    if surgery.prune_units is not None:
+        steps[-1]["speedup"] = ffn_speedup(model, changed)
+    return changed, steps
+
+
+def _of_units(scores: BlockScores, units: Tensor) -> BlockScores:
+    return BlockScores(scores.units[units], scores.first[units], scores.second[:, units])
+
+
+def results(model: TrainedModel, found: Inspection, sample: Sample) -> dict[str, Any]:
+    """An inspection in plain types, as in interpretation.json."""
+    names = model.class_names
+    formulas = {(f.block, f.layer, f.target, f.source): f for f in found.formulas}
+    blocks = []
+    for block, use in enumerate(found.uses):
+        scores = found.scores[block].units
+        units = []
+        for unit in scores.argsort(descending=True).tolist():
+            means = use.class_means[:, unit]
+            highest = int(means.nan_to_num(-torch.inf).argmax())
+            units.append({"unit": unit, "score": float(scores[unit]), "most": names[highest]})
+        functions = []
+        for layer, shown in zip(LAYERS, found.curves[block], strict=False):
+            for curve in shown.curves:
+                own = formulas.get((block, layer, curve.target, curve.source))
+                functions.append(
+                    {
+                        "layer": layer,
+                        "target": curve.target,
+                        "source": curve.source,
+                        "shape": shape_in_words(curve),
+                        "outside_grid": curve.outside,
+                        "formula": None if own is None else str(own),
+                        "r2": None if own is None else own.r2,
+                    }
+                )
+        blocks.append({"block": block, "units": units, "functions": functions})
+    return {
+        "ffn": model.config.ffn,
+        "pictures": {"looked_at": len(sample.seen), "held_out": len(sample.held_out)},
+        "accuracy": found.accuracy,
+        "accuracy_without_splines": found.without_splines,
+        "layers": [{"layer": name, **asdict(own)} for name, own in found.facts],
+        "blocks": blocks,
+    }
