@@ -1,0 +1,111 @@
+"""Where in its pictures a Vision Transformer looks: attention rollout and gradients.
+
+The model runs as it always does; its attention is computed a second time, from the queries and
+keys that hooks see.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from models.vit_model import Attention, VisionTransformer
+
+OVERLAY_PIXELS = 336  # the shorter side of an overlay is at least this, so that one can see it
+
+
+@torch.no_grad()
+def attention_rollout(model: VisionTransformer, images: Tensor) -> Tensor:
+    """How much of each patch arrives at what the head sees, by attention and skip connections.
+
+    The product over the blocks of (A + 1) / 2, with A the attention averaged over heads (Abnar and
+    Zuidema, 2020, "Quantifying attention flow in transformers"). It knows nothing of the classes.
+
+    Args:
+        model: in eval mode.
+        images: (B, C, S, S) preprocessed pictures, on the model's device.
+
+    Returns:
+        (B, S / patch, S / patch), not negative; each picture's shares of all patches sum to one.
+    """
+    flows: list[Tensor] = []  # (B, N, N) after each block: row i says what token i is made of
+
+    def follow(heads: int, layer: nn.Module, inputs: Any, qkv: Tensor) -> None:
+        attention = _attention(qkv, heads)
+        mixed = (attention + torch.eye(attention.shape[-1], device=qkv.device)) / 2
+        flows[:] = [mixed @ flows[0] if flows else mixed]
+
+    hooks = [
+        module.qkv.register_forward_hook(partial(follow, module.num_heads))
+        for module in model.modules()
+        if isinstance(module, Attention)
+    ]
+    try:
+        model.forward_features(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    config = model.config
+    if config.pool == "token":  # the head of a distilled model sees the second token too
+        seen = slice(0, 1 + config.distilled)
+    else:
+        seen = slice(config.prefix_tokens, None)
+    shares = flows[0][:, seen, config.prefix_tokens :].mean(dim=1)  # (B, patches)
+    shares = shares / shares.sum(dim=1, keepdim=True)
+    side = config.img_size // config.patch_size
+    return shares.reshape(-1, side, side)
+
+
+def _attention(qkv: Tensor, heads: int) -> Tensor:
+    """Attention averaged over heads, (B, N, 3 D) -> (B, N, N); rows sum to one."""
+    B, N, width = qkv.shape
+    q, k, _ = qkv.float().reshape(B, N, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    scores = q @ k.mT * (width // 3 // heads) ** -0.5  # (B, heads, N, N)
+    return scores.softmax(dim=-1).mean(dim=1)
+
+
+def gradient_map(model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:
+    """How strongly each pixel moves the logit of a class, whichever way.
+
+    The largest absolute gradient among a pixel's channels (Simonyan et al., 2014, "Deep inside
+    convolutional networks").
+
+    Args:
+        model: in eval mode.
+        images: (B, C, S, S) preprocessed pictures, on the model's device.
+        targets: (B,) index of the class to ask about.
+
+    Returns:
+        (B, S, S), not negative.
+    """
+    pixels = images.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = model(pixels).gather(1, targets[:, None])
+        (gradient,) = torch.autograd.grad(logits.sum(), pixels)
+    return gradient.abs().amax(dim=1)
+
+
+def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
+    """A picture in grey under the colours of a map, from the map's least to its greatest value.
+
+    Args:
+        image: what the map is of: the part of the picture that the model sees.
+        heat: (h, w), of any size.
+
+    Returns:
+        RGB, in the size of the picture, or larger if that is hard to see.
+    """
+    from matplotlib import colormaps
+
+    scale = max(1, -(-OVERLAY_PIXELS // min(image.size)))
+    size = (image.width * scale, image.height * scale)
+    values = heat.detach().float().cpu()
+    values = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12)
+    smooth = Image.fromarray(values.numpy()).resize(size, Image.Resampling.BICUBIC)
+    # inferno's lightness rises with the value, so that it reads without telling colours apart
+    colours = Image.fromarray(colormaps["inferno"](np.asarray(smooth), bytes=True)).convert("RGB")
+    grey = image.convert("L").resize(size, Image.Resampling.NEAREST).convert("RGB")
+    return Image.blend(grey, colours, 0.6)
