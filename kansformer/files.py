@@ -10,6 +10,14 @@ from typing import Any
 from kansformer.errors import UserError
 
 
+def refuse_within(path: Path, data_path: Path) -> None:
+    """Raises a UserError if a place lies within the data, where nothing is ever written."""
+    if data_path.is_dir() and path.resolve().is_relative_to(data_path.resolve()):
+        raise UserError(
+            f"{path}: lies within {data_path}, which is never written; choose another --output"
+        )
+
+
 def make_output_folder(path: Path) -> None:
     """Makes a folder for results, with those above it; a UserError if that cannot be."""
     try:

@@ -13,7 +13,7 @@ FLOORS = {
     "models": 0, "kansformer.errors": 0.1, "kansformer.files": 0.2, "kansformer.device": 0.2,
     "kansformer.data": 1,
     "kansformer.checkpoint": 2, "kansformer.pretrained": 2.1,
-    "kansformer.evaluate": 3, "kansformer.infer": 3, "kansformer.interpret": 3,
+    "kansformer.infer": 3, "kansformer.interpret": 3, "kansformer.evaluate": 3.1,
     "kansformer.regression": 3, "kansformer.train": 4, "kansformer.compare": 5,
     "kansformer.web": 5,
 }  # fmt: skip

@@ -64,3 +64,11 @@ def make_augmentation(policy: str, preprocessing: Preprocessing) -> v2.Compose:
     return v2.Compose(
         [preprocessing.convert, *POLICIES[policy](preprocessing), preprocessing.normalise]
     )
+
+
+def mirrors(policy: str) -> bool:
+    """Whether a policy, by its name, shows mirrored pictures; False for an unknown one."""
+    if policy not in POLICIES:
+        return False
+    steps = POLICIES[policy](Preprocessing(img_size=224))
+    return any(isinstance(step, v2.RandomHorizontalFlip) for step in steps)
