@@ -1,5 +1,7 @@
 """Writing files so that there is always a good one."""
 
+import csv
+import io
 import json
 import os
 import tempfile
@@ -54,3 +56,17 @@ def write_json(path: Path, value: Any) -> None:
 def write_class_indices(path: Path, class_names: Sequence[str]) -> None:
     """Writes `class_indices.json`: each index, as a string, with its class name."""
     write_json(path, {str(index): name for index, name in enumerate(class_names)})
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows, at least one and all with the same keys, as a table with a title line."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes `as_csv` by `write_bytes`, in UTF-8, or the bytes of a file name that is not."""
+    write_bytes(path, as_csv(rows).encode(errors="surrogateescape"))

@@ -8,8 +8,6 @@ and left out of the figures, and the exit status is then 1.
 """
 
 import argparse
-import csv
-import io
 import json
 import sys
 from dataclasses import replace
@@ -18,7 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kansformer.errors import UserError, run_command
-from kansformer.files import make_output_folder, refuse_within, write_bytes, write_json
+from kansformer.files import (
+    make_output_folder,
+    refuse_within,
+    write_bytes,
+    write_csv,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from kansformer.checkpoint import TrainedModel
@@ -159,27 +163,18 @@ def write_results(
 
     make_output_folder(folder)
     write_json(folder / "evaluation.json", report)
-    write_bytes(folder / "classes.csv", as_csv(report["per_class"]))
+    write_csv(folder / "classes.csv", report["per_class"])
     predictions = [
         {"path": path, "true": class_names[true], "predicted": class_names[row.argmax()],
          "probability": float(row.max())}
         for path, true, row in zip(found.paths, found.labels, found.probabilities, strict=True)
     ]  # fmt: skip
-    write_bytes(folder / "predictions.csv", as_csv(predictions))
+    write_csv(folder / "predictions.csv", predictions)
     confusion = np.array(report["confusion"])
     write_bytes(folder / "confusion.png", draw_confusion(confusion, class_names))
     curve = reliability(found.labels, found.probabilities)
     title = f"{report['data']}, {report['split']}: ECE {report['ece']:.3f}, NLL {report['nll']:.3f}"
     write_bytes(folder / "reliability.png", draw_reliability(curve, title))
-
-
-def as_csv(rows: list[dict[str, Any]]) -> bytes:
-    """Rows of equal keys as a table with a title line; file names may hold any bytes."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode(errors="surrogateescape")
 
 
 if __name__ == "__main__":

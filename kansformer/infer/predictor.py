@@ -132,6 +132,25 @@ class Predictor:
         ]
 
 
+def answer_as_text(answer: dict[str, Any]) -> str:
+    """An answer with "top" in lines for people."""
+    lines = [f"{answer['path']}  unknown" if "unknown" in answer else answer["path"]]
+    lines += [f"  {100 * row['probability']:6.2f} %  {row['class']}" for row in answer["top"]]
+    return "\n".join(lines)
+
+
+def answer_as_row(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer as a row of a table: its best class alone, or its error; the rest is empty."""
+    best = answer.get("top", [{}])[0]
+    return {
+        "path": answer["path"],
+        "class": best.get("class", ""),
+        "probability": best.get("probability", ""),
+        "unknown": str(answer.get("unknown", False)).lower() if best else "",
+        "error": answer.get("error", ""),
+    }
+
+
 def check_mirroring(model: TrainedModel) -> None:
     """Raises a UserError unless a model was trained on mirrored pictures too.
 
