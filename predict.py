@@ -17,11 +17,12 @@ def main() -> int:
 
     from kansformer.files import as_csv, write_csv
     from kansformer.infer import Predictor, answer_as_row, answer_as_text, find_pictures
-    from kansformer.interpret.attention import explain
 
     predictor = Predictor.load(args.weights, args.device, args.tta)
     paths = find_pictures(args.images)
     folder = explanation_folder(args.explain, paths) if args.explain else None
+    if folder:
+        from kansformer.interpret.attention import explain
     printing = not args.json and args.csv is None
     # on the terminal that gets the answers a bar would only break them up
     hidden = True if printing and sys.stdout.isatty() else None
@@ -73,9 +74,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument(
         "--explain", metavar="DIR", help="draw into DIR where the model looks in each picture"
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=32, help="pictures at a time (default 32)"
-    )
+    parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (default 32)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ...")
     args = parser.parse_args()
     for flag, value in (("--topk", args.topk), ("--batch-size", args.batch_size)):
@@ -85,6 +84,8 @@ def parse_flags() -> argparse.Namespace:
         raise UserError(f"--min-confidence must lie between 0 and 1, not {args.min_confidence}")
     if args.csv == "-" and args.json:
         raise UserError("--json and --csv - would both print; give --csv a file")
+    if args.csv is not None and not Path(args.csv).parent.is_dir():
+        raise UserError(f"{args.csv}: there is no such folder; make it, or give another --csv")
     return args
 
 
