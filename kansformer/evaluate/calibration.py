@@ -7,7 +7,7 @@ import numpy as np
 from kansformer.errors import JobFailed
 
 BINS = 15
-LIMITS = (0.01, 100.0)  # of a temperature
+LIMITS = (1e-3, 1e4)  # of a temperature
 
 
 @dataclass(frozen=True)
