@@ -119,10 +119,13 @@ class Predictor:
 
         In float64 on the CPU, where even small ones have a logarithm.
         """
-        batch = batch.to(self.device)
         views = [batch, batch.flip(-1)] if self.tta else [batch]
-        logits = torch.stack([self.model(view) for view in views]).cpu().double()
+        logits = torch.stack([self.logits(view) for view in views]).cpu().double()
         return (logits / self.model.temperature).softmax(dim=-1).mean(dim=0)
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """Preprocessed pictures (B, C, S, S) to the model's outputs (B, classes)."""
+        return self.model(batch.to(self.device))
 
     def _top(self, probabilities: Tensor, topk: int) -> list[dict[str, Any]]:
         values, indices = probabilities.topk(min(topk, len(probabilities)))
