@@ -38,15 +38,15 @@ def describe(model: TrainedModel) -> dict[str, str]:
 
 
 def to_program(model: TrainedModel) -> ExportedProgram:
-    """The model as torch.export has it, with a free batch size."""
+    """The model, on the CPU and in eval mode, as torch.export has it; any number of pictures."""
     config = model.config
     example = torch.zeros(2, config.in_chans, config.img_size, config.img_size)
     with torch.no_grad():
-        program = torch.export.export(
-            model.cpu().eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1)},)
-        )
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # where this program lies is nobody's business
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # it tells where this project lies
     return program
 
 
@@ -110,7 +110,7 @@ def quantised(packed: bytes) -> bytes:
             path = Path(folder) / "int8.onnx"
             quantize_dynamic(
                 onnx.load_from_string(packed), path, op_types_to_quantize=["MatMul", "Gemm"],
-                per_channel=True, weight_type=QuantType.QInt8,
+                per_channel=True, weight_type=QuantType.QUInt8,  # signed ones saturate on AVX2
             )  # fmt: skip
             return path.read_bytes()
     finally:
