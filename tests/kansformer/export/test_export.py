@@ -5,17 +5,21 @@ import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from runpy import run_path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from kansformer.checkpoint import TrainedModel, load_model, save_model
 from kansformer.data import Preprocessing, load_data
 from kansformer.export import onnx_runner, pt2_runner, quantised, to_onnx, to_pt2
 from kansformer.export.__main__ import made_up_pictures
+from kansformer.infer import Predictor
 from models.vit_model import create_model
 from tests.conftest import ROOT, write_folder
 
@@ -74,7 +78,7 @@ def test_onnx_gives_the_models_logits(ffn: str, tmp_path: Path) -> None:
     assert len(packed) < 1.2 * weights + 100_000  # nothing is in it twice
 
     small = quantised(packed)
-    assert len(small) < 0.6 * len(packed)
+    assert len(small) < 0.75 * len(packed)  # the graph and the patches' embedding stay
     images = made_up_pictures(model, 64)
     exact, near = onnx_runner(packed)(images), onnx_runner(small)(images)
     assert 0 < (near - exact).abs().mean() < 0.1 * exact.std()
@@ -127,6 +131,28 @@ def test_the_command_checks_writes_and_says_how_good_it_is(export: Command, tmp_
     assert lines[2].startswith(
         f"accuracy on 11 pictures (all): {shares['int8']:.2%}, the model's {shares['model']:.2%};"
     )
+
+
+def test_the_example_answers_as_predict_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without torch, from the file's own metadata."""
+    weights = save_small(tmp_path / "w", "mlp")
+    (tmp_path / "m.onnx").write_bytes(to_onnx(load_model(weights)))
+    random = np.random.default_rng(0)
+    for number, shape in enumerate([(40, 53, 3), (61, 30), (7, 9, 3)]):
+        picture = Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
+        picture.save(tmp_path / f"{number}.png")
+    pictures = [str(tmp_path / f"{number}.png") for number in range(3)]
+    monkeypatch.setattr(sys, "argv", ["run_onnx.py", str(tmp_path / "m.onnx"), *pictures])
+    run_path(str(ROOT / "examples" / "run_onnx.py"), run_name="__main__")
+    for line, answer in zip(
+        capsys.readouterr().out.splitlines(), Predictor.load(weights)(pictures), strict=True
+    ):
+        (best, *_) = answer["top"]
+        start, _, chance = line.rpartition(", ")
+        assert start == f"{answer['path']}: {best['class']}"
+        assert float(chance) == pytest.approx(best["probability"], abs=1e-3)
 
 
 def test_a_file_that_disagrees_is_not_kept(
