@@ -62,13 +62,16 @@ def labels_by_name(
     places = {name: index for index, name in enumerate(model_names)}
     unknown = [names[label] for label in np.unique(labels) if names[label] not in places]
     if unknown:
-        known = ", ".join(model_names[:10]) + (", ..." if len(model_names) > 10 else "")
         raise UserError(
-            f"{title}: the weights do not know the class {', '.join(map(repr, unknown))}, only"
-            f" {known}; rename the class or take it out, or give other --weights"
+            f"{title}: the weights do not know the class {_some([repr(n) for n in unknown])}, only"
+            f" {_some(model_names)}; rename the class or take it out, or give other --weights"
         )
     table = np.array([places.get(name, -1) for name in names], dtype=np.int64)
     return table[labels]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _split_as_in_training(data: PictureData, model: TrainedModel) -> tuple[PictureData, str]:
