@@ -56,6 +56,14 @@ def signs(preprocessing: Preprocessing) -> list[Step]:
     ]
 
 
+def mirrors(policy: str) -> bool:
+    """Whether a policy, by its name, shows mirrored pictures; False for an unknown one."""
+    if policy not in POLICIES:
+        return False
+    steps = POLICIES[policy](Preprocessing(img_size=224))
+    return any(isinstance(step, v2.RandomHorizontalFlip) for step in steps)
+
+
 POLICIES = {policy.__name__: policy for policy in (none, digits, mirror, small, photos, signs)}
 
 
@@ -64,11 +72,3 @@ def make_augmentation(policy: str, preprocessing: Preprocessing) -> v2.Compose:
     return v2.Compose(
         [preprocessing.convert, *POLICIES[policy](preprocessing), preprocessing.normalise]
     )
-
-
-def mirrors(policy: str) -> bool:
-    """Whether a policy, by its name, shows mirrored pictures; False for an unknown one."""
-    if policy not in POLICIES:
-        return False
-    steps = POLICIES[policy](Preprocessing(img_size=224))
-    return any(isinstance(step, v2.RandomHorizontalFlip) for step in steps)
