@@ -11,6 +11,46 @@ DIGITS = Path(__file__).parent / "weights" / "digits.safetensors"
 
 
 def main() -> int:
+    args = parse_flags()
+
+    from tqdm import tqdm
+
+    from kansformer.files import as_csv, write_csv
+    from kansformer.infer import Predictor, answer_as_row, answer_as_text, find_pictures
+
+    predictor = Predictor.load(args.weights, args.device, args.tta)
+    paths = find_pictures(args.images)
+    folder = explanation_folder(args.explain, paths) if args.explain else None
+    if folder:
+        from kansformer.interpret.attention import explain
+    printing = not args.json and args.csv is None
+    # on the terminal that gets the answers a bar would only break them up
+    hidden = True if printing and sys.stdout.isatty() else None
+    stream = predictor.stream(paths, args.topk, args.batch_size, args.min_confidence)
+    answers = []
+    for answer in tqdm(stream, "pictures", len(paths), leave=False, disable=hidden):
+        answers.append(answer)
+        if "error" in answer:
+            print(f"error: {answer['error']}", file=sys.stderr)
+            continue
+        if folder:
+            drawing = folder / f"{len(answers):04}-{Path(answer['path']).stem}.png"
+            explain(predictor.model, answer["path"]).save(drawing)
+            answer["explanation"] = str(drawing)
+        if printing:
+            print(answer_as_text(answer))
+    rows = [answer_as_row(answer) for answer in answers]
+    if args.json:
+        print(json.dumps(answers, indent=1))  # ASCII: any terminal's encoding will do
+    if args.csv == "-":
+        print(as_csv(rows), end="")
+    elif args.csv is not None:
+        write_csv(Path(args.csv), rows)
+    # bad input only if there was nothing to answer: one bad picture must not fail a whole folder
+    return 0 if any("top" in answer for answer in answers) else 2
+
+
+def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="files, folders or globs"
@@ -20,27 +60,43 @@ def main() -> int:
     )
     parser.add_argument("--topk", type=int, default=5, help="classes to show (default 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON array and nothing else")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="write a table with a row for each picture; - prints it"
+    )
+    parser.add_argument(
+        "--min-confidence", type=float, default=0.0, metavar="P",
+        help="a picture is unknown if no class has this probability (0 to 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tta", action="store_true",
+        help="average each picture with its mirror image, if the model was trained on such",
+    )  # fmt: skip
+    parser.add_argument(
+        "--explain", metavar="DIR", help="draw into DIR where the model looks in each picture"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (default 32)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ...")
     args = parser.parse_args()
-    if args.topk < 1:
-        raise UserError(f"--topk must be at least 1, not {args.topk}")
+    for flag, value in (("--topk", args.topk), ("--batch-size", args.batch_size)):
+        if value < 1:
+            raise UserError(f"{flag} must be at least 1, not {value}")
+    if not 0 <= args.min_confidence <= 1:
+        raise UserError(f"--min-confidence must lie between 0 and 1, not {args.min_confidence}")
+    if args.csv == "-" and args.json:
+        raise UserError("--json and --csv - would both print; give --csv a file")
+    if args.csv is not None and not Path(args.csv).parent.is_dir():
+        raise UserError(f"{args.csv}: there is no such folder; make it, or give another --csv")
+    return args
 
-    from kansformer.infer import Predictor, find_pictures
 
-    predictor = Predictor.load(args.weights, args.device)
-    answers = []
-    for answer in predictor.stream(find_pictures(args.images), args.topk):
-        answers.append(answer)
-        if "error" in answer:
-            print(f"error: {answer['error']}", file=sys.stderr)
-        elif not args.json:
-            print(answer["path"])
-            for row in answer["top"]:
-                print(f"  {100 * row['probability']:6.2f} %  {row['class']}")
-    if args.json:
-        print(json.dumps(answers, indent=1))  # ASCII: any terminal's encoding will do
-    # bad input only if there was nothing to answer: one bad picture must not fail a whole folder
-    return 0 if any("top" in answer for answer in answers) else 2
+def explanation_folder(name: str, paths: list[str]) -> Path:
+    from kansformer.files import make_output_folder
+
+    folder = Path(name)
+    if folder.resolve() in {Path(path).resolve().parent for path in paths}:
+        raise UserError(f"{folder}: holds the pictures themselves; choose another --explain")
+    make_output_folder(folder)
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The weights file: one safetensors file that predicts by itself.
 
 Its metadata hold, as JSON under one key, the format version, the model's config, the
-preprocessing, the class names in the order of the logits, and how it was trained. Nothing in it is
+preprocessing, the class names in the order of the logits, the temperature that the logits are
+divided by for probabilities (1 where a file has none), and how it was trained. Nothing in it is
 ever unpickled.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ class WeightsFile:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     training: dict[str, Any]
+    temperature: float
 
 
 class TrainedModel(VisionTransformer):
@@ -41,6 +44,13 @@ class TrainedModel(VisionTransformer):
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     training_info: dict[str, Any]
+    temperature: float
+
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """The settings that it was trained with, as far as the weights file tells."""
+        settings = self.training_info.get("settings")
+        return settings if isinstance(settings, dict) else {}
 
 
 def save_model(
@@ -49,13 +59,16 @@ def save_model(
     preprocessing: Preprocessing,
     class_names: Sequence[str],
     training: dict[str, Any] | None = None,
+    *,
     state: Mapping[str, torch.Tensor] | None = None,
+    temperature: float = 1.0,
 ) -> None:
     """Writes a weights file; the one that was there stays until the new one is complete.
 
     Args:
         training: plain values that say how it was trained.
         state: the model's state dict, where its own tensors are parts (sharded).
+        temperature: what the logits are divided by for probabilities.
     """
     if len(class_names) != model.config.num_classes:
         raise ValueError(f"{len(class_names)} names for {model.config.num_classes} classes")
@@ -64,6 +77,7 @@ def save_model(
         "config": model.config.to_dict(),
         "preprocessing": preprocessing.to_dict(),
         "class_names": list(class_names),
+        "temperature": temperature,
         "training": training or {},
     }
     tensors = {
@@ -78,7 +92,8 @@ def load_model(path: str | Path) -> TrainedModel:
     """Reads a weights file into a model on the CPU, in eval mode.
 
     Returns:
-        The model, with `config`, `preprocessing`, `class_names` and `training_info`.
+        The model, with `config`, `preprocessing`, `class_names`, `training_info` and
+        `temperature`.
 
     Raises:
         UserError: the file is missing, damaged, or not one of ours.
@@ -94,6 +109,7 @@ def load_model(path: str | Path) -> TrainedModel:
     model.preprocessing = file.preprocessing
     model.class_names = file.class_names
     model.training_info = file.training
+    model.temperature = file.temperature
     return model.eval()
 
 
@@ -122,6 +138,7 @@ def read_weights(path: str | Path) -> WeightsFile:
             Preprocessing(**metadata["preprocessing"]),
             tuple(str(name) for name in metadata["class_names"]),
             dict(metadata["training"]),
+            _checked_temperature(metadata.get("temperature", 1.0)),
         )
     except UserError:
         raise
@@ -137,6 +154,13 @@ def read_weights(path: str | Path) -> WeightsFile:
     if not all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values()):
         raise _not_ours(path, "not all of its tensors are finite numbers in float32")
     return contents
+
+
+def _checked_temperature(value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):
+        raise ValueError(f"temperature must be a positive number, not {value!r}")
+    return float(value)
 
 
 def _not_ours(path: str | Path, cause: str) -> UserError:

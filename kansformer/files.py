@@ -1,6 +1,8 @@
 """Writing files so that there is always a good one."""
 
+import csv
 import glob
+import io
 import json
 import os
 import tempfile
@@ -10,6 +12,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kansformer.errors import JobFailed, UserError
+
+
+def refuse_within(path: Path, data_path: Path) -> None:
+    """Raises a UserError if a place lies within the data, where nothing is ever written."""
+    if data_path.is_dir() and path.resolve().is_relative_to(data_path.resolve()):
+        raise UserError(
+            f"{path}: lies within {data_path}, which is never written; choose another --output"
+        )
 
 
 def make_output_folder(path: Path) -> None:
@@ -78,6 +88,20 @@ def write_json(path: Path, value: Any) -> None:
 def write_class_indices(path: Path, class_names: Sequence[str]) -> None:
     """Writes `class_indices.json`: each index, as a string, with its class name."""
     write_json(path, {str(index): name for index, name in enumerate(class_names)})
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows, at least one and all with the same keys, as a table with a title line."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes `as_csv` by `write_bytes`, in UTF-8, or the bytes of a file name that is not."""
+    write_bytes(path, as_csv(rows).encode(errors="surrogateescape"))
 
 
 def _put_aside(path: Path, keep: Path) -> None:

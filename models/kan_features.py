@@ -65,7 +65,7 @@ def features(x: Tensor, knots: Tensor, order: int, activation: str | None) -> Te
     span = t[-1] - t[0]
     place = x.unsqueeze(-2).clamp(t[0] - span, t[-1] + span)  # slopes far outside are 0, not NaN
     distance = place - t  # (..., M, in)
-    reached = torch.where(t < t[-1], place >= t, place > t)  # half open intervals, but for the last
+    reached = (place > t) | ((place == t) & (t < t[-1]))  # half open intervals, but for the last
     values = (reached[..., :-1, :] & ~reached[..., 1:, :]).to(x.dtype)
     for degree in range(1, order + 1):
         shares = values * _inverse(t[degree:] - t[:-degree])

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def command(
     """Runs a command's main in this process: (name, *arguments) -> (status, stdout, stderr)."""
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        module = __import__(name)
+        module = import_module(name)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(module, "ROOT", tmp_path, raising=False)

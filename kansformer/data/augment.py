@@ -62,6 +62,14 @@ def signs(preprocessing: Preprocessing) -> list[Step]:
     ]
 
 
+def mirrors(policy: str) -> bool:
+    """Whether a policy, by its name, shows mirrored pictures; False for an unknown one."""
+    if policy not in POLICIES:
+        return False
+    steps = POLICIES[policy](Preprocessing(img_size=224))
+    return any(isinstance(step, v2.RandomHorizontalFlip) for step in steps)
+
+
 POLICIES = {policy.__name__: policy for policy in (none, digits, mirror, small, photos, signs)}
 
 

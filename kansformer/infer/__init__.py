@@ -1,5 +1,10 @@
 """From a weights file and pictures to classes."""
 
-from kansformer.infer.predictor import Predictor, find_pictures
+from kansformer.infer.predictor import (
+    Predictor,
+    answer_as_row,
+    answer_as_text,
+    find_pictures,
+)
 
-__all__ = ["Predictor", "find_pictures"]
+__all__ = ["Predictor", "answer_as_row", "answer_as_text", "find_pictures"]

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from kansformer.checkpoint import TrainedModel, load_model
+from kansformer.data.augment import mirrors
 from kansformer.data.images import open_image
 from kansformer.data.listing import walk_pictures
 from kansformer.device import choose_device
@@ -21,25 +22,37 @@ Picture = str | os.PathLike[str] | Image.Image
 
 
 class Predictor:
-    """A model with its preprocessing and class names, ready to classify.
+    """A model with its preprocessing, class names and temperature, ready to classify.
+
+    Args:
+        tta: average the probabilities of each picture and of its mirror image.
+
+    Raises:
+        UserError: `tta` for a model that was not trained on mirrored pictures.
 
     Example:
         predictor = Predictor.load("weights/digits.safetensors")
         predictor(["one.png", "two.png"], topk=3)
     """
 
-    def __init__(self, model: TrainedModel, device: torch.device | None = None) -> None:
+    def __init__(
+        self, model: TrainedModel, device: torch.device | None = None, tta: bool = False
+    ) -> None:
+        if tta:
+            check_mirroring(model)
         self.device = device or torch.device("cpu")
         self.model = model.to(self.device).eval()
+        self.tta = tta
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "Predictor":
+    def load(cls, path: str | Path, device: str = "cpu", tta: bool = False) -> "Predictor":
         """Reads a weights file.
 
         Raises:
-            UserError: the file cannot be used, see `load_model`; or there is no such device.
+            UserError: the file cannot be used, see `load_model`; or there is no such device; or
+                `tta` does not fit the model.
         """
-        return cls(load_model(path), choose_device(device))
+        return cls(load_model(path), choose_device(device), tta)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -55,40 +68,65 @@ class Predictor:
         return list(self.stream(images, topk, batch_size))
 
     def stream(
-        self, images: Iterable[Picture], topk: int = 5, batch_size: int = 32
+        self,
+        images: Iterable[Picture],
+        topk: int = 5,
+        batch_size: int = 32,
+        min_confidence: float = 0.0,
     ) -> Iterator[dict[str, Any]]:
         """Answers in the order of the pictures, one for each, a batch at a time.
 
         An answer is {"path", "top": [{"class", "index", "probability"}, ...]}, the likeliest class
         first, or {"path", "error"} for a picture that cannot be read. The path is None for a
-        picture in memory.
+        picture in memory. Where no class reaches `min_confidence`, the answer has "unknown": True
+        too.
         """
+        for path, found in self.rows(images, batch_size):
+            answer: dict[str, Any] = {"path": path}
+            if isinstance(found, UserError):
+                answer["error"] = one_line(found)
+            else:
+                answer["top"] = self._top(found, topk)
+                if answer["top"][0]["probability"] < min_confidence:
+                    answer["unknown"] = True
+            yield answer
+
+    def rows(
+        self, images: Iterable[Picture], batch_size: int = 32
+    ) -> Iterator[tuple[str | None, Tensor | UserError]]:
+        """For each picture its path, and its probabilities (classes,) or why it has none."""
         pending = iter(images)
         while batch := list(islice(pending, batch_size)):
-            answers: list[dict[str, Any]] = []
-            tensors: list[Tensor] = []
-            readable: list[dict[str, Any]] = []  # the answer that each tensor belongs to
-            for image in batch:
-                answer: dict[str, Any] = {"path": None}
-                answers.append(answer)
-                try:
-                    if not isinstance(image, Image.Image):
-                        answer["path"] = os.fspath(image)
-                        image = open_image(image)
-                    tensors.append(self.model.preprocessing(image))
-                    readable.append(answer)
-                except UserError as error:
-                    answer["error"] = one_line(error)
-            if tensors:
-                probabilities = self.probabilities(torch.stack(tensors))
-                for answer, row in zip(readable, probabilities, strict=True):
-                    answer["top"] = self._top(row, topk)
-            yield from answers
+            read = [self._read(image) for image in batch]
+            tensors = [tensor for _, tensor in read if isinstance(tensor, Tensor)]
+            probabilities = iter(self.probabilities(torch.stack(tensors)) if tensors else ())
+            for path, tensor in read:
+                yield path, next(probabilities) if isinstance(tensor, Tensor) else tensor
+
+    def _read(self, image: Picture) -> tuple[str | None, Tensor | UserError]:
+        """A picture's path, and the preprocessed picture or why it cannot be read."""
+        path = None
+        try:
+            if not isinstance(image, Image.Image):
+                path = os.fspath(image)
+                image = open_image(image)
+            return path, self.model.preprocessing(image)
+        except UserError as error:
+            return path, error
 
     @torch.no_grad()
     def probabilities(self, batch: Tensor) -> Tensor:
-        """Preprocessed pictures (B, C, S, S) to class probabilities (B, classes) on the CPU."""
-        return self.model(batch.to(self.device)).float().softmax(dim=-1).cpu()
+        """Preprocessed pictures (B, C, S, S) to class probabilities (B, classes).
+
+        In float64 on the CPU, where even small ones have a logarithm.
+        """
+        views = [batch, batch.flip(-1)] if self.tta else [batch]
+        logits = torch.stack([self.logits(view) for view in views]).cpu().double()
+        return (logits / self.model.temperature).softmax(dim=-1).mean(dim=0)
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """Preprocessed pictures (B, C, S, S) to the model's outputs (B, classes)."""
+        return self.model(batch.to(self.device))
 
     def _top(self, probabilities: Tensor, topk: int) -> list[dict[str, Any]]:
         values, indices = probabilities.topk(min(topk, len(probabilities)))
@@ -96,6 +134,39 @@ class Predictor:
             {"class": self.class_names[index], "index": index, "probability": value}
             for index, value in zip(indices.tolist(), values.tolist(), strict=True)
         ]
+
+
+def answer_as_text(answer: dict[str, Any]) -> str:
+    """An answer with "top" in lines for people."""
+    lines = [f"{answer['path']}  unknown" if "unknown" in answer else answer["path"]]
+    lines += [f"  {100 * row['probability']:6.2f} %  {row['class']}" for row in answer["top"]]
+    return "\n".join(lines)
+
+
+def answer_as_row(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer as a row of a table: its best class alone, or its error; the rest is empty."""
+    best = answer.get("top", [{}])[0]
+    return {
+        "path": answer["path"],
+        "class": best.get("class", ""),
+        "probability": best.get("probability", ""),
+        "unknown": str(answer.get("unknown", False)).lower() if best else "",
+        "error": answer.get("error", ""),
+    }
+
+
+def check_mirroring(model: TrainedModel) -> None:
+    """Raises a UserError unless a model was trained on mirrored pictures too.
+
+    Otherwise a mirror image may be of another class, as with letters and digits.
+    """
+    policy = model.training_settings.get("augment")
+    if not isinstance(policy, str) or not mirrors(policy):
+        known = f"--augment {policy}" if policy else "and its weights file does not say how"
+        raise UserError(
+            f"--tta: the model was trained without mirrored pictures ({known}), to which mirror"
+            " images may be of another class; leave out --tta"
+        )
 
 
 def find_pictures(inputs: Sequence[str]) -> list[str]:

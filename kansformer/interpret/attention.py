@@ -4,6 +4,8 @@ The model runs as it always does; its attention is computed a second time, from 
 keys that hooks see.
 """
 
+import os
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from kansformer.checkpoint import TrainedModel
+from kansformer.data import open_image
 from models.vit_model import Attention, VisionTransformer
 
 OVERLAY_PIXELS = 336  # the shorter side of an overlay is at least this, so that one can see it
+MAX_VIEW = 1024  # of a large picture the overlay shows no more pixels a side
 
 
 @torch.no_grad()
@@ -109,3 +114,20 @@ def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
     colours = Image.fromarray(colormaps["inferno"](np.asarray(smooth), bytes=True)).convert("RGB")
     grey = image.convert("L").resize(size, Image.Resampling.NEAREST).convert("RGB")
     return Image.blend(grey, colours, 0.6)
+
+
+def explain(model: TrainedModel, path: str | os.PathLike[str]) -> Image.Image:
+    """Where a model looks in a picture: the overlay of `attention_rollout`, RGB.
+
+    It shows the square that the model sees, in the picture's own resolution up to `MAX_VIEW`.
+
+    Raises:
+        UserError: the picture cannot be read.
+    """
+    image = open_image(path)
+    batch = model.preprocessing(image)[None].to(model.pos_embed.device)
+    heat = attention_rollout(model, batch)[0]
+    seen = round(min(image.size) * model.preprocessing.crop_pct)
+    side = max(model.preprocessing.img_size, min(seen, MAX_VIEW))
+    view = replace(model.preprocessing, img_size=side)
+    return overlay(view.fit(view.convert(image)), heat)

@@ -324,7 +324,12 @@ def close_epoch(run: Run, signals: StopSignals) -> None:
         public = {k: v for k, v in config.to_dict().items() if k not in PATHS}
         how = {"data": run.data.name, "settings": public, "epoch": row["epoch"], **val}
         save_model(
-            run.folder.best, run.judged, run.preprocessing, run.data.class_names, how, tensors
+            run.folder.best,
+            run.judged,
+            run.preprocessing,
+            run.data.class_names,
+            how,
+            state=tensors,
         )
     progress.next_epoch()
     save(run)

@@ -54,6 +54,21 @@ def test_metadata_are_plain_json(saved: tuple[Path, VisionTransformer]) -> None:
     assert metadata["preprocessing"]["img_size"] == 8
 
 
+def test_a_temperature_is_kept_and_old_files_have_none(
+    saved: tuple[Path, VisionTransformer], tmp_path: Path
+) -> None:
+    assert load_model(saved[0]).temperature == 1
+    path = tmp_path / "calibrated.safetensors"
+    save_model(path, saved[1], Preprocessing(8, 1), NAMES, temperature=0.7)
+    assert load_model(path).temperature == 0.7
+    with safetensors.safe_open(str(path), "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = json.loads(file.metadata()[METADATA_KEY])
+    del metadata["temperature"]
+    save_file(tensors, path, {METADATA_KEY: json.dumps(metadata)})
+    assert load_model(path).temperature == 1
+
+
 def test_names_must_fit_the_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 names for 3 classes"):
         save_model(tmp_path / "x", small_model(), Preprocessing(8, 1), NAMES[:2])
@@ -100,6 +115,14 @@ def rewrite(path: Path, **changes: object) -> None:
         {"config__depth": "many"},
         {"config": None},
         {"class_names": ["ant"]},
+        {"temperature": 0},
+        {"temperature": -1.5},
+        {"temperature": "1"},
+        {"temperature": True},
+        {"temperature": None},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": 10**400},
         {"preprocessing": {}},
         {"preprocessing__size": 3},
         {"preprocessing__img_size": 16},

@@ -1,0 +1,21 @@
+"""A weights file as a program that runs without this project: ONNX, or torch.export's pt2."""
+
+from kansformer.export.formats import (
+    FORMATS,
+    describe,
+    onnx_runner,
+    pt2_runner,
+    quantised,
+    to_onnx,
+    to_pt2,
+)
+
+__all__ = [
+    "FORMATS",
+    "describe",
+    "onnx_runner",
+    "pt2_runner",
+    "quantised",
+    "to_onnx",
+    "to_pt2",
+]

@@ -1,0 +1,151 @@
+"""Writes a model as a file that runs without this project.
+
+    python -m kansformer.export --weights FILE --format onnx --output model.onnx
+
+The new file is run beside the model, on random and on picture-like inputs, one at a time and seven
+at a time; unless all logits agree to 1e-4, it is not kept and the exit status is 1.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kansformer.checkpoint import TrainedModel, load_model
+from kansformer.errors import JobFailed, UserError, run_command
+from kansformer.export.formats import (
+    FORMATS,
+    Runner,
+    onnx_runner,
+    pt2_runner,
+    quantised,
+    to_onnx,
+    to_pt2,
+)
+from kansformer.files import refuse_within, write_bytes
+from kansformer.infer import Predictor
+
+TOLERANCE = 1e-4
+BATCHES = (1, 7)
+
+
+def main() -> None:
+    """Reads the flags, exports, checks, writes."""
+    args = parse_flags()
+    output = Path(args.output)
+    if args.int8 and args.format != "onnx":
+        raise UserError("--int8 goes with --format onnx")
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"{output}: not a file in a folder that is there; give another --output")
+    if args.data_path:
+        refuse_within(output, Path(args.data_path))
+    model = load_model(args.weights)
+    packed = to_onnx(model) if args.format == "onnx" else to_pt2(model)
+    run = onnx_runner(packed) if args.format == "onnx" else pt2_runner(packed)
+    worst = largest_difference(model, run)
+    if not worst <= TOLERANCE:
+        raise JobFailed(
+            f"{output}: not written, since its logits differ from the model's by {worst:.1e}, more"
+            f" than {TOLERANCE:g}"
+        )
+    print(f"checked: logits differ from the model's by {worst:.1e} at most")
+    if args.int8:
+        packed = quantised(packed)
+        run = onnx_runner(packed)
+        same = agreement(model, run)
+        print(f"int8: the same class as the model for {same:.1%} of 64 made-up pictures")
+    if args.data_path:
+        print(accuracies(model, run, args.data_path))
+    write_bytes(output, packed)
+    print(f"written: {output}, {len(packed) / 1e6:.1f} MB")
+
+
+def parse_flags() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kansformer.export",
+        description="Writes a model as a file that runs without this project.",
+    )
+    parser.add_argument("--weights", required=True, help="weights file, such as best.safetensors")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--int8", action="store_true", help="weights in 8 bits, a quarter of the size (onnx)"
+    )
+    parser.add_argument(
+        "--data-path", metavar="DIR|NAME", help="say how good the file is beside the model on this"
+    )
+    return parser.parse_args()
+
+
+def largest_difference(model: TrainedModel, run: Runner) -> float:
+    """Between logits of the model and of an exported program, on random and made-up pictures."""
+    config = model.config
+    generator = torch.Generator().manual_seed(0)
+    shape = (14, config.in_chans, config.img_size, config.img_size)
+    worst = []
+    for images in (torch.randn(shape, generator=generator), made_up_pictures(model, 14)):
+        with torch.no_grad():
+            expected = model(images)
+        for size in BATCHES:
+            found = torch.cat([run(batch) for batch in images.split(size)])
+            worst.append((found - expected).abs().max())
+    return torch.stack(worst).max().item()  # NaN if there is one
+
+
+def made_up_pictures(model: TrainedModel, count: int) -> Tensor:
+    """Smooth blots of colour with grain, through the model's own preprocessing, (N, C, S, S)."""
+    random = np.random.default_rng(0)
+    pictures = []
+    for _ in range(count):
+        blots = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        pixels = np.asarray(blots.resize((300, 250), Image.Resampling.BICUBIC))
+        grain = random.normal(0, 10, pixels.shape)
+        pictures.append(Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)))
+    return torch.stack([model.preprocessing(picture) for picture in pictures])
+
+
+def agreement(model: TrainedModel, run: Runner) -> float:
+    """Share of made-up pictures for which an exported program names the model's class."""
+    images = made_up_pictures(model, 64)
+    with torch.no_grad():
+        return (run(images).argmax(1) == model(images).argmax(1)).float().mean().item()
+
+
+class ExportedPredictor(Predictor):
+    """A model's predictor with the logits of its exported program."""
+
+    def __init__(self, model: TrainedModel, run: Runner) -> None:
+        super().__init__(model)
+        self.run = run
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """Preprocessed pictures (B, C, S, S) to (B, classes)."""
+        return self.run(batch)
+
+
+def accuracies(model: TrainedModel, run: Runner, data_path: str) -> str:
+    """A line on how good the model and its exported program are on labelled pictures."""
+    from kansformer.data import load_data
+    from kansformer.evaluate.predictions import predict_all
+    from kansformer.evaluate.split import choose_split
+
+    chosen = choose_split(load_data(data_path), model)
+    before = predict_all(Predictor(model), chosen.pictures)
+    after = predict_all(ExportedPredictor(model, run), chosen.pictures)
+    for row in before.unreadable:
+        print(f"error: {row['error']}; left out", file=sys.stderr)
+    taken = [found.probabilities.argmax(1) for found in (before, after)]
+    right = [(classes == before.labels).mean() for classes in taken]
+    return (
+        f"accuracy on {len(before.labels)} pictures ({chosen.split}): {right[1]:.2%}, the model's"
+        f" {right[0]:.2%}; the same class for {(taken[0] == taken[1]).mean():.2%}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

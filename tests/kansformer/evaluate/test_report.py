@@ -1,0 +1,158 @@
+"""Figures are scikit-learn's and those of their definitions; a temperature is the best there is."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn import metrics
+
+from kansformer.errors import JobFailed
+from kansformer.evaluate.calibration import fit_temperature, reliability, rescaled
+from kansformer.evaluate.plots import draw_confusion, draw_reliability
+from kansformer.evaluate.report import as_text, figures
+
+
+def predictions(classes: int, count: int = 300, sharpness: float = 1.0) -> tuple[np.ndarray, ...]:
+    """Labels (N,), whose last class never occurs, and probabilities that are right now and then."""
+    random = np.random.default_rng(classes)
+    labels = random.integers(0, classes - 1, count)
+    logits = random.normal(size=(count, classes))
+    logits[np.arange(count), labels] += 1.5
+    return labels, rescaled(np.exp(sharpness * logits), 1.0)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8])
+def test_figures_are_scikit_learns(classes: int) -> None:
+    labels, probabilities = predictions(classes)
+    if classes == 2:  # both occur, or scikit-learn's balanced accuracy warns
+        labels[:100] = 1
+    names = [f"class {index}" for index in range(classes)]
+    predicted = probabilities.argmax(1)
+    found = figures(labels, probabilities, names)
+    assert found["accuracy"] == pytest.approx(np.mean(predicted == labels))
+    assert found["nll"] == pytest.approx(
+        F.cross_entropy(torch.tensor(probabilities).log(), torch.tensor(labels)).item()
+    )
+    present = [name for index, name in enumerate(names) if index in labels]
+    expected = metrics.classification_report(
+        labels, predicted, labels=range(classes), target_names=names, output_dict=True,
+        zero_division=0,
+    )  # fmt: skip
+    for row in found["per_class"]:
+        own = expected[row["class"]]
+        assert row["support"] == own["support"]
+        if row["class"] in present:
+            for name, key in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+                assert row[name] == pytest.approx(own[key])
+        else:
+            assert row["recall"] is None  # 0 / 0
+    assert found["balanced_accuracy"] == pytest.approx(
+        np.mean([expected[name]["recall"] for name in present])
+    )
+    if classes > 5:
+        best = np.argsort(probabilities, axis=1)[:, -5:]
+        assert found["top5_accuracy"] == pytest.approx(np.mean((best == labels[:, None]).any(1)))
+    else:
+        assert found["top5_accuracy"] is None
+    counts = np.zeros((classes, classes), dtype=int)
+    for true, taken in zip(labels, predicted, strict=True):
+        counts[true, taken] += 1
+    assert found["confusion"] == counts.tolist()
+    np.fill_diagonal(counts, 0)
+    assert found["most_confused"][0]["count"] == counts.max()
+    assert sum(pair["count"] for pair in found["most_confused"]) <= counts.sum()
+
+
+def test_the_interval_is_wilsons() -> None:
+    labels = np.zeros(50, dtype=int)
+    probabilities = np.tile([0.9, 0.1], (50, 1))
+    probabilities[:3] = [0.2, 0.8]
+    found = figures(labels, probabilities, ["a", "b"])
+    p, n, z = 47 / 50, 50, 1.959963984540054
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert found["accuracy_interval"] == pytest.approx([middle - reach, middle + reach])
+
+
+def test_ece_is_that_of_a_loop_over_intervals() -> None:
+    labels, probabilities = predictions(4, 500)
+    probabilities[0] = [1, 0, 0, 0]
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    expected = 0.0
+    for number in range(15):
+        inside = (confidence > number / 15) & (confidence <= (number + 1) / 15)
+        if inside.any():
+            gap = abs(right[inside].mean() - confidence[inside].mean())
+            expected += inside.mean() * gap
+    found = reliability(labels, probabilities)
+    assert found.expected_calibration_error == pytest.approx(expected)
+    assert found.count.sum() == 500
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 6.0])
+def test_the_temperature_is_what_torch_finds(sharpness: float) -> None:
+    labels, probabilities = predictions(5, sharpness=sharpness)
+    logits = torch.tensor(probabilities).log()
+    slope = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([slope], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = F.cross_entropy(logits * slope.exp(), torch.tensor(labels))
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    found = fit_temperature(labels, probabilities)
+    assert found == pytest.approx((-slope).exp().item(), rel=1e-4)
+    after = rescaled(probabilities, found)
+    np.testing.assert_allclose(after, (logits / found).softmax(1).numpy(), atol=1e-12)
+    assert metrics.log_loss(labels, after, labels=range(5)) <= metrics.log_loss(
+        labels, probabilities, labels=range(5)
+    )
+    assert fit_temperature(labels, after) == pytest.approx(1, rel=1e-4)
+
+
+def test_where_no_temperature_is_best_there_is_none() -> None:
+    probabilities = np.array([[0.6, 0.4], [0.3, 0.7]] * 20)
+    with pytest.raises(JobFailed, match="all right"):
+        fit_temperature(np.array([0, 1] * 20), probabilities)
+    with pytest.raises(JobFailed, match="no better than chance"):
+        fit_temperature(np.array([1, 0] * 20), probabilities)
+
+
+def test_certain_mistakes_stay_finite() -> None:
+    probabilities = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    found = figures(np.array([0, 1, 1]), probabilities, ["a", "b"])
+    assert np.isfinite(found["nll"])
+    assert np.isfinite(fit_temperature(np.array([0, 1, 1]), probabilities))
+
+
+def test_the_printed_table_of_many_classes_is_short() -> None:
+    labels, probabilities = predictions(80, 400)
+    names = [f"class {index}" for index in range(80)]
+    report = {
+        **figures(labels, probabilities, names), "data": "x", "split": "test", "pictures": 400,
+        "note": "", "pictures_per_second": 1.0, "device": "cpu", "threads": 1, "batch_size": 32,
+    }  # fmt: skip
+    text = as_text(report)
+    assert "the 50 classes of the lowest F1" in text
+    assert len(text.splitlines()) < 80
+
+
+@pytest.mark.parametrize("classes", [3, 40, 100])
+def test_pictures_have_no_clutter(classes: int) -> None:
+    """However many classes, the drawing keeps its size and its white margin."""
+    import io
+
+    labels, probabilities = predictions(classes, 300)
+    confusion = metrics.confusion_matrix(labels, probabilities.argmax(1), labels=range(classes))
+    names = [f"$a long_name {index} ".ljust(60, "x") for index in range(classes)]
+    for packed in (
+        draw_confusion(confusion, names),
+        draw_reliability(reliability(labels, probabilities), "x"),
+    ):
+        image = Image.open(io.BytesIO(packed)).convert("RGB")
+        assert 400 <= min(image.size) <= max(image.size) <= 1500
+        assert image.getpixel((0, 0)) == image.getpixel((image.width - 1, 0)) == (255, 255, 255)

@@ -1,0 +1,119 @@
+"""What predict.py can do beside naming classes: tables, doubts, mirror images, explanations."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageOps
+
+from kansformer.data import open_image
+from kansformer.errors import UserError
+from kansformer.infer import Predictor
+from tests.conftest import ROOT
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def predict(command: Command, trained: Path) -> Command:
+    weights = ("--weights", trained / "best.safetensors")
+    return lambda *arguments: command("predict", *arguments, *weights, "--device", "cpu")
+
+
+def test_tta_is_the_mean_with_the_mirror_image(trained: Path, colours: Path) -> None:
+    weights = trained / "best.safetensors"
+    picture = open_image(colours / "red" / "red 1.png")
+    plain, both = Predictor.load(weights), Predictor.load(weights, tta=True)
+    chances = [
+        {row["class"]: row["probability"] for row in answer["top"]}
+        for answer in plain([picture, ImageOps.mirror(picture)])
+    ]
+    (answer,) = both(picture)
+    for row in answer["top"]:
+        expected = (chances[0][row["class"]] + chances[1][row["class"]]) / 2
+        assert row["probability"] == pytest.approx(expected, abs=1e-7)
+    assert chances[0] != chances[1]
+
+
+def test_tta_is_refused_where_training_did_not_mirror() -> None:
+    with pytest.raises(UserError, match="trained without mirrored pictures"):
+        Predictor.load(ROOT / "weights" / "digits.safetensors", tta=True)
+
+
+def test_below_the_confidence_a_picture_is_unknown(predict: Command, colours: Path) -> None:
+    status, out, _ = predict(colours / "red", "--json", "--min-confidence", 0)
+    chances = [answer["top"][0]["probability"] for answer in json.loads(out)]
+    bound = sorted(chances)[5]
+    status, out, _ = predict(colours / "red", "--json", "--min-confidence", bound)
+    assert status == 0
+    answers = json.loads(out)
+    for answer, chance in zip(answers, chances, strict=True):
+        assert answer["top"][0]["probability"] == chance
+        assert answer.get("unknown") == (True if chance < bound else None)
+    assert sum("unknown" in answer for answer in answers) == 5
+    _, out, _ = predict(colours / "red", "--min-confidence", bound)
+    assert sum(line.endswith("  unknown") for line in out.splitlines()) == 5
+
+
+def test_a_table_has_a_row_for_every_picture(
+    predict: Command, colours: Path, tmp_path: Path
+) -> None:
+    arguments = (colours / "red", "missing.png", colours / "blue", "--min-confidence", 0.5)
+    _, out, _ = predict(*arguments, "--json")
+    answers = json.loads(out)
+    status, out, err = predict(*arguments, "--csv", "-")
+    assert status == 0
+    assert "missing.png: no such file" in err
+    rows = list(csv.DictReader(io.StringIO(out)))
+    for row, answer in zip(rows, answers, strict=True):
+        assert row["path"] == answer["path"]
+        assert row["error"] == answer.get("error", "")
+        if "top" in answer:
+            assert row["class"] == answer["top"][0]["class"]
+            assert float(row["probability"]) == answer["top"][0]["probability"]
+            assert row["unknown"] == ("true" if "unknown" in answer else "false")
+        else:
+            assert row["class"] == row["probability"] == row["unknown"] == ""
+    status, printed, _ = predict(*arguments, "--csv", "t.csv")
+    assert (status, printed) == (0, "")
+    assert (tmp_path / "t.csv").read_text() == out
+
+
+def test_explanations_lie_beside_the_answers(
+    predict: Command, colours: Path, tmp_path: Path
+) -> None:
+    before = sorted(colours.rglob("*"))
+    pictures = (colours / "red" / "red 1.png", "missing.png", colours / "blue")
+    status, out, _ = predict(*pictures, "--explain", "why", "--json")
+    assert status == 0
+    answers = json.loads(out)
+    drawn = [answer["explanation"] for answer in answers if "top" in answer]
+    assert sorted(drawn) == sorted(f"why/{path.name}" for path in (tmp_path / "why").iterdir())
+    assert len(drawn) == 11
+    for name in drawn:
+        with Image.open(tmp_path / name) as image:
+            assert image.width == image.height >= 300
+    assert sorted(colours.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--min-confidence", 1.5), "--min-confidence must lie between 0 and 1"),
+        (("--min-confidence", "nan"), "--min-confidence must lie between 0 and 1"),
+        (("--batch-size", 0), "--batch-size must be at least 1"),
+        (("--csv", "-", "--json"), "would both print"),
+        (("--csv", "no/where.csv"), "no/where.csv: there is no such folder"),
+        (("--explain", "colours/red"), "holds the pictures themselves"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    predict: Command, colours: Path, arguments: tuple[object, ...], words: str
+) -> None:
+    status, out, err = predict(colours / "red", *arguments)
+    assert (status, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert words in err
