@@ -342,7 +342,7 @@ def test_bf16_trains_as_well_as_float32(tmp_path: Path) -> None:
     accuracy = {}
     for amp in ("none", "bf16"):
         config = tiny_settings(
-            "digits", tmp_path / amp, model="kansformer_micro_patch4_8", epochs=10, batch_size=64,
+            "digits", tmp_path / amp, model="kansformer_micro_patch4_8", epochs=8, batch_size=64,
             augment="none", lr=3e-3, amp=amp,
         )  # fmt: skip
         accuracy[amp] = do(config)["test_acc1"]
