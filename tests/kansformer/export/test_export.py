@@ -33,12 +33,12 @@ SETTINGS = {
 }
 
 
-def save_small(path: Path, ffn: str, **more: object) -> Path:
+def save_small(path: Path, ffn: str) -> Path:
     """Weights of a small model of a kind, none of whose parts are zero."""
     torch.manual_seed(0)
     made = create_model(
         "kansformer_micro_patch8_16", num_classes=4, depth=1, embed_dim=48, ffn=ffn,
-        **SETTINGS[ffn], **more,
+        **SETTINGS[ffn],
     )  # fmt: skip
     with torch.no_grad():
         for parameter in made.parameters():
@@ -87,7 +87,7 @@ def test_onnx_gives_the_models_logits(ffn: str, tmp_path: Path) -> None:
 
 
 def test_pt2_gives_the_models_logits(tmp_path: Path) -> None:
-    model = load_model(save_small(tmp_path / "w", "group-kan", head="kan", head_hidden=8))
+    model = load_model(save_small(tmp_path / "w", "group-kan"))
     packed = to_pt2(model)
     check(model, pt2_runner(packed))
     told = {"kansformer.json": ""}
