@@ -14,9 +14,14 @@ from typing import Any, BinaryIO
 from kansformer.errors import JobFailed, UserError
 
 
+def lies_within(path: Path, data_path: Path) -> bool:
+    """Whether a place lies within the data, where nothing is ever written."""
+    return data_path.is_dir() and path.resolve().is_relative_to(data_path.resolve())
+
+
 def refuse_within(path: Path, data_path: Path) -> None:
-    """Raises a UserError if a place lies within the data, where nothing is ever written."""
-    if data_path.is_dir() and path.resolve().is_relative_to(data_path.resolve()):
+    """Raises a UserError if a place lies within the data."""
+    if lies_within(path, data_path):
         raise UserError(
             f"{path}: lies within {data_path}, which is never written; choose another --output"
         )

@@ -13,7 +13,9 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from kansformer.errors import UserError, one_line
 from kansformer.files import (
+    lies_within,
     make_output_folder,
+    refuse_within,
     replacing,
     write_bytes,
     write_class_indices,
@@ -32,11 +34,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, data_path: Path, *, resume: bool, overwrite: bool) -> None:
+        refuse_within(path, data_path)
         self.data_path = data_path
-        if self._is_in_data(path):
-            raise UserError(
-                f"{path}: lies within {data_path}, which is never written; choose another --output"
-            )
         self.path = path
         self.best = path / "best.safetensors"
         self.last = path / "last.pt"
@@ -66,13 +65,8 @@ class RunFolder:
             events.unlink()
         write_json(self.path / "config.json", settings)
         write_class_indices(self.path / "class_indices.json", class_names)
-        if also_in is not None and not self._is_in_data(also_in):
+        if also_in is not None and not lies_within(also_in, self.data_path):
             write_class_indices(also_in / "class_indices.json", class_names)
-
-    def _is_in_data(self, path: Path) -> bool:
-        """Whether a place lies within the data, where nothing is ever written."""
-        data = self.data_path
-        return data.is_dir() and path.resolve().is_relative_to(data.resolve())
 
     def write_history(self, history: Sequence[dict[str, Any]]) -> None:
         """metrics.jsonl, one object per epoch, its plot, and the last one's TensorBoard event."""
