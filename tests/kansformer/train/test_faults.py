@@ -255,6 +255,29 @@ def test_a_rate_too_high_is_lowered_and_given_up(tmp_path: Path, colours: Path) 
     assert any(line.startswith("skipped step") and "rate" in line for line in lines)
 
 
+def test_when_it_gives_up_the_best_weights_are_there(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_step, left = loop.take_step, iter(range(4))  # the first epoch, and a step
+
+    def bad(*arguments: Any) -> Any:
+        total, norm, count = take_step(*arguments)
+        return total, norm if next(left, None) is not None else norm * float("nan"), count
+
+    monkeypatch.setattr(loop, "take_step", bad)
+    out = tmp_path / "out"
+    with pytest.raises(JobFailed, match=r"the best weights so far are .*best\.safetensors"):
+        do(tiny_settings(colours, out))
+    best = load_model(out / "best.safetensors")
+    assert best.training_info["epoch"] == 1
+    assert all(value.isfinite().all() for value in best.state_dict().values())
+    assert state(out)["progress"]["epoch"] == 1
+    monkeypatch.setattr(loop, "take_step", take_step)
+    do(tiny_settings(colours, out, resume=True))
+    do(tiny_settings(colours, tmp_path / "whole"))
+    assert same(state(out), state(tmp_path / "whole"))
+
+
 def test_after_bad_steps_the_last_good_state_goes_on(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
