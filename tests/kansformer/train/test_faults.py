@@ -258,7 +258,7 @@ def test_a_rate_too_high_is_lowered_and_given_up(tmp_path: Path, colours: Path) 
 def test_when_it_gives_up_the_best_weights_are_there(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_step, left = loop.take_step, iter(range(4))  # the first epoch, and a step
+    take_step, left = loop.take_step, iter(range(3))  # of the first epoch
 
     def bad(*arguments: Any) -> Any:
         total, norm, count = take_step(*arguments)
