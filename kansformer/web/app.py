@@ -68,6 +68,7 @@ def make_app(service: Service, examples: Sequence[str] = (), stays_here: bool = 
         app, make_page(service, examples, stays_here), path="/", theme=THEME, css=STYLE,
         max_file_size=MOST_BYTES, footer_links=[], run_history=False, show_error=False,
         enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False,
+        app_kwargs={"openapi_url": None},
     )  # fmt: skip
     app.add_middleware(_WithHeaders)
     return app

@@ -24,12 +24,12 @@ STYLE = """
   --bar: #1f5f86; --line: #3a444f; --bad: #ffb4ab }
 .kan p, .kan h3 { margin: 0 0 .6rem; color: inherit }
 .kan h3 { font-size: 1.05rem; font-weight: 600 }
-.kan .note { color: var(--body-text-color-subdued); font-size: .9rem }
+.kan .note { color: var(--grid); font-size: .9rem }
 .kan .cards { display: grid; gap: .9rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr)) }
+  grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }
 .kan figure { margin: 0; min-width: 0 }
 .kan figcaption { font-size: .9rem; overflow-wrap: anywhere }
-.kan svg { display: block; width: 100%; height: auto; font-size: 10px }
+.kan svg { display: block; width: 100%; height: auto; font-size: 10.5px }
 .kan svg text { fill: var(--grid) }
 .kan svg .shade { fill: var(--shade) }
 .kan svg .axis { stroke: var(--grid); stroke-width: .6 }
@@ -38,9 +38,10 @@ STYLE = """
 .kan svg .here { fill: var(--body-text-color); stroke: var(--body-background-fill);
   stroke-width: 1.2 }
 .kan .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .7rem 0 0;
-  font-size: .85rem; color: var(--body-text-color-subdued) }
+  font-size: .85rem; color: var(--grid) }
 .kan .key svg { display: inline-block; width: 1.8rem; height: .7rem; margin-right: .35rem }
 .kan .bad { color: var(--bad); overflow-wrap: anywhere }
+.kan table, .kan thead, .kan tr { border: 0 !important }
 .kan table { width: 100%; border-collapse: collapse; font-size: .95rem }
 .kan th { text-align: left; font-weight: 600 }
 .kan td, .kan th { padding: .35rem .5rem; border: 0; border-bottom: 1px solid var(--line);
@@ -50,8 +51,8 @@ STYLE = """
 .kan td.chance { background: linear-gradient(var(--bar), var(--bar)) left / var(--share) 100%
   no-repeat; white-space: nowrap; min-width: 6rem }
 """
-WIDTH, HEIGHT = 240, 150  # of a card's drawing, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 34, 234, 8, 128
+WIDTH, HEIGHT = 180, 120  # of a card's drawing, in its own units
+LEFT, RIGHT, TOP, BOTTOM = 30, 175, 6, 101
 THUMBNAIL = 96  # pixels
 
 
@@ -76,7 +77,7 @@ def functions(decision: Decision, class_names: Sequence[str]) -> str:
     where = "to it" if decision.gain >= 0 else "from it"
     limits = _limits(decision.votes)
     cards = "".join(_card(vote, limits, winner, rival) for vote in decision.votes)
-    return f"""<div class="kan"><h3>The functions that decided</h3>
+    return f"""<div class="kan"><h3>What the learned functions did</h3>
 <p><b>{winner}</b> leads <b>{rival}</b>, which comes second, by {decision.lead:.2f} in log-odds: it
 is {times:,.{0 if times > 10 else 1}f} times as likely. All learned functions of the last block
 together {does} {abs(decision.gain):.2f} {where}; the rest comes from what precedes them. The
@@ -124,7 +125,7 @@ def _card(vote: UnitVote, limits: tuple[float, float], winner: str, rival: str) 
         dots = [(dots[0][0], vote.gain)]
     shades = [(LEFT, across(vote.grid[0])), (across(vote.grid[1]), RIGHT)]
     says = f"{abs(vote.gain):.2f} for {winner if vote.gain >= 0 else rival}"
-    at = f" at {dots[0][0]:.1f}" if len(dots) == 1 else ""
+    at = f" at {_number(round(dots[0][0], 1))}" if len(dots) == 1 else ""
     parts = [
         *(f'<rect class="shade" x="{a}" y="{TOP}" width="{b - a:.1f}" height="{BOTTOM - TOP}"/>'
           for a, b in shades if b > a),
@@ -162,15 +163,16 @@ def table(answers: Sequence[dict[str, Any]], thumbnails: Sequence[Image.Image | 
     rows = []
     for answer, picture in zip(answers, thumbnails, strict=True):
         shown = "" if picture is None else f'<img src="{_data_address(picture)}" alt="">'
-        name = escape(answer["path"])
+        name = answer["path"]
         if "error" in answer:
-            said = f'<td colspan="2" class="bad">{escape(answer["error"])}</td>'
+            cause = answer["error"].removeprefix(f"{name}: ")
+            said = f'<td colspan="2" class="bad">{escape(cause)}</td>'
         else:
             best = answer["top"][0]
             percent = f"{100 * best['probability']:.1f} %"
             said = (f"<td><b>{escape(best['class'])}</b></td><td class=\"chance\""
                     f' style="--share: {percent.replace(" ", "")}">{percent}</td>')  # fmt: skip
-        rows.append(f"<tr><td>{shown}</td><td>{name}</td>{said}</tr>")
+        rows.append(f"<tr><td>{shown}</td><td>{escape(name)}</td>{said}</tr>")
     return (
         '<div class="kan"><table><thead><tr><th></th><th>file</th><th>answer</th>'
         f"<th>probability</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"

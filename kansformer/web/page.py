@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from kansformer.data import open_image
 from kansformer.errors import UserError, one_line
@@ -18,7 +19,15 @@ SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "s
 MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 # names of system fonts only: others would be asked of a server elsewhere
 THEME = gr.themes.Default(primary_hue="blue", font=SANS, font_mono=MONO)
-STYLE = html.STYLE + ".gradio-container { max-width: 1100px !important; margin: 0 auto }"
+STYLE = (
+    html.STYLE
+    + """
+.gradio-container { max-width: 1100px !important; margin: 0 auto }
+#examples .grid-wrap { min-height: 0; height: auto; padding-top: 1.6rem }
+#examples .grid-container { grid-template-columns: repeat(auto-fill, 4.5rem); padding: .4rem }
+#examples .gallery-item, #examples button { width: 4.5rem; height: 4.5rem; min-height: 0 }
+"""
+)
 PRIVATE: dict[str, Any] = {
     "api_visibility": "private",  # the page alone calls it; others have /predict
     "concurrency_limit": 1,
@@ -26,24 +35,13 @@ PRIVATE: dict[str, Any] = {
 }
 
 
-class Upload(gr.Image):
-    """A picture as it was uploaded: gradio's own reading would turn it before we see it."""
+def as_uploaded(component: gr.Image | gr.File) -> None:
+    """Has the page's functions get a component's files as they were uploaded, path and name.
 
-    is_template = True  # drawn as gr.Image
-
-    def preprocess(self, payload: Any) -> Any:
-        """The uploaded file's description, with its `path` and `orig_name`."""
-        return payload
-
-
-class Uploads(gr.File):
-    """Files as they were uploaded, with their own names."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        """The description of each uploaded file, with its `path` and `orig_name`."""
-        return payload
+    Gradio's own reading would turn and convert pictures before we see them, and has its own words
+    for what is none.
+    """
+    component.preprocess = lambda payload: payload  # type: ignore[method-assign]
 
 
 def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr.Blocks:
@@ -52,21 +50,28 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
     Args:
         examples: pictures to offer.
         stays_here: whether nobody but this computer can reach the page.
+
+    Raises:
+        UserError: an example cannot be read.
     """
     names = service.predictor.class_names
 
     def look(picture: Any) -> tuple[Any, ...]:
+        nothing = None, gr.Row(visible=False), None, ""
         if picture is None:
-            return gr.HTML("", visible=False), None, None, ""
+            return gr.HTML("", visible=False), *nothing
         try:
             found = service.look(picture.path, picture.orig_name or "the picture")
         except UserError as error:
-            return gr.HTML(html.message(one_line(error)), visible=True), None, None, ""
+            return gr.HTML(html.message(one_line(error)), visible=True), *nothing
         chances = {row["class"]: row["probability"] for row in found.top}
         shown = (
             html.no_functions() if found.decision is None else html.functions(found.decision, names)
         )
-        return gr.HTML("", visible=False), chances, found.attention, shown
+        return gr.HTML("", visible=False), chances, gr.Row(visible=True), found.attention, shown
+
+    def take(event: gr.SelectData) -> Image.Image:
+        return open_image(examples[event.index])
 
     def classify(files: Any) -> str:
         if not files:
@@ -96,22 +101,25 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
             wrong = gr.HTML(visible=False, elem_id="message")
             with gr.Row():
                 with gr.Column():
-                    picture = Upload(
+                    picture = gr.Image(
                         label="Drop, paste or photograph a picture",
                         sources=["upload", "clipboard", "webcam"],
                         height=340,
+                        format="png",  # of an example, which loses nothing that way
                         buttons=[],
                         elem_id="picture",
                     )
+                    as_uploaded(picture)
                     if examples:
-                        gr.Examples(
-                            [[path] for path in examples], [picture], label="Or try one of these",
-                            examples_per_page=len(examples), cache_examples=False,
-                            api_visibility="private",
+                        offered = gr.Gallery(
+                            [html.thumbnail(open_image(path)) for path in examples],
+                            label="Or take one of these", object_fit="cover", allow_preview=False,
+                            interactive=False, buttons=[], elem_id="examples",
                         )  # fmt: skip
+                        offered.select(take, None, [picture], **PRIVATE)
                 with gr.Column():
                     label = gr.Label(label="Answer", num_top_classes=MOST_CLASSES, elem_id="answer")
-            with gr.Row():
+            with gr.Row(visible=False) as reasons:
                 with gr.Column(scale=2, min_width=280):
                     attention = gr.Image(
                         label="Where the model looks (attention)", interactive=False, height=340,
@@ -119,12 +127,13 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
                     )  # fmt: skip
                 with gr.Column(scale=3, min_width=280):
                     decided = gr.HTML(elem_id="functions")
-            picture.change(look, [picture], [wrong, label, attention, decided], **PRIVATE)
+            picture.change(look, [picture], [wrong, label, reasons, attention, decided], **PRIVATE)
         with gr.Tab("Several pictures"):
-            files = Uploads(
+            files = gr.File(
                 label=f"Drop up to {MOST_FILES} pictures", file_count="multiple", height=160,
                 elem_id="files",
             )  # fmt: skip
+            as_uploaded(files)
             answers = gr.HTML(elem_id="answers")
             files.change(classify, [files], [answers], **PRIVATE)
     return page.queue(max_size=64, default_concurrency_limit=1)
