@@ -26,10 +26,11 @@ STYLE = """
 .kan h3 { font-size: 1.05rem; font-weight: 600 }
 .kan .note { color: var(--grid); font-size: .9rem }
 .kan .cards { display: grid; gap: .9rem;
-  grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }
+  grid-template-columns: repeat(auto-fill, minmax(8.2rem, 1fr)) }
 .kan figure { margin: 0; min-width: 0 }
 .kan figcaption { font-size: .9rem; overflow-wrap: anywhere }
-.kan svg { display: block; width: 100%; height: auto; font-size: 10.5px }
+.kan figcaption b { display: block }
+.kan svg { display: block; width: 100%; height: auto; font-size: 12px }
 .kan svg text { fill: var(--grid) }
 .kan svg .shade { fill: var(--shade) }
 .kan svg .axis { stroke: var(--grid); stroke-width: .6 }
@@ -37,7 +38,7 @@ STYLE = """
 .kan svg .base { fill: none; stroke: var(--base); stroke-width: 1.5; stroke-dasharray: 5 3 }
 .kan svg .here { fill: var(--body-text-color); stroke: var(--body-background-fill);
   stroke-width: 1.2 }
-.kan .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .7rem 0 0;
+.kan .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .7rem 0 .5rem;
   font-size: .85rem; color: var(--grid) }
 .kan .key svg { display: inline-block; width: 1.8rem; height: .7rem; margin-right: .35rem }
 .kan .bad { color: var(--bad); overflow-wrap: anywhere }
@@ -52,7 +53,7 @@ STYLE = """
   no-repeat; white-space: nowrap; min-width: 6rem }
 """
 WIDTH, HEIGHT = 180, 120  # of a card's drawing, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 30, 175, 6, 101
+LEFT, RIGHT, TOP, BOTTOM = 34, 175, 6, 101
 THUMBNAIL = 96  # pixels
 
 
