@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from tests.conftest import ROOT, write_folder, write_picture
+from tests.server import served, stop
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,6 +78,10 @@ def test_every_shell_command_runs(clone: Path) -> None:
         if any(a.startswith("/usr/") and not Path(a).exists() for a in arguments):
             continue  # a data set of the system's that is not installed here
         trains = arguments[0] == "train.py" or "kansformer.compare" in arguments
+        if "kansformer.web" in arguments:  # it ends only when it is told to
+            with served(arguments, clone) as (_, process):
+                assert stop(process, signal.SIGTERM)[0] == 143
+            continue
         short = SHORT if trains else []
         run([sys.executable, *arguments, *short], clone)
 

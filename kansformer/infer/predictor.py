@@ -1,6 +1,7 @@
 """Prediction on picture files or pictures in memory."""
 
 import glob
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -18,7 +19,8 @@ from kansformer.data.listing import walk_pictures
 from kansformer.device import choose_device
 from kansformer.errors import UserError, one_line
 
-Picture = str | os.PathLike[str] | Image.Image
+# a path, a picture in memory, or a file in memory with its name
+Picture = str | os.PathLike[str] | Image.Image | tuple[str, io.BytesIO]
 
 
 class Predictor:
@@ -63,7 +65,7 @@ class Predictor:
         self, images: Picture | Iterable[Picture], topk: int = 5, batch_size: int = 32
     ) -> list[dict[str, Any]]:
         """Classifies pictures, given as paths or in memory; see `stream` for the answers."""
-        if isinstance(images, str | os.PathLike | Image.Image):
+        if isinstance(images, str | os.PathLike | Image.Image | tuple):
             images = [images]
         return list(self.stream(images, topk, batch_size))
 
@@ -107,7 +109,10 @@ class Predictor:
         """A picture's path, and the preprocessed picture or why it cannot be read."""
         path = None
         try:
-            if not isinstance(image, Image.Image):
+            if isinstance(image, tuple):
+                path, file = image
+                image = open_image(file, path)
+            elif not isinstance(image, Image.Image):
                 path = os.fspath(image)
                 image = open_image(image)
             return path, self.model.preprocessing(image)

@@ -116,15 +116,18 @@ def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
     return Image.blend(grey, colours, 0.6)
 
 
-def explain(model: TrainedModel, path: str | os.PathLike[str]) -> Image.Image:
+def explain(model: TrainedModel, picture: str | os.PathLike[str] | Image.Image) -> Image.Image:
     """Where a model looks in a picture: the overlay of `attention_rollout`, RGB.
 
     It shows the square that the model sees, in the picture's own resolution up to `MAX_VIEW`.
 
+    Args:
+        picture: a path, or the picture as `open_image` gives it.
+
     Raises:
         UserError: the picture cannot be read.
     """
-    image = open_image(path)
+    image = picture if isinstance(picture, Image.Image) else open_image(picture)
     batch = model.preprocessing(image)[None].to(model.pos_embed.device)
     heat = attention_rollout(model, batch)[0]
     seen = round(min(image.size) * model.preprocessing.crop_pct)

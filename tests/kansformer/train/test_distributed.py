@@ -190,7 +190,10 @@ def test_a_killed_rank_is_started_again_and_the_job_finishes(tmp_path: Path) -> 
     colours = write_folder(tmp_path / "colours")
     hook = tmp_path / "dies.py"
     hook.write_text(
-        "import os, runpy, signal, sys\n"
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "import train\n"
+        "from kansformer.errors import run_command\n"
         "from kansformer.train import loop\n"
         "take_step, left = loop.take_step, iter(range(4))\n"
         "def patched(*arguments):\n"
@@ -199,8 +202,8 @@ def test_a_killed_rank_is_started_again_and_the_job_finishes(tmp_path: Path) -> 
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return take_step(*arguments)\n"
         "loop.take_step = patched\n"
-        f"sys.argv[0] = {str(ROOT / 'train.py')!r}\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "train.ROOT = Path.cwd()\n"
+        "sys.exit(run_command(train.main))\n"
     )
     flags = (
         f"--data-path {colours} --output {tmp_path / 'out'} --model kansformer_micro_patch8_16"

@@ -1,0 +1,139 @@
+"""The page itself, in gradio."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from kansformer.data import open_image
+from kansformer.errors import UserError, one_line
+from kansformer.web import html
+from kansformer.web.service import Service
+
+KEEP_SECONDS = 600  # uploads are removed after this, and all of them at the end
+MOST_FILES = 100
+MOST_CLASSES = 10  # bars to show
+SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
+MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
+# names of system fonts only: others would be asked of a server elsewhere
+THEME = gr.themes.Default(primary_hue="blue", font=SANS, font_mono=MONO)
+STYLE = (
+    html.STYLE
+    + """
+.gradio-container { max-width: 1100px !important; margin: 0 auto }
+#examples .grid-wrap { min-height: 0; height: auto; padding-top: 1.6rem }
+#examples .grid-container { grid-template-columns: repeat(auto-fill, 4.5rem); padding: .4rem }
+#examples .gallery-item, #examples button { width: 4.5rem; height: 4.5rem; min-height: 0 }
+"""
+)
+PRIVATE: dict[str, Any] = {
+    "api_visibility": "private",  # the page alone calls it; others have /predict
+    "concurrency_limit": 1,
+    "concurrency_id": "model",
+}
+
+
+def as_uploaded(component: gr.Image | gr.File) -> None:
+    """Has the page's functions get a component's files as they were uploaded, path and name.
+
+    Gradio's own reading would turn and convert pictures before we see them, and has its own words
+    for what is none.
+    """
+    component.preprocess = lambda payload: payload  # type: ignore[method-assign]
+
+
+def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr.Blocks:
+    """The page of a model.
+
+    Args:
+        examples: pictures to offer.
+        stays_here: whether nobody but this computer can reach the page.
+
+    Raises:
+        UserError: an example cannot be read.
+    """
+    names = service.predictor.class_names
+
+    def look(picture: Any) -> tuple[Any, ...]:
+        nothing = None, gr.Row(visible=False), None, ""
+        if picture is None:
+            return gr.HTML("", visible=False), *nothing
+        try:
+            found = service.look(picture.path, picture.orig_name or "the picture")
+        except UserError as error:
+            return gr.HTML(html.message(one_line(error)), visible=True), *nothing
+        chances = {row["class"]: row["probability"] for row in found.top}
+        shown = (
+            html.no_functions() if found.decision is None else html.functions(found.decision, names)
+        )
+        return gr.HTML("", visible=False), chances, gr.Row(visible=True), found.attention, shown
+
+    def take(event: gr.SelectData) -> Image.Image:
+        return open_image(examples[event.index])
+
+    def classify(files: Any) -> str:
+        if not files:
+            return ""
+        if len(files.root) > MOST_FILES:
+            return html.message(f"{len(files.root)} files: give at most {MOST_FILES} at once")
+        given = [(file.orig_name or Path(file.path).name, Path(file.path)) for file in files.root]
+        answers = service.table(given)
+        small = [
+            html.thumbnail(open_image(path, at_least=html.THUMBNAIL)) if "top" in answer else None
+            for (_, path), answer in zip(given, answers, strict=True)
+        ]
+        return html.table(answers, small)
+
+    with gr.Blocks(
+        title=f"{service.name}: what is in this picture?",
+        analytics_enabled=False,
+        delete_cache=(60, KEEP_SECONDS),
+    ) as page:
+        where = "on this computer" if stays_here else "on the computer that runs this page"
+        gr.Markdown(
+            f"# What is in this picture?\n`{service.name}` tells {len(names)} classes apart, and"
+            f" names one of them whatever the picture shows. Pictures stay {where}, and are removed"
+            f" from it {KEEP_SECONDS // 60} minutes later."
+        )
+        with gr.Tab("One picture"):
+            wrong = gr.HTML(visible=False, elem_id="message")
+            with gr.Row():
+                with gr.Column():
+                    picture = gr.Image(
+                        label="Drop, paste or photograph a picture",
+                        sources=["upload", "clipboard", "webcam"],
+                        height=340,
+                        format="png",  # of an example, which loses nothing that way
+                        buttons=[],
+                        elem_id="picture",
+                    )
+                    as_uploaded(picture)
+                    if examples:
+                        offered = gr.Gallery(
+                            [html.thumbnail(open_image(path)) for path in examples],
+                            label="Or take one of these", object_fit="cover", allow_preview=False,
+                            interactive=False, buttons=[], elem_id="examples",
+                        )  # fmt: skip
+                        offered.select(take, None, [picture], **PRIVATE)
+                with gr.Column():
+                    label = gr.Label(label="Answer", num_top_classes=MOST_CLASSES, elem_id="answer")
+            with gr.Row(visible=False) as reasons:
+                with gr.Column(scale=2, min_width=280):
+                    attention = gr.Image(
+                        label="Where the model looks (attention)", interactive=False, height=340,
+                        format="png", buttons=["download", "fullscreen"], elem_id="attention",
+                    )  # fmt: skip
+                with gr.Column(scale=3, min_width=280):
+                    decided = gr.HTML(elem_id="functions")
+            picture.change(look, [picture], [wrong, label, reasons, attention, decided], **PRIVATE)
+        with gr.Tab("Several pictures"):
+            files = gr.File(
+                label=f"Drop up to {MOST_FILES} pictures", file_count="multiple", height=160,
+                elem_id="files",
+            )  # fmt: skip
+            as_uploaded(files)
+            answers = gr.HTML(elem_id="answers")
+            files.change(classify, [files], [answers], **PRIVATE)
+    return page.queue(max_size=64, default_concurrency_limit=1)

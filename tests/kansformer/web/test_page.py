@@ -1,0 +1,228 @@
+"""The page in a browser, and its JSON, against predict.py."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+
+from tests.browser import chromium, needs_chromium, visit
+from tests.conftest import ROOT
+from tests.server import served, stop
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+Command = Callable[..., tuple[int, str, str]]
+DIGITS = ROOT / "weights" / "digits.safetensors"
+DIGIT = ROOT / "examples" / "digit.png"
+PAGE = ("-m", "kansformer.web", "--weights", DIGITS, "--device", "cpu")
+SOON = 30_000  # milliseconds
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A digit, upright and not, in three formats, and two files that are no pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    with Image.open(DIGIT) as digit:
+        for name in ("eight.png", "acht ü.tiff", "turned.jpg"):
+            exif = Image.Exif()
+            exif[274] = 3  # upside down
+            digit.save(folder / name, **({"exif": exif} if name == "turned.jpg" else {}))
+    for name in ("notes.txt", "<b>broken.png"):
+        (folder / name).write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a digit."""
+    folder = tmp_path_factory.mktemp("examples")
+    return Path(shutil.copy(DIGIT, folder)).parent
+
+
+@pytest.fixture(scope="module")
+def address(examples: Path) -> Iterator[str]:
+    with served([*PAGE, "--examples", examples], ROOT) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    with chromium() as browser:
+        yield browser
+
+
+def post(address: str, files: list[tuple[str, bytes]]) -> tuple[int, str]:
+    """Sends files as a form: the status and the text of the answer."""
+    mark = uuid.uuid4().hex
+    parts = [
+        f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
+        f"Content-Type: application/octet-stream\r\n\r\n".encode()
+        + data
+        + b"\r\n"
+        for name, data in files
+    ]
+    request = urllib.request.Request(
+        address, b"".join([*parts, f"--{mark}--\r\n".encode()]),
+        {"Content-Type": f"multipart/form-data; boundary={mark}"},
+    )  # fmt: skip
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@needs_chromium
+def test_a_picture_is_classified_and_explained_without_leaving(
+    browser: "Browser", address: str, pictures: Path
+) -> None:
+    with visit(browser, "about:blank", width=390) as visited:
+        page, asked = visited.page, []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        page.set_input_files("#picture input[type=file]", pictures / "eight.png")
+        page.wait_for_selector("#functions figure", timeout=SOON)
+        assert page.locator("#answer h2").inner_text() == "8"
+        assert page.locator("#functions figure").count() == 6
+        assert "8 leads 2" in page.locator("#functions").inner_text()
+        assert page.locator("#attention img").evaluate("i => i.decode().then(() => i.naturalWidth)")
+        assert visited.overflow() <= 0
+
+        page.set_input_files("#picture input[type=file]", [])  # leaves what is there
+        page.get_by_label("Remove Image").click()
+        page.wait_for_selector("#functions figure", state="hidden")
+        page.set_input_files("#picture input[type=file]", pictures / "<b>broken.png")
+        text = "<b>broken.png: not a picture of a known format"
+        assert text in page.locator("#message [role=alert]").inner_text(timeout=SOON)
+        assert page.locator("#answer h2").count() == 0
+
+        page.locator("#examples button").first.click()
+        page.wait_for_selector("#functions figure", timeout=SOON)
+        assert page.locator("#message [role=alert]").count() == 0
+        assert page.locator("#answer h2").inner_text() == "8"
+
+        page.get_by_role("tab", name="Several pictures").click()
+        names = ("eight.png", "notes.txt", "<b>broken.png", "acht ü.tiff")
+        page.set_input_files("#files input[type=file]", [pictures / name for name in names])
+        page.wait_for_selector("#answers table", timeout=SOON)
+        rows = page.locator("#answers tbody tr").all_inner_texts()
+        for name, row in zip(names, rows, strict=True):
+            assert name in row
+            assert ("\t8\t" if name in ("eight.png", "acht ü.tiff") else "not a picture") in row
+        assert visited.overflow() <= 0
+        assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} \
+            == {"127.0.0.1"}  # fmt: skip
+
+
+@needs_chromium
+def test_the_browser_itself_refuses_other_places(browser: "Browser", address: str) -> None:
+    with visit(browser, address) as visited:
+        said = visited.page.evaluate(
+            "fetch('http://127.0.0.2:9/').then(() => 'went out', error => String(error))"
+        )
+        assert "went out" not in said
+        assert any("Content Security Policy" in error for error in visited.errors)
+
+
+def test_json_is_that_of_predict(address: str, pictures: Path) -> None:
+    names = sorted(path.name for path in pictures.iterdir())
+    assert len(names) == 5
+    done = subprocess.run(
+        [sys.executable, ROOT / "predict.py", *names, "--weights", DIGITS, "--json", "--topk", "3",
+         "--device", "cpu"],
+        cwd=pictures, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    status, text = post(
+        f"{address}/predict?topk=3", [(name, (pictures / name).read_bytes()) for name in names]
+    )
+    assert status == 200
+    assert text == done.stdout
+
+
+def test_bad_requests_get_one_line(address: str) -> None:
+    predict = f"{address}/predict"
+    status, text = post(predict, [("a.txt", b"no picture")])
+    (answer,) = json.loads(text)
+    assert (status, answer.keys()) == (422, {"path", "error"})
+    for given, expected, words in (
+        (post(predict, []), 400, "no files"),
+        (post(f"{predict}?topk=0", [("a.png", b"")]), 400, "topk must be at least 1"),
+        (post(predict, [("a.png", bytes(2**25))]), 413, "more than 33,554,432 bytes"),
+    ):
+        status, text = given
+        assert status == expected
+        assert words in json.loads(text)["error"]
+
+
+def test_health_and_nothing_more(address: str) -> None:
+    def get(path: str) -> dict[str, object]:
+        with urllib.request.urlopen(f"{address}/{path}") as answer:
+            return json.load(answer)
+
+    health = get("health")
+    assert (health["status"], health["classes"]) == ("ok", list("0123456789"))
+    assert get("gradio_api/info")["named_endpoints"] == {}
+    for path in ("docs", "redoc", "openapi.json"):
+        with pytest.raises(urllib.error.HTTPError, match="404") as found:
+            get(path)
+        found.value.close()
+
+
+def test_ctrl_c_ends_it_quietly_and_uploads_go(tmp_path: Path) -> None:
+    with served(PAGE, ROOT, TMPDIR=str(tmp_path)) as (address, process):
+        status, text = post(f"{address}/gradio_api/upload", [("a.txt", b"something private")])
+        assert status == 200
+        (uploaded,) = map(Path, json.loads(text))
+        assert uploaded.read_bytes() == b"something private"
+        assert tmp_path in uploaded.parents
+        # a page that is open must not hold it up
+        with urllib.request.urlopen(f"{address}/gradio_api/heartbeat/somebody") as heart:
+            assert heart.status == 200
+            assert stop(process, signal.SIGINT) == (130, "stopped\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_is_taken_is_one_line(address: str, command: Command) -> None:
+    port = urlsplit(address).port
+    status, out, err = command("kansformer.web.__main__", *PAGE[2:], "--port", port)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert f"127.0.0.1, port {port}: cannot be listened on" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--port", "70000"), "--port must be between 0 and 65535"),
+        (("--host", "192.0.2.1"), "192.0.2.1, port 7860: cannot be listened on"),
+        (("--host", "no.such.invalid"), "choose another --port or --host"),
+        (("--examples", "nowhere"), "nowhere: no folder with pictures in it"),
+        (("--weights", "missing"), "missing: no such weights file"),
+    ],
+)
+def test_wrong_use_is_one_line(command: Command, arguments: tuple[str, ...], words: str) -> None:
+    status, out, err = command("kansformer.web.__main__", *PAGE[2:], *arguments)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert words in err
+
+
+def test_without_gradio_the_remedy_is_named(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "kansformer.web.app", raising=False)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    status, out, err = command("kansformer.web.__main__", *PAGE[2:], "--port", 0)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert "pip install -r requirements-web.txt" in err
