@@ -34,7 +34,9 @@ INSTALLING = {
     "pip install -r requirements.txt", "pip install -r requirements-dev.txt", "python -m pytest",
     "pip install -r requirements-export.txt",
 }  # fmt: skip
-SHORT = ["--epochs", "1", "--max-steps", "2", "--warmup-epochs", "0", "--batch-size", "16"]
+TRAINING = "--epochs 1 --max-steps 2 --warmup-epochs 0 --batch-size 16".split()
+LOOKING = "--pictures 20 --test-pictures 20 --edges 2 --units 2".split()
+SHORT = {"train.py": TRAINING, "kansformer.compare": TRAINING, "kansformer.interpret": LOOKING}
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +79,12 @@ def test_every_shell_command_runs(clone: Path) -> None:
         assert name == "python", "only python lines are run here; add others to INSTALLING"
         if any(a.startswith("/usr/") and not Path(a).exists() for a in arguments):
             continue  # a data set of the system's that is not installed here
-        trains = arguments[0] == "train.py" or "kansformer.compare" in arguments
         if "kansformer.web" in arguments:  # it ends only when it is told to
             with served(arguments, clone) as (_, process):
                 assert stop(process, signal.SIGTERM)[0] == 143
             continue
-        short = SHORT if trains else []
+        program = arguments[1] if arguments[0] == "-m" else arguments[0]
+        short = SHORT.get(program, [])
         run([sys.executable, *arguments, *short], clone)
 
 
