@@ -1,0 +1,94 @@
+"""A headless Chromium for tests of pages; they skip where there is none.
+
+    with chromium() as browser, visit(browser, path.as_uri(), width=390, dark=True) as visited:
+        visited.page.get_by_role("button", name="Classify").click()
+        assert visited.problems() == []
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None or find_spec("playwright") is None,
+    reason="needs Chromium (apt-get install chromium) and playwright",
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]  # containers have small /dev/shm
+
+
+@dataclass
+class Visit:
+    """An open page, and what went wrong on it so far.
+
+    Attributes:
+        errors: of the console and of scripts, and requests that failed.
+    """
+
+    page: "Page"
+    errors: list[str] = field(default_factory=list)
+
+    def broken_pictures(self) -> list[str]:
+        """Alternative texts (or addresses) of pictures that did not load."""
+        self.page.wait_for_function("[...document.images].every(image => image.complete)")
+        return self.page.evaluate(
+            "[...document.images].filter(image => !image.naturalWidth)"
+            ".map(image => image.alt || image.src.slice(0, 80))"
+        )
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than its window."""
+        root = "document.documentElement"
+        return self.page.evaluate(f"{root}.scrollWidth - {root}.clientWidth")
+
+    def problems(self) -> list[str]:
+        """Everything that no page should have: errors, broken pictures, sideways scrolling."""
+        wide = self.overflow()
+        return [
+            *self.errors,
+            *(f"broken picture: {name}" for name in self.broken_pictures()),
+            *([f"{wide} pixels wider than the window"] if wide > 0 else []),
+        ]
+
+
+@contextmanager
+def chromium() -> Iterator["Browser"]:
+    """The browser; keep it open for one module's tests at most, as it keeps an event loop."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def visit(
+    browser: "Browser", address: str, width: int = 1280, height: int = 900, *,
+    dark: bool = False, javascript: bool = True, offline: bool = False,
+) -> Iterator[Visit]:  # fmt: skip
+    """Opens an address in a window of its own, that shares nothing with others."""
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light",
+        java_script_enabled=javascript, offline=offline,
+    )  # fmt: skip
+    visited = Visit(context.new_page())
+    page, errors = visited.page, visited.errors
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("requestfailed", lambda request: errors.append(f"{request.url}: {request.failure}"))
+    try:
+        page.goto(address)
+        yield visited
+    finally:
+        context.close()
