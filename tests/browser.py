@@ -1,8 +1,8 @@
 """A headless Chromium for tests of pages; they skip where there is none.
 
-    with chromium() as browser, visit(browser, path.as_uri(), width=390, dark=True) as visited:
-        visited.page.get_by_role("button", name="Classify").click()
-        assert visited.problems() == []
+with chromium() as browser, visit(browser, path.as_uri(), width=390, dark=True) as visited:
+    visited.page.get_by_role("button", name="Classify").click()
+    assert visited.problems() == []
 """
 
 import shutil
@@ -22,7 +22,8 @@ needs_chromium = pytest.mark.skipif(
     CHROMIUM is None or find_spec("playwright") is None,
     reason="needs Chromium (apt-get install chromium) and playwright",
 )
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]  # containers have small /dev/shm
+# containers have a small /dev/shm
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
 @dataclass
