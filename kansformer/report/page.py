@@ -60,7 +60,7 @@ def against_twin(summary: Mapping[str, Any]) -> str:
     if own == twin:
         return "as many as its MLP twin"
     word = "more" if own > twin else "fewer"
-    return f"{abs(own / twin - 1):.1%} {word} than its MLP twin ({twin:,})"
+    return f"{100 * abs(own / twin - 1):.1f} % {word} than its MLP twin ({twin:,})"
 
 
 def worth_of_splines(inside: Inside) -> tuple[str, str]:
