@@ -25,7 +25,8 @@ INSTALLING = {
     "make demo", "make test", "python -m venv .venv", "source .venv/bin/activate",
     "pip install -r requirements.txt", "pip install -r requirements-dev.txt", "python -m pytest",
 }  # fmt: skip
-SHORT = ["--epochs", "1", "--max-steps", "2", "--warmup-epochs", "0", "--batch-size", "16"]
+SHORT = ["--epochs", "1", "--max-steps", "2", "--warmup-epochs", "0", "--batch-size", "16",
+         "--no-report"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kansformer.checkpoint import TrainedModel
-from kansformer.data import PictureData, Pictures
+from kansformer.data import PictureData, Pictures, usable
 from kansformer.errors import UserError
 
 
@@ -82,7 +82,9 @@ def _split_as_in_training(data: PictureData, model: TrainedModel) -> tuple[Pictu
             f"{data.name}: has no val/, and the weights file does not say how the training split"
             " it; leave out --split and --calibrate, or give a folder with val/"
         )
+    data, findings = usable(data)  # as training does before it splits
     note = f"split as in training: a share of {share:g} validates, seed {seed}"
+    note += "".join(f"; left out: {finding.text}" for finding in findings)
     trained_on = model.training_info.get("data")
     if data.name != trained_on:
         note += f"; but it was trained on {trained_on}, which may be other pictures"

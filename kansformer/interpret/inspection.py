@@ -16,6 +16,7 @@ from kansformer.checkpoint import TrainedModel
 from kansformer.data import PictureData, PictureDataset, Pictures, make_loader
 from kansformer.errors import UserError
 from kansformer.evaluate import evaluate
+from kansformer.evaluate.split import choose_split
 from kansformer.interpret.attention import attention_rollout, gradient_map, overlay
 from kansformer.interpret.blocks_drawing import LayerCurves, UnitPictures, shape_in_words
 from kansformer.interpret.compaction import (
@@ -68,29 +69,15 @@ def choose_pictures(
     Raises:
         UserError: a class that the model does not know.
     """
-    unknown = [name for name in data.class_names if name not in model.class_names]
-    if unknown:
-        raise UserError(
-            f"{data.name}: the model does not know its class {unknown[0]}; give the data that it"
-            " was trained on"
-        )
-    settings = model.training_info.get("settings")
-    settings = settings if isinstance(settings, dict) else {}
-    share, split_seed = settings.get("val_split"), settings.get("seed")
-    data = data.with_validation(
-        share if isinstance(share, float) else 0.2, split_seed if isinstance(split_seed, int) else 0
-    )
-    others = data.test or data.val
-    assert others is not None
-    places = np.array([model.class_names.index(name) for name in data.class_names])
+    if data.val is None and "val_split" not in model.training_settings:
+        data = data.with_validation(0.2, seed)  # nothing is known of the training
     generator = np.random.default_rng(seed)
 
-    def draw(pictures: Pictures, count: int) -> Pictures:
-        order = generator.permutation(len(pictures))[:count]
-        some = pictures.take(np.sort(order))
-        return Pictures(some.items, places[some.labels], some.title)
+    def draw(split: str, count: int) -> Pictures:
+        pictures = choose_split(data, model, split).pictures
+        return pictures.take(np.sort(generator.permutation(len(pictures))[:count]))
 
-    return Sample(draw(data.train, seen), draw(others, held_out))
+    return Sample(draw("train", seen), draw("val" if data.test is None else "test", held_out))
 
 
 @dataclass(frozen=True)

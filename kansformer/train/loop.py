@@ -125,13 +125,16 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
         progress.waited += time.monotonic() - clock
         losses, norm, count = take_step(run, step, parts)
         # One reading of the device per step: what must be known before the weights change, and
-        # what the ranks must agree on.
-        budget = BUDGET_SPENT * run.is_out_of_time
-        wish = signals.received or budget
+        # what the ranks must agree on; the clock is the first one's.
+        wish = signals.received or BUDGET_SPENT * run.is_out_of_time
         due = time.monotonic() - saved > 60 * config.save_minutes
-        rows = run.ranks.gather(torch.stack([losses, norm, *losses.new_tensor([count, wish, due])]))
+        seconds, clock = time.monotonic() - clock, time.monotonic()
+        told = losses.new_tensor([count, wish, due, seconds])
+        rows = run.ranks.gather(torch.stack([losses, norm, *told]))
         loss = sum(row[0] for row in rows)
         pictures = int(sum(row[2] for row in rows))
+        progress.seconds += rows[0][5]
+        progress.total_seconds += rows[0][5]
         if math.isfinite(loss + rows[0][1]):
             run.scaler.step(run.optimiser)
             run.scaler.update()
@@ -148,10 +151,6 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
             if progress.bad_steps == BAD_STEPS:
                 recover(run)
                 return False
-        now = time.monotonic()
-        progress.seconds += now - clock
-        progress.total_seconds += now - clock
-        clock = now
         progress.step = step + 1
         bar.set_postfix(loss=f"{progress.loss / max(progress.pictures, 1):.4f}", refresh=False)
         wish = int(max(row[3] for row in rows))
@@ -299,12 +298,11 @@ def recover(run: Run) -> None:
 def close_epoch(run: Run, signals: StopSignals) -> None:
     """Evaluates, keeps the best weights and saves the state."""
     config, progress = run.config, run.progress
-    started = time.monotonic()
     val = evaluate_on(run, run.judged, run.val_loader, len(run.data.val or ()), signals)
     if val is None:
         save_and_stop(run, signals.received)
         return
-    progress.total_seconds += time.monotonic() - started
+    progress.total_seconds += val["seconds"]
     if not math.isfinite(val["loss"]):
         run.say(f"the validation loss of epoch {progress.epoch + 1} is not finite")
         recover(run)
@@ -317,7 +315,7 @@ def close_epoch(run: Run, signals: StopSignals) -> None:
         "lr": learning_rate(run.optimiser),
         "images_per_second": progress.pictures / max(progress.seconds, 1e-9),
         "waiting": progress.waited / max(progress.seconds, 1e-9),
-        "seconds": progress.seconds + time.monotonic() - started,
+        "seconds": progress.seconds + val.pop("seconds"),
     }
     progress.history.append(row)
     improved = progress.best is row
@@ -352,7 +350,8 @@ def evaluate_on(
     count: int,
     signals: StopSignals,
 ) -> dict[str, float] | None:
-    """Loss and accuracy over the pictures of all ranks, or None if a signal came to one of them."""
+    """Loss, accuracy and seconds for the pictures of all ranks; None if a signal came to one."""
+    started = time.monotonic()
     batches: Iterable[Any] = tqdm(
         loader, "evaluation", leave=False, mininterval=0.5, disable=not run.ranks.is_first
     )
@@ -362,9 +361,10 @@ def evaluate_on(
     else:
         batches = until_stopped(batches, signals)
     result = evaluate(model, batches, run.ranks.device, run.ranks.gather)
-    received = torch.tensor([float(signals.received)], device=run.ranks.device)
-    signals.received = int(max(row[0] for row in run.ranks.gather(received)))
-    return None if signals.received else result
+    told = [float(signals.received), time.monotonic() - started]
+    rows = run.ranks.gather(torch.tensor(told, device=run.ranks.device))
+    signals.received = int(max(row[0] for row in rows))
+    return None if signals.received else {**result, "seconds": rows[0][1]}
 
 
 def until_stopped(batches: Iterable[Any], signals: StopSignals) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Run:
     val_loader: DataLoader[Any]
     pieces: int  # into which a batch is divided
     first_state: dict[str, Any] | None = None  # until one is saved
-    progress: Progress = None  # type: ignore[assignment] # set by `prepare`
+    progress: Progress = field(default_factory=Progress)
     stepping: nn.Module | None = None  # what is called in training
     frozen: list[str] | None = None  # names of parameters
 
@@ -189,7 +189,7 @@ def prepare(
         optimiser, make_schedule(optimiser, config, min(sampler.steps, config.max_steps or 10**9)),
         torch.amp.GradScaler(ranks.device.type, enabled=config.amp == "fp16"),
         criterion, make_mix(config, len(data.class_names)), sampler, train_loader, val_loader,
-        pieces, progress=Progress(),
+        pieces,
     )  # fmt: skip
     run.say(
         f"run     recipe {config.recipe}, augmentation {config.augment}, {config.epochs} epochs on"

@@ -16,19 +16,22 @@ CLASSES, PICTURES = 1_000, 200
 # run in a fresh process: from the path to the first batch, and what that took
 CODE = """
 import json, resource, sys, time
-from kansformer.data import PictureDataset, Preprocessing, load_data, make_loader, usable
+from kansformer.data import PictureDataset, Preprocessing, TrainingSampler, training_loader
 from kansformer.data.augment import make_augmentation
+from kansformer.train.recipes import configure
+from kansformer.train.state import fingerprint
 
 def peak():
     kilo = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo / 1e6
 
 imports, started = peak(), time.monotonic()
-data, findings = usable(load_data(sys.argv[1]))
-data = data.with_validation(0.2, 0)
-transform = make_augmentation("small", Preprocessing(32))
-loader = make_loader(PictureDataset(data.train, transform), 64)
-images, labels = next(iter(loader))
+findings = []
+config, data = configure({"data_path": sys.argv[1]}, findings.append)
+transform = make_augmentation(config.augment, Preprocessing(32))
+sampler = TrainingSampler(data.train.labels, 64)
+images, labels = next(iter(training_loader(PictureDataset(data.train, transform), sampler)))
+fingerprint(data)
 print(json.dumps({
     "seconds": time.monotonic() - started, "megabytes": peak() - imports,
     "train": len(data.train), "val": len(data.val), "classes": len(data.class_names),

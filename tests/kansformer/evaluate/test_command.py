@@ -114,7 +114,8 @@ def test_which_pictures_by_default(trained: Path) -> None:
     assert (flat.split, flat.pictures.items, flat.note) == ("all", parts[0].items, "")
     known = choose_split(PictureData("colours", names, parts[0]), model)
     assert "may be among" in known.note
-    other = choose_split(PictureData("x", names, parts[0]), model, "val")
+    in_memory = Pictures(np.zeros((20, 8, 8, 3), np.uint8), parts[0].labels)
+    other = choose_split(PictureData("x", names, in_memory), model, "val")
     assert "but it was trained on colours" in other.note
     with pytest.raises(UserError, match="no test pictures"):
         choose_split(PictureData("x", names, parts[0]), model, "test")

@@ -79,7 +79,7 @@ def test_bad_input_is_one_line(
     good = ("--weights", weights, "--data-path", data, "--output", tmp_path / "out")
     for arguments, words in (
         (("--weights", tmp_path / "no.safetensors", "--data-path", data), "no such weights file"),
-        (("--weights", weights, "--data-path", "digits"), "does not know its class"),
+        (("--weights", weights, "--data-path", "digits"), "do not know the class"),
         ((*good, "--prune-units", 1.5), "between 0 and 1"),
         ((*good, "--refine", 2), "smaller than the present"),
         ((*good, "--blocks", 0), "add --refine"),

@@ -28,6 +28,7 @@ from kansformer.train.distributed import Ranks
 from kansformer.train.find_lr import best_rate, find_rate
 from kansformer.train.grids import spline_layers
 from kansformer.train.loss import Criterion, as_teacher, class_weights
+from kansformer.train.recipes import configure
 from kansformer.train.run_folder import checksum
 from models.vit_model import VisionTransformer, create_model
 from tests.conftest import tiny_settings
@@ -104,6 +105,16 @@ def test_a_trick_changes_the_run(
     assert checksum([on[key] for key in keys]) != checksum([base[key] for key in keys])
     if name == "ema":  # looks on
         assert checksum(on["model"]) == checksum(base["model"])
+
+
+def test_decoded_pictures_are_the_same(unequal: Path, base: dict[str, Any], tmp_path: Path) -> None:
+    flags = tiny_settings(unequal, tmp_path / "on", epochs=3, batch_size=4, cache=True).to_dict()
+    config, data = configure({**flags, "recipe": "small-pictures"})
+    assert data.train.in_memory
+    assert data.val is not None
+    assert data.val.in_memory
+    train(config, data, lambda line: None)
+    assert checksum(final(tmp_path / "on")) == checksum(base["model"])
 
 
 def test_off_changes_nothing(unequal: Path, base: dict[str, Any], tmp_path: Path) -> None:
@@ -342,7 +353,7 @@ def test_bf16_trains_as_well_as_float32(tmp_path: Path) -> None:
     accuracy = {}
     for amp in ("none", "bf16"):
         config = tiny_settings(
-            "digits", tmp_path / amp, model="kansformer_micro_patch4_8", epochs=10, batch_size=64,
+            "digits", tmp_path / amp, model="kansformer_micro_patch4_8", epochs=8, batch_size=64,
             augment="none", lr=3e-3, amp=amp,
         )  # fmt: skip
         accuracy[amp] = do(config)["test_acc1"]
