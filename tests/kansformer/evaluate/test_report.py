@@ -156,5 +156,5 @@ def test_pictures_have_no_clutter(classes: int) -> None:
         draw_classes(figures(labels, probabilities, names)["per_class"]),
     ):
         image = Image.open(io.BytesIO(as_png(figure))).convert("RGB")
-        assert 400 <= min(image.size) <= max(image.size) <= 1500
+        assert 200 <= min(image.size) <= max(image.size) <= 1500
         assert image.getpixel((0, 0)) == image.getpixel((image.width - 1, 0)) == (255, 255, 255)
