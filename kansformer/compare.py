@@ -73,6 +73,7 @@ def run_all(
     first = flags.pop("seed", 0)
     overwrite, resume = flags.pop("overwrite", False), flags.pop("resume", False)
     output = flags.pop("output", None)
+    flags.setdefault("report", False)  # a page for every run is more than anyone reads
     if not flags.get("weights") and "kan_hidden" not in flags:
         flags.setdefault("match", "params")
     runs: list[dict[str, Any]] = []

@@ -48,6 +48,7 @@ def tiny_settings(data: Path | str, output: Path, **changes: object) -> TrainCon
         "warmup_epochs": 1.0,
         "workers": 0,
         "device": "cpu",
+        "report": False,
     }
     return TrainConfig(**{**settings, **changes})
 

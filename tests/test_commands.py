@@ -23,7 +23,7 @@ from tests.kansformer.pretrained.test_read import Evil
 
 Command = Callable[..., tuple[int, str, str]]
 TINY = ("--model", "kansformer_micro_patch8_16", "--augment", "small", "--batch-size", 8,
-        "--epochs", 1, "--workers", 0, "--device", "cpu")  # fmt: skip
+        "--epochs", 1, "--workers", 0, "--device", "cpu", "--no-report")  # fmt: skip
 
 
 def one_line(text: str) -> str:

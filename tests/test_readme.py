@@ -34,7 +34,7 @@ INSTALLING = {
     "pip install -r requirements.txt", "pip install -r requirements-dev.txt", "python -m pytest",
     "pip install -r requirements-export.txt",
 }  # fmt: skip
-TRAINING = "--epochs 1 --max-steps 2 --warmup-epochs 0 --batch-size 16".split()
+TRAINING = "--epochs 1 --max-steps 2 --warmup-epochs 0 --batch-size 16 --no-report".split()
 LOOKING = "--pictures 20 --test-pictures 20 --edges 2 --units 2".split()
 SHORT = {"train.py": TRAINING, "kansformer.compare": TRAINING, "kansformer.interpret": LOOKING}
 

@@ -78,6 +78,11 @@ class Preprocessing:
         pixels = TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True)
         return (pixels - _per_channel(self.mean)) / _per_channel(self.std)
 
+    def denormalise(self, tensor: Tensor) -> Image.Image:
+        """The picture that `normalise` made a tensor (in_chans, H, W) of; colours are clipped."""
+        pixels = tensor.cpu() * _per_channel(self.std) + _per_channel(self.mean)
+        return TF.to_pil_image(TF.to_dtype(pixels.clamp(0, 1), torch.uint8, scale=True))
+
     def for_input(self, img_size: int, in_chans: int) -> "Preprocessing":
         """The same for another input of the model; one channel has the mean of the three."""
         mean, std = self.mean, self.std

@@ -160,6 +160,7 @@ def write_results(
 
     from kansformer.evaluate.calibration import reliability
     from kansformer.evaluate.plots import draw_confusion, draw_reliability
+    from kansformer.figures import as_png
 
     make_output_folder(folder)
     write_json(folder / "evaluation.json", report)
@@ -171,10 +172,10 @@ def write_results(
     ]  # fmt: skip
     write_csv(folder / "predictions.csv", predictions)
     confusion = np.array(report["confusion"])
-    write_bytes(folder / "confusion.png", draw_confusion(confusion, class_names))
+    write_bytes(folder / "confusion.png", as_png(draw_confusion(confusion, class_names)))
     curve = reliability(found.labels, found.probabilities)
     title = f"{report['data']}, {report['split']}: ECE {report['ece']:.3f}, NLL {report['nll']:.3f}"
-    write_bytes(folder / "reliability.png", draw_reliability(curve, title))
+    write_bytes(folder / "reliability.png", as_png(draw_reliability(curve, title)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Pictures of an evaluation, as PNGs on white, so that they can be read on any page."""
+"""Pictures of an evaluation and of the epochs before it, as figures of matplotlib."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kansformer.evaluate.calibration import Reliability
+from kansformer.figures import BLACK, THEMES, WHITE, new_figure, style_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,66 +16,190 @@ if TYPE_CHECKING:
 NUMBERED = 15  # up to so many classes each cell of the confusion matrix shows its count
 NAMED = 50  # up to so many classes are named on its sides
 NAME_LENGTH = 18
+BARS = 25  # classes that have bars; of more, those with the lowest F1
+DPI = 120
 
 
-def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]) -> bytes:
+def draw_confusion(
+    confusion: np.ndarray, class_names: Sequence[str], theme: str = "light"
+) -> Figure:
     """The confusion matrix, each row as shares of its class.
 
     Args:
         confusion: (classes, classes) counts; rows are true classes.
     """
     from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
 
+    look = THEMES[theme]
     classes = len(class_names)
     support = confusion.sum(axis=1, keepdims=True)
     shares = np.divide(confusion, support, out=np.zeros(confusion.shape), where=support > 0)
     side = min(4 + 0.22 * classes, 11)
-    figure = Figure(figsize=(side + 1, side), layout="constrained", facecolor="white")
+    figure = new_figure(look, side + 1, side, DPI)
     axes = figure.subplots()
+    style_axis(axes, look)
     # cividis reads the same to the colour-blind; the root shows rare mistakes too
     image = axes.imshow(shares, cmap="cividis", norm=PowerNorm(0.5, 0, 1))
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.set_label("share of the true class", color=look.ink)
+    bar.ax.tick_params(colors=look.muted, labelsize=8)
     bar.outline.set_visible(False)
     if classes <= NAMED:
-        short = [n if len(n) <= NAME_LENGTH else n[: NAME_LENGTH - 1] + "…" for n in class_names]
+        short = [_short(name) for name in class_names]
         size = 9 if classes <= 25 else 6
         axes.set_xticks(range(classes), short, rotation=90, fontsize=size, parse_math=False)
         axes.set_yticks(range(classes), short, fontsize=size, parse_math=False)
+        axes.tick_params(labelcolor=look.ink)
     axes.tick_params(length=0 if classes <= NAMED else 3)
     if classes <= NUMBERED:
         for (row, column), count in np.ndenumerate(confusion):
             if count:
-                colour = "black" if shares[row, column] > 0.25 else "white"
+                colour = BLACK if shares[row, column] > 0.25 else WHITE
                 axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
     unit = "" if classes <= NAMED else " (its number)"
     axes.set(xlabel=f"predicted class{unit}", ylabel=f"true class{unit}")
     axes.spines[:].set_visible(False)
-    return _as_png(figure)
+    return figure
 
 
-def draw_reliability(curve: Reliability, title: str) -> bytes:
+def draw_reliability(curve: Reliability, title: str, theme: str = "light") -> Figure:
     """Accuracy by confidence, and how many predictions have it."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 5), layout="constrained", facecolor="white")
+    look = THEMES[theme]
+    figure = new_figure(look, 4.6, 5, DPI)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    axes.plot([0, 1], [0, 1], "--", color="0.5", lw=1, label="perfectly calibrated")
-    axes.plot(curve.confidence, curve.accuracy, "o-", color="#0072B2", ms=5, label="this model")
+    for part in (axes, counts):
+        style_axis(part, look)
+        part.grid(color=look.histogram, lw=0.6)
+    axes.plot([0, 1], [0, 1], "--", color=look.muted, lw=1, label="perfectly calibrated")
+    axes.plot(curve.confidence, curve.accuracy, "o-", color=look.function, ms=5, label="this model")
     axes.set(ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, loc="upper left", fontsize=9)
-    counts.vlines(curve.confidence, 0.5, curve.count, color="#0072B2", lw=6)
+    axes.set_title(title, fontsize=10, color=look.ink, parse_math=False)
+    axes.legend(frameon=False, loc="upper left", fontsize=9, labelcolor=look.ink)
+    counts.vlines(curve.confidence, 0.5, curve.count, color=look.function, lw=6)
     counts.set(xlabel="confidence (probability of the predicted class)", ylabel="pictures")
     counts.set_yscale("log")
+    counts.tick_params(which="minor", length=0)
     counts.set_ylim(0.5, 2 * curve.count.max())
-    for part in (axes, counts):
-        part.grid(alpha=0.3)
-        part.spines[["top", "right"]].set_visible(False)
-    return _as_png(figure)
+    return figure
 
 
-def _as_png(figure: "Figure") -> bytes:
-    packed = BytesIO()
-    figure.savefig(packed, format="png", dpi=120)
-    return packed.getvalue()
+def draw_classes(per_class: Sequence[dict[str, Any]], theme: str = "light") -> Figure:
+    """Precision and recall of each class, the lowest F1 on top.
+
+    Args:
+        per_class: rows of `report.figures`, at least one of a class that occurs.
+    """
+    look = THEMES[theme]
+    rows = lowest_f1(per_class, BARS)
+    figure = new_figure(look, 4.8, 1.1 + 0.3 * len(rows), DPI)
+    axis = figure.subplots()
+    style_axis(axis, look)
+    places = np.arange(len(rows))
+    for name, shift, colour, hatch in (
+        ("recall", -0.19, look.function, ""), ("precision", 0.19, look.base, "////"),
+    ):  # fmt: skip
+        values = [100 * (row[name] or 0) for row in rows]
+        bars = axis.barh(
+            places + shift, values, 0.34, label=name, color=colour, hatch=hatch,
+            edgecolor=look.paper, lw=0,
+        )  # fmt: skip
+        axis.bar_label(bars, fmt="%.0f", padding=2, fontsize=7, color=look.ink)
+    axis.set_yticks(places, [_short(row["class"]) for row in rows], fontsize=8.5, parse_math=False)
+    axis.tick_params(axis="y", labelcolor=look.ink, length=0)
+    axis.set_xlim(0, 108)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlabel("%", fontsize=9)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=look.ink)
+    return figure
+
+
+def lowest_f1(per_class: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The classes that occur in the predictions or in truth, the lowest F1 first."""
+    occur = [row for row in per_class if row["f1"] is not None]
+    return sorted(occur, key=lambda row: row["f1"])[:count]
+
+
+def draw_history(history: Sequence[dict[str, Any]], theme: str = "light") -> Figure:
+    """Loss, validation accuracy and learning rate by epoch, from rows of metrics.jsonl."""
+    from matplotlib.ticker import MaxNLocator
+
+    look = THEMES[theme]
+    epochs = [row["epoch"] for row in history]
+    best = max(history, key=lambda row: row["val_acc1"])
+    figure = new_figure(look, 4.8, 5.4, DPI)
+    loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.3))
+    for axis in (loss, accuracy, rate):
+        style_axis(axis, look)
+        axis.grid(color=look.histogram, lw=0.6)
+
+    def line(axis: Any, key: str, **style: Any) -> None:
+        axis.plot(epochs, [row[key] for row in history], ms=3.5, lw=1.6, **style)
+
+    line(loss, "train_loss", ls="--", marker="o", color=look.base, label="training")
+    line(loss, "val_loss", ls="-", marker="s", color=look.function, label="validation")
+    loss.set_ylabel("loss (nats)")
+    loss.legend(frameon=False, fontsize=9, labelcolor=look.ink)
+    line(accuracy, "val_acc1", ls="-", marker="s", color=look.function)
+    accuracy.set_ylabel("val. accuracy (%)")
+    accuracy.plot(best["epoch"], best["val_acc1"], "o", ms=11, mfc="none", mec=look.ink)
+    accuracy.set_title(
+        f"best: {best['val_acc1']:.2f} % in epoch {best['epoch']}", fontsize=9.5, color=look.ink,
+        loc="left",
+    )  # fmt: skip
+    line(rate, "lr", ls="-", color=look.muted)
+    rate.set(xlabel="epoch", ylabel="rate")
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
+    rate.ticklabel_format(axis="y", style="plain")
+    rate.set_ylim(bottom=0)
+    return figure
+
+
+def confusion_in_words(found: dict[str, Any]) -> str:
+    """What `draw_confusion` shows, from `report.figures`."""
+    pairs = "; ".join(
+        f"{pair['count']} of {pair['true']} taken for {pair['predicted']}"
+        for pair in found["most_confused"][:5]
+    )
+    return (
+        f"Confusion matrix of {len(found['per_class'])} classes, {100 * found['accuracy']:.2f} %"
+        f" on the diagonal. " + (f"Most often: {pairs}." if pairs else "Nothing is confused.")
+    )
+
+
+def classes_in_words(found: dict[str, Any]) -> str:
+    """What `draw_classes` shows, from `report.figures`."""
+    rows = "; ".join(
+        f"{row['class']}: recall {_percent(row['recall'])}, precision {_percent(row['precision'])}"
+        for row in lowest_f1(found["per_class"], BARS)
+    )
+    return f"Bars of recall and precision, the weakest class first. {rows}."
+
+
+def reliability_in_words(curve: Reliability) -> str:
+    """What `draw_reliability` shows."""
+    points = "; ".join(
+        f"confidence {confidence:.2f}: accuracy {accuracy:.2f} of {count}"
+        for confidence, accuracy, count in zip(
+            curve.confidence, curve.accuracy, curve.count.tolist(), strict=True
+        )
+    )
+    return f"Accuracy by confidence, beside the diagonal of perfect calibration. {points}."
+
+
+def history_in_words(history: Sequence[dict[str, Any]]) -> str:
+    """What `draw_history` shows."""
+    first, last = history[0], history[-1]
+    return (
+        f"Curves over {len(history)} epochs: training loss from {first['train_loss']:.3f} to"
+        f" {last['train_loss']:.3f}, validation loss from {first['val_loss']:.3f} to"
+        f" {last['val_loss']:.3f}, validation accuracy from {first['val_acc1']:.2f} to"
+        f" {last['val_acc1']:.2f} %; the learning rate below."
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "undefined" if share is None else f"{100 * share:.1f} %"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"

@@ -10,11 +10,11 @@ gets changed.safetensors too, a weights file as any other.
 import argparse
 import sys
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kansformer.errors import UserError, run_command
+from kansformer.figures import as_png
 from kansformer.files import make_output_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def main() -> None:
     make_output_folder(output)
     says["figures"] = []
     for name, figure, alt in pictures(model, found, sample, args.theme):
-        write_bytes(output / name, png(figure))
+        write_bytes(output / name, as_png(figure))
         says["figures"].append({"file": name, "alt": alt})
     if changed is not None:
         how = {**model.training_info, "surgery": says["surgery"]}
@@ -200,13 +200,6 @@ def report(says: dict[str, Any]) -> str:
         if speedup:
             lines.append(f"the FFNs predict {speedup:.2f} times as fast, on one thread")
     return "\n".join(lines)
-
-
-def png(figure: "Figure") -> bytes:
-    """A figure as a PNG."""
-    packed = BytesIO()
-    figure.savefig(packed, format="png")
-    return packed.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Pictures of what a trained ViT has learned, and the same in words for those who cannot see them.
 
 Every drawing function gives a figure of matplotlib, bound to no window, and has a sister that gives
-its alternative text. Colours are Okabe and Ito's, which the colour-blind can tell apart; lines
-differ in their strokes too.
+its alternative text. Lines differ in their strokes, not in colour alone.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from kansformer.figures import THEMES, Theme, new_figure, style_axis
 from kansformer.interpret.edges import Curve
 from kansformer.interpret.ranking import LayerFacts
 from kansformer.interpret.units import UnitUse
@@ -28,25 +28,6 @@ MOST_CLASSES = 10  # bars beside a unit; of more classes those that are most and
 
 
 @dataclass(frozen=True)
-class Theme:
-    """Colours of a figure."""
-
-    paper: str
-    ink: str
-    muted: str
-    histogram: str
-    outside: str
-    function: str
-    base: str
-
-
-THEMES = {
-    "light": Theme("#ffffff", "#1f2328", "#5b6570", "#d9dfe6", "#f3f4f6", "#0072b2", "#d55e00"),
-    "dark": Theme("#14181d", "#eef1f4", "#a9b3bd", "#3a444f", "#1e242b", "#56b4e9", "#e69f00"),
-}
-
-
-@dataclass(frozen=True)
 class LayerCurves:
     """The functions of one layer that are shown: a heading, and the curves."""
 
@@ -54,11 +35,15 @@ class LayerCurves:
     curves: Sequence[Curve]
 
 
-def draw_functions(block: int, layers: Sequence[LayerCurves], theme: str = "light") -> Figure:
+def draw_functions(
+    block: int, layers: Sequence[LayerCurves], theme: str = "light", columns: int = COLUMNS
+) -> Figure:
     """The learned functions of a block, with the histogram of what flows into them behind each."""
     look = THEMES[theme]
-    rows = [-(-len(layer.curves) // COLUMNS) for layer in layers]
-    figure = _figure(look, 9.6, 0.75 + sum(0.35 + 1.62 * count for count in rows))
+    rows = [-(-len(layer.curves) // columns) for layer in layers]
+    legend_rows = -(-4 // columns)
+    height = 0.53 + 0.22 * legend_rows + sum(0.35 + 1.62 * count for count in rows)
+    figure = new_figure(look, 2.4 * columns, height)
     parts = figure.subfigures(len(layers), 1, height_ratios=rows, squeeze=False)[:, 0]
     for part, layer, count in zip(parts, layers, rows, strict=True):
         part.set_facecolor(look.paper)
@@ -68,17 +53,17 @@ def draw_functions(block: int, layers: Sequence[LayerCurves], theme: str = "ligh
         low = min(float(curve.y.min()) for curve in layer.curves)
         high = max(float(curve.y.max()) for curve in layer.curves)
         pad = 0.08 * max(high - low, 1e-6)
-        axes = part.subplots(count, COLUMNS, sharey=True, squeeze=False).flat
+        axes = part.subplots(count, columns, sharey=True, squeeze=False).flat
         for axis, curve in zip(axes, layer.curves, strict=False):
             _draw_curve(axis, curve, (low - pad, high + pad), look)
         for axis in axes[len(layer.curves) :]:
             axis.set_axis_off()
-    _legend(figure, look, f"Block {block}")
+    _legend(figure, look, f"Block {block}", columns)
     return figure
 
 
 def _draw_curve(axis: Any, curve: Curve, limits: tuple[float, float], look: Theme) -> None:
-    _style(axis, look)
+    style_axis(axis, look)
     low, high = limits
     left, right = float(curve.x[0]), float(curve.x[-1])
     for start, stop in ((left, curve.grid[0]), (curve.grid[1], right)):
@@ -99,7 +84,7 @@ def _draw_curve(axis: Any, curve: Curve, limits: tuple[float, float], look: Them
     axis.set_title(curve.title, fontsize=9, color=look.ink, pad=3)
 
 
-def _legend(figure: Figure, look: Theme, title: str) -> None:
+def _legend(figure: Figure, look: Theme, title: str, columns: int) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -110,7 +95,7 @@ def _legend(figure: Figure, look: Theme, title: str) -> None:
         Line2D([], [], color=look.muted, lw=0.7, ls=(0, (1, 2)), label="ends of the grid"),
     ]
     figure.legend(
-        handles=handles, loc="outside upper right", ncols=4, frameon=False, fontsize=8.5,
+        handles=handles, loc="outside upper right", ncols=columns, frameon=False, fontsize=8.5,
         labelcolor=look.ink, title=None, handlelength=2.2, columnspacing=1.4,
     )  # fmt: skip
     figure.text(0.012, 0.995, title, ha="left", va="top", fontsize=13, color=look.ink)
@@ -135,6 +120,8 @@ def shape_in_words(curve: Curve) -> str:
     share = curve.counts.cumsum(0) / curve.counts.sum().clamp_min(1)
     used = middle[(share > 0.01) & (share < 0.99)]
     inside = (curve.x >= used[0]) & (curve.x <= used[-1]) if len(used) else curve.x == curve.x
+    if not inside.any():  # nearly all inputs are the same
+        inside = (curve.x - used[0]).abs() == (curve.x - used[0]).abs().min()
     y = curve.y[inside].numpy()
     span = float(y.max() - y.min())
     if span < 1e-6:
@@ -189,7 +176,7 @@ def draw_units(
     """Each unit's mean activation by class, and the pictures, with the patch, that excite it."""
     look = THEMES[theme]
     rows = -(-len(units) // 2)
-    figure = _figure(look, 9.6, 0.5 + 2.0 * rows)
+    figure = new_figure(look, 9.6, 0.5 + 2.0 * rows)
     at = "" if any(box for own in units for box in own.boxes) else ", at the class token"
     figure.suptitle(
         f"Block {block}: what its strongest hidden units answer to{at}", x=0.012, ha="left",
@@ -200,12 +187,14 @@ def draw_units(
         bars.set_axis_off()
         montage.set_axis_off()
     for (bars, montage), own in zip(axes, units, strict=False):
-        _style(bars, look)
+        style_axis(bars, look)
         shown = _shown_classes(use.class_means[:, own.unit].numpy())
         means = use.class_means[shown, own.unit].numpy()
         bars.barh(range(len(shown)), means, color=look.function, height=0.72)
         bars.axvline(0, color=look.muted, lw=0.7)
-        bars.set_yticks(range(len(shown)), [_short(class_names[i]) for i in shown], fontsize=7)
+        bars.set_yticks(
+            range(len(shown)), [_short(class_names[i]) for i in shown], fontsize=7, parse_math=False
+        )
         bars.invert_yaxis()
         bars.set_title(f"unit {own.unit}", fontsize=9, color=look.ink, pad=3)
         montage.set_axis_off()
@@ -258,23 +247,30 @@ def units_alt_text(
     return " ".join(sentences)
 
 
-def draw_overview(facts: Sequence[tuple[str, LayerFacts]], theme: str = "light") -> Figure:
-    """For every layer: the share of inputs outside its grid, and what its splines add."""
+def draw_overview(
+    facts: Sequence[tuple[str, LayerFacts]], theme: str = "light", columns: int = 2
+) -> Figure:
+    """For every layer: the share of inputs outside its grid, and what its splines add.
+
+    Args:
+        columns: of the two panels: 2, or 1 for narrow pages.
+    """
     look = THEMES[theme]
-    figure = _figure(look, 9.6, 1.0 + 0.27 * len(facts))
-    panels = figure.subplots(1, 2, sharey=True)
+    rows = 2 // columns
+    figure = new_figure(look, 4.8 * columns, rows * (1.0 + 0.27 * len(facts)))
+    panels = figure.subplots(rows, columns, sharey=True)
     values = [
         [100 * (own.outside or 0) for _, own in facts],
         [100 * own.spline_energy for _, own in facts],
     ]
     titles = "inputs outside the grid, %", "variance that comes from splines, not bases, %"
     for axis, numbers, title in zip(panels, values, titles, strict=True):
-        _style(axis, look)
+        style_axis(axis, look)
         bars = axis.barh(range(len(facts)), numbers, color=look.function, height=0.65)
         axis.bar_label(bars, fmt="%.2g", padding=3, fontsize=8, color=look.ink)
         axis.set_title(title, fontsize=10, color=look.ink, loc="left")
         axis.set_xlim(0, max(1.18 * max(numbers), 1e-3))
-    panels[0].set_yticks(range(len(facts)), [name for name, _ in facts], fontsize=8)
+        axis.set_yticks(range(len(facts)), [name for name, _ in facts], fontsize=8)
     panels[0].invert_yaxis()
     return figure
 
@@ -300,7 +296,7 @@ def draw_attention(
         titles: above the columns.
     """
     look = THEMES[theme]
-    figure = _figure(look, 9.6, 0.35 + 9.4 / max(len(titles), 4) * len(rows))
+    figure = new_figure(look, 9.6, 0.35 + 9.4 / max(len(titles), 4) * len(rows))
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for line, (name, pictures) in zip(axes, rows, strict=True):
         for axis, picture in zip(line, pictures, strict=True):
@@ -310,7 +306,7 @@ def draw_attention(
             axis.spines[:].set_visible(False)
         line[0].set_ylabel(name, fontsize=9, color=look.ink)
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=8.5, color=look.ink)
+        axis.set_title(title, fontsize=8.5, color=look.ink, parse_math=False)
     return figure
 
 
@@ -318,19 +314,6 @@ def attention_alt_text(rows: Sequence[tuple[str, object]], titles: Sequence[str]
     """What `draw_attention` shows, in words."""
     names = ", ".join(name for name, _ in rows)
     return f"{len(titles)} pictures ({'; '.join(titles)}), each in {len(rows)} rows: {names}."
-
-
-def _figure(look: Theme, width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor=look.paper)
-
-
-def _style(axis: Any, look: Theme) -> None:
-    axis.set_facecolor(look.paper)
-    axis.tick_params(colors=look.muted, labelsize=7.5, length=2, pad=2)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(look.muted)
 
 
 def _percent(share: float) -> str:

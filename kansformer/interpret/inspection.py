@@ -156,6 +156,22 @@ def accuracy(model: VisionTransformer, like: TrainedModel, pictures: Pictures) -
     return evaluate(model, loader, torch.device("cpu"))["acc1"]
 
 
+def block_curves(
+    model: TrainedModel, block: int, own: BlockRecord, scores: BlockScores, count: int
+) -> list[LayerCurves]:
+    """The strongest functions of both layers of a block, or of all its groups; none of an MLP."""
+    if model.config.ffn == "mlp":
+        return []
+    return [
+        LayerCurves(
+            _heading(model, layer), _functions(model, block, layer, x, ranks, count)[0]
+        )
+        for layer, x, ranks in (
+            ("fc1", own.inputs, scores.first), ("fc2", own.hidden, scores.second)
+        )
+    ]  # fmt: skip
+
+
 def _functions(
     model: TrainedModel, block: int, layer: str, x: Tensor, ranks: Tensor, count: int
 ) -> tuple[Sequence[Curve], list[Place]]:
@@ -188,11 +204,11 @@ def _unit_pictures(
         for patch in use.patches[unit].tolist()
     ]
     return UnitPictures(
-        unit, [_as_seen(model, pictures.open(i)) for i in use.pictures[unit].tolist()], boxes
+        unit, [as_seen(model, pictures.open(i)) for i in use.pictures[unit].tolist()], boxes
     )
 
 
-def _as_seen(model: TrainedModel, image: Image.Image) -> Image.Image:
+def as_seen(model: TrainedModel, image: Image.Image) -> Image.Image:
     """The part of a picture that the model sees, in its size."""
     return model.preprocessing.fit(model.preprocessing.convert(image))
 
@@ -206,7 +222,7 @@ def attention_rows(
     """
     order = np.argsort(pictures.labels, kind="stable")
     chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
-    seen = [_as_seen(model, pictures.open(int(i))) for i in chosen]
+    seen = [as_seen(model, pictures.open(int(i))) for i in chosen]
     batch = torch.stack([model.preprocessing.normalise(image) for image in seen])
     with torch.no_grad():
         guesses = model(batch).argmax(dim=1)

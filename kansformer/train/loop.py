@@ -23,8 +23,9 @@ from kansformer.data import (
     Preprocessing,
 )
 from kansformer.data.dataset import NO_LABEL
-from kansformer.errors import JobFailed, Stopped
+from kansformer.errors import JobFailed, Stopped, one_line
 from kansformer.evaluate import evaluate
+from kansformer.report import write_report
 from kansformer.signals import StopSignals
 from kansformer.train.build import (
     freeze_layers,
@@ -96,6 +97,8 @@ def train(
                     close_epoch(run, signals)
             say_why_it_ends(run)
             summary = finish(run, signals)
+        if config.report and run.ranks.is_first:  # outside of signals: Ctrl-C leaves it at once
+            report_on(run)
         run.say(f"done in {time.monotonic() - started:.0f} s; everything is in {run.folder.path}")
         best = shlex.quote(str(run.folder.best))
         run.say(f"next: python predict.py PICTURE --weights {best}")
@@ -438,3 +441,14 @@ def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
     if run.ranks.is_first:
         run.folder.finish(summary)
     return summary
+
+
+def report_on(run: Run) -> None:
+    """Writes report.html; whatever goes wrong there is said, and does not fail the training."""
+    started = time.monotonic()
+    try:
+        page = write_report(run.folder.path, run.data, str(run.ranks.device))
+    except Exception as error:
+        run.say(f"no report: {one_line(error)}")
+    else:
+        run.say(f"report  {page} ({time.monotonic() - started:.0f} s)")

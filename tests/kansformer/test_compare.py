@@ -13,7 +13,7 @@ from tests.conftest import write_folder
 
 SHORT = [
     "--model", "vit_micro_patch8_16", "--augment", "small", "--epochs", "1", "--batch-size", "8",
-    "--warmup-epochs", "0", "--workers", "0", "--device", "cpu",
+    "--warmup-epochs", "0", "--workers", "0", "--device", "cpu", "--no-report",
 ]  # fmt: skip
 
 

@@ -70,3 +70,14 @@ def test_grey_has_the_mean_of_the_three() -> None:
 def test_what_is_no_mean_or_std_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"mean|std"):
         Preprocessing(**{"img_size": 9, "in_chans": 3, **changes})
+
+
+@pytest.mark.parametrize(("channels", "statistics"), [(1, "half"), (3, "half"), (3, "imagenet")])
+def test_a_tensor_becomes_its_picture_again(channels: int, statistics: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    pixels.flat[:2] = 0, 255
+    preprocessing = Preprocessing(img_size=16, in_chans=channels).with_statistics(statistics)
+    picture = preprocessing.convert(Image.fromarray(pixels))
+    again = preprocessing.denormalise(preprocessing.normalise(picture))
+    assert again.mode == picture.mode
+    assert np.array_equal(np.asarray(again), np.asarray(picture))

@@ -9,8 +9,9 @@ from sklearn import metrics
 
 from kansformer.errors import JobFailed
 from kansformer.evaluate.calibration import fit_temperature, reliability, rescaled
-from kansformer.evaluate.plots import draw_confusion, draw_reliability
+from kansformer.evaluate.plots import draw_classes, draw_confusion, draw_reliability
 from kansformer.evaluate.report import as_text, figures
+from kansformer.figures import as_png
 
 
 def predictions(classes: int, count: int = 300, sharpness: float = 1.0) -> tuple[np.ndarray, ...]:
@@ -149,10 +150,11 @@ def test_pictures_have_no_clutter(classes: int) -> None:
     labels, probabilities = predictions(classes, 300)
     confusion = metrics.confusion_matrix(labels, probabilities.argmax(1), labels=range(classes))
     names = [f"$a long_name {index} ".ljust(60, "x") for index in range(classes)]
-    for packed in (
+    for figure in (
         draw_confusion(confusion, names),
         draw_reliability(reliability(labels, probabilities), "x"),
+        draw_classes(figures(labels, probabilities, names)["per_class"]),
     ):
-        image = Image.open(io.BytesIO(packed)).convert("RGB")
-        assert 400 <= min(image.size) <= max(image.size) <= 1500
+        image = Image.open(io.BytesIO(as_png(figure))).convert("RGB")
+        assert 200 <= min(image.size) <= max(image.size) <= 1500
         assert image.getpixel((0, 0)) == image.getpixel((image.width - 1, 0)) == (255, 255, 255)

@@ -102,3 +102,10 @@ def test_the_overview_is_drawn_and_told() -> None:
     facts = [("block 0, fc1", LayerFacts(0.02, 0.4)), ("block 0, fc2", LayerFacts(0.0, 0.1))]
     assert rgb(draw_overview(facts)).std() > 5
     assert "block 0, fc1: 2 % of the inputs outside the grid, 40 %" in overview_alt_text(facts)
+
+
+def test_a_function_of_a_constant_has_one_value() -> None:
+    counts = torch.zeros(48)
+    counts[20:22] = 50.0  # its inputs are nearly all the same
+    curve = Curve(3, 7, T, T, 0 * T, T, counts, torch.linspace(-2, 2, 49), (-1.5, 1.5), 0.0)
+    assert re.fullmatch(r"is -0\.(28|3) throughout", shape_in_words(curve))

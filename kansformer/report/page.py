@@ -1,0 +1,153 @@
+"""The page: contents and drawn plots to HTML, by the template page.html beside this file."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from kansformer.figures import css_colours
+from kansformer.report.contents import Contents, Inside, Mistake, Sample
+
+TILE = 96  # pixels, about, of a picture on the contact sheet
+GAP = 4
+THUMBNAIL = 168  # pixels at most of a mistake's side
+SMALL = 64  # pictures up to this side stay as they are, pixel for pixel
+NEXT_TO_NOTHING, LITTLE = 0.01, 0.05  # loss of accuracy without splines
+CLASSES_LISTED = 200
+
+
+def render(contents: Contents, drawn: Mapping[str, str]) -> str:
+    """The whole page.
+
+    Args:
+        drawn: SVG elements by the names of the plots.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"percent": percent, "duration": duration, "shown": shown}
+    inside = contents.inside
+    return environment.get_template("page.html").render(
+        run=contents,
+        summary=contents.summary,
+        figures=contents.figures,
+        plots={name: Markup(svg) for name, svg in drawn.items()},
+        colours={theme: Markup(css_colours(theme)) for theme in ("light", "dark")},
+        twin=against_twin(contents.summary),
+        mistakes=[(m, uri(thumbnail(m.picture)), uri(thumbnail(m.attention)))
+                  for m in contents.mistakes],
+        sheet=uri(contact_sheet(contents.samples)) if contents.samples else None,
+        mixed=[name for name in ("mixup", "cutmix") if contents.settings.get(name)],
+        splines=None if inside is None else worth_of_splines(inside),
+        outside=None if inside is None else max(own.outside or 0 for _, own in inside.facts),
+        listed=contents.figures["per_class"][:CLASSES_LISTED],
+    )  # fmt: skip
+
+
+def against_twin(summary: Mapping[str, Any]) -> str:
+    """How many parameters the model has, beside the same ViT with MLP blocks."""
+    own, twin = summary["parameters"], summary["mlp_twin"]["parameters"]
+    if summary["model"]["ffn"] == "mlp":
+        return "its blocks are MLPs"
+    if own == twin:
+        return "as many as its MLP twin"
+    word = "more" if own > twin else "fewer"
+    return f"{100 * abs(own / twin - 1):.1f} % {word} than its MLP twin ({twin:,})"
+
+
+def worth_of_splines(inside: Inside) -> tuple[str, str]:
+    """What the splines contribute: the verdict, and the figures that it comes from."""
+    shares = [own.spline_energy for _, own in inside.facts]
+    lost = inside.with_splines - inside.without_splines
+    if lost < NEXT_TO_NOTHING:
+        verdict = (
+            "The splines contribute next to nothing to what this model gets right: its learned"
+            " functions are little more than their base activation."
+        )
+    elif lost < LITTLE:
+        verdict = "The splines help a little; the base activations do most of the work."
+    else:
+        verdict = "The model relies on its splines."
+    return verdict, (
+        f"With all splines of the blocks set to zero it tells {percent(inside.without_splines)} of"
+        f" {inside.pictures:,} pictures right, against {percent(inside.with_splines)} with them."
+        f" Splines give {percent(min(shares))} to {percent(max(shares))} of the variance of a"
+        " layer's output, base activations the rest. What a model trained without splines would"
+        " reach is another question, which kansformer.compare answers."
+    )
+
+
+def mistakes_in_rows(
+    mistakes: Sequence[Mistake],
+) -> tuple[list[tuple[str, list[Image.Image]]], list[str]]:
+    """Pictures and their attention in two rows, and titles, as `draw_attention` takes them."""
+    titles = [f"{m.true}\n→ {m.predicted}\n{percent(m.probability)}" for m in mistakes]
+    rows = [
+        ("picture", [m.picture for m in mistakes]),
+        ("attention", [m.attention for m in mistakes]),
+    ]
+    return rows, titles
+
+
+def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
+    """A column for each picture: on top as it is, below, a little apart, its augmented versions."""
+    columns = [[s.picture.convert("RGB"), *s.augmented] for s in samples]
+    side = columns[0][0].width
+    tile = side * max(1, TILE // side) if side <= TILE else TILE
+    step = tile + GAP
+    size = step * len(columns) - GAP, step * len(columns[0])
+    sheet = Image.new("RGB", size, "grey")
+    for x, column in enumerate(columns):
+        for y, picture in enumerate(column):
+            method = Image.Resampling.NEAREST if side <= TILE else Image.Resampling.LANCZOS
+            sheet.paste(picture.resize((tile, tile), method), (step * x, step * y + GAP * (y > 0)))
+    return sheet
+
+
+def thumbnail(picture: Image.Image) -> Image.Image:
+    """A copy that is no larger than the page shows it."""
+    small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return small
+
+
+def uri(picture: Image.Image) -> str:
+    """A picture as an address that holds it: small ones exactly, others as a JPEG."""
+    kind = "PNG" if max(picture.size) <= SMALL else "JPEG"
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(packed(picture, kind)).decode()}"
+
+
+def packed(picture: Image.Image, kind: str) -> bytes:
+    """A picture's file."""
+    file = BytesIO()
+    picture.save(file, kind, **({"quality": 88} if kind == "JPEG" else {"optimize": True}))
+    return file.getvalue()
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, "–" for one that is not defined."""
+    return "–" if share is None else f"{100 * share:.2f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def shown(value: Any) -> str:
+    """A setting's value, in plain types, for a table."""
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
