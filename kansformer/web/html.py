@@ -26,7 +26,7 @@ STYLE = """
 .kan h3 { font-size: 1.05rem; font-weight: 600 }
 .kan .note { color: var(--grid); font-size: .9rem }
 .kan .cards { display: grid; gap: .9rem;
-  grid-template-columns: repeat(auto-fill, minmax(8.2rem, 1fr)) }
+  grid-template-columns: repeat(auto-fill, minmax(max(8.2rem, 27%), 1fr)) }
 .kan figure { margin: 0; min-width: 0 }
 .kan figcaption { font-size: .9rem; overflow-wrap: anywhere }
 .kan figcaption b { display: block }
@@ -77,7 +77,7 @@ def functions(decision: Decision, class_names: Sequence[str]) -> str:
     does = "add" if decision.gain >= 0 else "take"
     where = "to it" if decision.gain >= 0 else "from it"
     limits = _limits(decision.votes)
-    cards = "".join(_card(vote, limits, winner, rival) for vote in decision.votes)
+    cards = "".join(_card(vote, limits) for vote in decision.votes)
     return f"""<div class="kan"><h3>What the learned functions did</h3>
 <p><b>{winner}</b> leads <b>{rival}</b>, which comes second, by {decision.lead:.2f} in log-odds: it
 is {times:,.{0 if times > 10 else 1}f} times as likely. All learned functions of the last block
@@ -105,7 +105,7 @@ def _limits(votes: Sequence[UnitVote]) -> tuple[float, float]:
     return low, max(high, low + 1e-6)
 
 
-def _card(vote: UnitVote, limits: tuple[float, float], winner: str, rival: str) -> str:
+def _card(vote: UnitVote, limits: tuple[float, float]) -> str:
     low, high = limits
     first, last = float(vote.x[0]), float(vote.x[-1])
 
@@ -125,7 +125,7 @@ def _card(vote: UnitVote, limits: tuple[float, float], winner: str, rival: str) 
     if len(dots) == 1:
         dots = [(dots[0][0], vote.gain)]
     shades = [(LEFT, across(vote.grid[0])), (across(vote.grid[1]), RIGHT)]
-    says = f"{abs(vote.gain):.2f} for {winner if vote.gain >= 0 else rival}"
+    says = f"{'adds' if vote.gain >= 0 else 'takes'} {abs(vote.gain):.2f}"
     at = f" at {_number(round(dots[0][0], 1))}" if len(dots) == 1 else ""
     parts = [
         *(f'<rect class="shade" x="{a}" y="{TOP}" width="{b - a:.1f}" height="{BOTTOM - TOP}"/>'
@@ -141,9 +141,9 @@ def _card(vote: UnitVote, limits: tuple[float, float], winner: str, rival: str) 
           "/>" for x, y in dots),
     ]  # fmt: skip
     return (
-        f"<figure><figcaption>unit {vote.unit}{at}: <b>{says}</b></figcaption>"
+        f"<figure><figcaption>unit {vote.unit}{at} <b>{says}</b></figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Function of unit {vote.unit},'
-        f' {says}{at}">{"".join(parts)}</svg></figure>'
+        f'{at} {says}">{"".join(parts)}</svg></figure>'
     )
 
 

@@ -1,5 +1,6 @@
 """Predictions are evaluation's, in the order of the paths, with an answer for every one."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_pictures_in_memory(predictor: Predictor, pictures: list[str]) -> None:
         (t["probability"] for t in answer["top"]), reverse=True
     )
     assert predictor([]) == []
+
+
+def test_files_in_memory_keep_their_names(predictor: Predictor, pictures: list[str]) -> None:
+    good, bad = ("mine.png", BytesIO(Path(pictures[0]).read_bytes())), ("bad.png", BytesIO(b"no"))
+    first, second = predictor([bad, good])
+    assert first["path"] == "bad.png"
+    assert first["error"].startswith("bad.png: not a picture")
+    assert second == {**predictor(pictures[0])[0], "path": "mine.png"}
+    assert predictor(good) == [second]
 
 
 def test_find_pictures(tmp_path: Path) -> None:

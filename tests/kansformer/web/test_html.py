@@ -51,10 +51,10 @@ def test_it_says_for_whom_and_whether_functions_add_or_take() -> None:
     words = " ".join("".join(parse(taking).itertext()).split())
     assert "cat leads dog, which comes second, by 2.00 in log-odds: it is 7.4 times" in words
     assert "together take 0.50 from it" in words
-    assert f"unit 7 at 4: {abs(np.sin(4)):.2f} for dog" in words
+    assert f"unit 7 at 4 takes {abs(np.sin(4)):.2f}" in words
     adding = html.functions(Decision(0, 1, 2.0, 0.5, [vote([1.0])]), ["cat", "dog"])
     assert "together add 0.50 to it" in " ".join(adding.split())
-    assert f"{np.sin(1):.2f} for cat" in adding
+    assert f"adds {np.sin(1):.2f}" in adding
 
 
 def test_names_from_outside_stay_text() -> None:
