@@ -31,8 +31,12 @@ def served(
         assert found, process.communicate()[1]
         yield found[0], process
     finally:
-        process.kill()
-        process.communicate()
+        process.terminate()  # nothing, if it has ended
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
 
 def stop(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:

@@ -34,9 +34,8 @@ def main() -> None:
             GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1"
         )
         try:
-            import uvicorn
-
             from kansformer.web.app import make_app
+            from kansformer.web.server import PageServer
         except ModuleNotFoundError as error:
             raise UserError(
                 f"the page needs {error.name}, which is not installed: pip install -r"
@@ -47,12 +46,7 @@ def main() -> None:
         app = make_app(
             Service(predictor, Path(args.weights).name), examples, stays_here=is_loopback(door)
         )
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
-        )
-        stop.raise_received()
-        print(welcome(door), flush=True)
-        server.run(sockets=[door])  # ends at a signal, which it then passes on to `stop`
+        PageServer(app, stop, welcome(door)).run(sockets=[door])
         stop.raise_received("stopped")
 
 

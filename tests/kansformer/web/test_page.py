@@ -223,6 +223,8 @@ def test_without_gradio_the_remedy_is_named(
 ) -> None:
     monkeypatch.delitem(sys.modules, "kansformer.web.app", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "")  # so that what the command sets does not outlive the test
     status, out, err = command("kansformer.web.__main__", *PAGE[2:], "--port", 0)
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert "pip install -r requirements-web.txt" in err
