@@ -207,6 +207,8 @@ def test_a_jpeg_is_never_decoded_below_what_is_asked(width: int, height: int, le
         assert np.array_equal(full, fast)
     else:
         assert min(fast.size) >= least
+        if min(fast.size) < 8:  # nearly all edge, where the two ways to reduce differ
+            return
         assert np.abs(np.array(full.resize(fast.size)).astype(int) - fast).mean() < 6
 
 
