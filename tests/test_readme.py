@@ -36,7 +36,11 @@ INSTALLING = {
 }  # fmt: skip
 TRAINING = "--epochs 1 --max-steps 2 --warmup-epochs 0 --batch-size 16 --no-report".split()
 LOOKING = "--pictures 20 --test-pictures 20 --edges 2 --units 2".split()
-SHORT = {"train.py": TRAINING, "kansformer.compare": TRAINING, "kansformer.interpret": LOOKING}
+SHORT = {
+    "train.py": TRAINING,
+    "kansformer.compare": [*TRAINING, "--seeds", "1"],
+    "kansformer.interpret": LOOKING,
+}
 
 
 @pytest.fixture(scope="module")
