@@ -59,7 +59,7 @@ class RunFolder:
         Writes config.json and class_indices.json, the latter to the folder `also_in` as well, if
         that is not part of the data.
         """
-        for old in (self.path / "summary.json", self.previous):
+        for old in (self.path / "summary.json", self.path / "report.html", self.previous):
             old.unlink(missing_ok=True)
         for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()
