@@ -100,6 +100,8 @@ def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
     with warnings.catch_warnings():
         # class names may be in any script; a browser has its letters where matplotlib has not
         warnings.filterwarnings("ignore", message="(?s).*Glyph .* missing from")
+        if engine := figure.get_layout_engine():  # once is enough: saving would draw twice for it
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(packed, format=kind, **options)
-    figure.set_layout_engine("none")  # it is laid out: what is saved next takes half the time
     return packed.getvalue()
