@@ -122,7 +122,8 @@ class TrainingSampler(Sampler[list[Key]]):
         return [[(self.epoch, place) for place in own] for own in places if own]
 
     def __len__(self) -> int:
-        return (self.steps - self.first_step) * len(self.batches(0))
+        pictures = min(len(self.labels), self.step_size)  # of a step
+        return (self.steps - self.first_step) * -(-pictures // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = self.order()

@@ -145,7 +145,8 @@ def whole_state(model: nn.Module) -> dict[str, Any]:
 
 def whole_optimiser_state(model: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
     """The optimiser's state dict with whole tensors; all ranks must ask."""
-    if is_sharded(model):
+    # of one without a state torch would ask by making a step, which counts in Adam's corrections
+    if is_sharded(model) and optimiser.state:
         return checkpoint.get_optimizer_state_dict(model, optimiser, options=WHOLE)
     return optimiser.state_dict()
 
@@ -162,7 +163,8 @@ def load_whole_optimiser_state(
     model: nn.Module, optimiser: Optimizer, state: dict[str, Any]
 ) -> None:
     """Puts an optimiser's state with whole tensors back, sharded or not."""
-    if is_sharded(model):
-        checkpoint.set_optimizer_state_dict(model, optimiser, state, options=WHOLE)
-    else:
+    optimiser.state.clear()
+    if not is_sharded(model):
         optimiser.load_state_dict(state)
+    elif state["state"]:
+        checkpoint.set_optimizer_state_dict(model, optimiser, state, options=WHOLE)

@@ -278,7 +278,6 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         make_room(model, state[key])  # grids may have been refined since it was built
         model.config = ViTConfig.from_dict(state["config"])
         load_whole_state(model, state[key])
-    run.optimiser.state.clear()
     load_whole_optimiser_state(run.model, run.optimiser, state["optimiser"])
     run.schedule = make_schedule(run.optimiser, run.config, run.steps)
     if run.scaler.is_enabled():

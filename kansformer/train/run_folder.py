@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from kansformer.errors import UserError, one_line
+from kansformer.evaluate.plots import draw_history
+from kansformer.figures import as_png
 from kansformer.files import (
     lies_within,
     make_output_folder,
@@ -76,7 +77,7 @@ class RunFolder:
             self.events.add_scalar(key, value, history[-1]["epoch"])
         lines = "".join(json.dumps(row) + "\n" for row in history)
         write_bytes(self.path / "metrics.jsonl", lines.encode())
-        write_bytes(self.path / "curves.png", draw_curves(history))
+        write_bytes(self.path / "curves.png", as_png(draw_history(history)))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """summary.json, after which nothing more is written."""
@@ -151,26 +152,3 @@ def checksum(state: Any) -> str:
 
     add(state)
     return digest.hexdigest()
-
-
-def draw_curves(history: Sequence[dict[str, Any]]) -> bytes:
-    """Loss and accuracy by epoch, as a PNG."""
-    from matplotlib.figure import Figure
-
-    epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    loss.plot(epochs, [row["train_loss"] for row in history], "o--", ms=3, label="training")
-    loss.plot(epochs, [row["val_loss"] for row in history], "s-", ms=3, label="validation")
-    loss.set(xlabel="epoch", ylabel="loss (nats)")
-    loss.legend(frameon=False)
-    accuracy.plot(epochs, [row["val_acc1"] for row in history], "s-", ms=3, color="C1")
-    best = max(history, key=lambda row: row["val_acc1"])
-    accuracy.set_title(f"best: {best['val_acc1']:.2f} % in epoch {best['epoch']}", fontsize=10)
-    accuracy.set(xlabel="epoch", ylabel="validation accuracy (%)")
-    for axes in (loss, accuracy):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    packed = BytesIO()
-    figure.savefig(packed, format="png", dpi=110)
-    return packed.getvalue()

@@ -19,7 +19,7 @@ from kansformer.train.config import TrainConfig
 FREE_ON_RESUME = (
     "resume", "overwrite", "device", "workers", "download", "download_dir", "output",
     "batch_size", "accumulate",  # of which the product counts, over all ranks
-    "auto_batch", "shard", "save_minutes", "time_budget", "patience", "report",
+    "auto_batch", "save_minutes", "time_budget", "patience", "report",
 )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,35 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from kansformer.checkpoint import load_model
 from kansformer.data import PictureDataset, load_data
 from kansformer.errors import JobFailed, Stopped, UserError
-from kansformer.train import loop, run, train
+from kansformer.train import loop, train
 from kansformer.train.config import TrainConfig
 from kansformer.train.recipes import configure
+from kansformer.train.run import how_many_workers
 from kansformer.train.run_folder import RunFolder, checksum
 from tests.conftest import tiny_settings
 from tests.kansformer.data.sick import make_sick
 from tests.kansformer.data.test_sources import fingerprint
+from tests.kansformer.train.runs import do, state, stop_after
 from tests.processes import start, status_of
 
 TRICKS = {"mixup": 0.2, "cutmix": 0.5, "drop_path_rate": 0.2, "drop_rate": 0.1, "ema": 0.9}
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def do(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
-    data = load_data(config.data_path).with_validation(config.val_split, config.seed)
-    return train(config, data, say)
-
-
-def state(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "last.pt", weights_only=True)
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -381,20 +367,6 @@ def test_settings_that_did_not_exist_had_their_defaults(tmp_path: Path, colours:
     do(tiny_settings(colours, out, resume=True, batch_size=4, accumulate=2))
 
 
-def stop_after(steps: int, work: Callable[[], object]) -> None:
-    """Runs a training that is told to stop in its so-manieth step."""
-    take_step, left = loop.take_step, iter(range(steps - 1))
-
-    def patched(*arguments: Any) -> Any:
-        if next(left, None) is None:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "take_step", patched)
-        work()
-
-
 def test_generators_do_not_matter(tmp_path: Path, colours: Path) -> None:
     """All randomness of a step is its own: states of generators need not be kept."""
     settings = {"epochs": 2, **TRICKS}
@@ -406,15 +378,6 @@ def test_generators_do_not_matter(tmp_path: Path, colours: Path) -> None:
     random.seed(99)
     do(tiny_settings(colours, tmp_path / "parts", **settings, resume=True))
     assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
-
-
-def test_pictures_are_not_written(tmp_path: Path, colours: Path) -> None:
-    with Image.open(colours / "red" / "red 0.png") as image:
-        before = image.tobytes()
-    do(tiny_settings(colours, tmp_path / "out", epochs=1, max_steps=1))
-    with Image.open(colours / "red" / "red 0.png") as image:
-        assert image.tobytes() == before
-    assert run.how_many_workers(tiny_settings(colours, "x"), load_data(str(colours)).train) == 0
 
 
 def test_training_leaves_out_what_the_doctor_found_broken(tmp_path: Path) -> None:
@@ -439,3 +402,16 @@ def test_training_leaves_out_what_the_doctor_found_broken(tmp_path: Path) -> Non
     summary = train(config, data, lambda line: None)
     assert summary["pictures"]["train"] == len(data.train) > 30
     assert fingerprint(folder) == before
+
+
+def test_pictures_are_read_by_a_process_per_core_of_the_rank(
+    colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = load_data(str(colours)).train
+    monkeypatch.setattr("kansformer.train.run.usable_cores", lambda: 6)
+    config = tiny_settings(colours, "x", workers=None)
+    assert how_many_workers(config, pictures) == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert how_many_workers(config, pictures) == 2
+    assert how_many_workers(config, pictures.cached()) == 0
+    assert how_many_workers(replace(config, workers=5), pictures.cached()) == 5

@@ -26,6 +26,7 @@ from models.vit_model import create_model
 from tests.conftest import COLOURS, ROOT, tiny_settings, write_folder
 from tests.kansformer.data.test_sources import fingerprint
 from tests.kansformer.pretrained import judges
+from tests.kansformer.train.runs import final
 
 CLOCKS = ("seconds", "images_per_second", "waiting")  # columns that no two runs have alike
 
@@ -37,17 +38,8 @@ def run(config: TrainConfig) -> tuple[dict[str, Any], list[str]]:
     return train(config, data, lines.append, project_root=Path.cwd()), lines
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_model(folder / "best.safetensors").state_dict()
-
-
-def final(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "last.pt", weights_only=True)["model"]
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -1,11 +1,7 @@
 """Each trick changes what it claims to change, and its flag off changes nothing."""
 
 import itertools
-import json
 import math
-import os
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,58 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from kansformer.checkpoint import TrainedModel, load_model
+from kansformer.checkpoint import load_model
 from kansformer.data import PictureData, PictureDataset, Preprocessing, TrainingSampler, load_data
 from kansformer.data.augment import make_augmentation
-from kansformer.errors import JobFailed, Stopped, UserError
-from kansformer.train import loop, memory, train
-from kansformer.train.config import TrainConfig
-from kansformer.train.distributed import Ranks
-from kansformer.train.find_lr import best_rate, find_rate
-from kansformer.train.grids import spline_layers
-from kansformer.train.loss import Criterion, as_teacher, class_weights
+from kansformer.errors import UserError
+from kansformer.train import loop, train
 from kansformer.train.recipes import configure
 from kansformer.train.run_folder import checksum
-from models.vit_model import VisionTransformer, create_model
 from tests.conftest import tiny_settings
-
-CPU = torch.device("cpu")
-ALONE = Ranks(0, 1, CPU)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def sgd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain gradient descent, which rounding does not amplify as Adam does."""
-
-    def make(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-        groups = [{"params": list(model.parameters()), "lr_scale": 1.0}]
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
-
-    monkeypatch.setattr("kansformer.train.run.make_optimiser", make)
-
-
-def do(config: TrainConfig, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    data = load_data(config.data_path).with_validation(config.val_split, config.seed)
-    return train(config, data, say)
-
-
-def state(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "last.pt", weights_only=True)
-
-
-def final(folder: Path) -> dict[str, Tensor]:
-    return state(folder)["model"]
-
+from tests.kansformer.train.runs import do, final, state
 
 ON = {
     "label_smoothing": 0.3, "mixup": 0.4, "cutmix": 1.0, "random_erasing": 0.9, "ema": 0.9,
@@ -140,128 +97,6 @@ def test_four_small_batches_are_a_large_one(tmp_path: Path, colours: Path) -> No
     large, small = final(tmp_path / "large"), final(tmp_path / "small")
     assert max(float((large[n] - small[n]).abs().max()) for n in large) < 1e-6
     assert max(float((large[n] - final(tmp_path / "odd")[n]).abs().max()) for n in large) > 1e-4
-
-
-@pytest.mark.usefixtures("sgd")
-def test_where_memory_is_short_a_batch_is_worked_on_in_pieces(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = {"epochs": 2, "lr": 0.02, "warmup_epochs": 0.0, "auto_batch": True, "mixup": 0.3}
-    do(tiny_settings(colours, tmp_path / "whole", **settings))
-    forward, largest = VisionTransformer.forward, []
-
-    def short(self: VisionTransformer, x: Tensor) -> Tensor:
-        if self.training and len(x) > 3:
-            raise torch.OutOfMemoryError("no more")
-        largest.append(len(x))
-        return forward(self, x)
-
-    monkeypatch.setattr(VisionTransformer, "forward", short)
-    lines: list[str] = []
-    do(tiny_settings(colours, tmp_path / "pieces", **settings), lines.append)
-    assert any("in 4 pieces" in line for line in lines)
-    whole, pieces = final(tmp_path / "whole"), final(tmp_path / "pieces")
-    assert max(float((whole[n] - pieces[n]).abs().max()) for n in whole) < 1e-6
-    monkeypatch.setattr(memory, "_fits", lambda model, criterion, size, device: size < 1)
-    with pytest.raises(JobFailed, match="not even one picture"):
-        do(tiny_settings(colours, tmp_path / "none", **settings))
-
-
-def test_memory_is_tried_with_and_without_an_error_class() -> None:
-    model = create_model("vit_micro_patch4_8", num_classes=2)
-    before = checksum(dict(model.state_dict()))
-    assert memory._fits(model, Criterion(), 2, CPU)
-    assert all(p.grad is None for p in model.parameters())
-    for error in (
-        torch.OutOfMemoryError("x"),
-        MemoryError(),
-        RuntimeError("can't allocate memory"),
-    ):
-
-        def fail(x: Tensor, error: Exception = error) -> Tensor:
-            raise error
-
-        model.forward = fail  # type: ignore[method-assign]
-        assert not memory._fits(model, Criterion(), 2, CPU)
-    model.forward = lambda x: 1 / 0  # type: ignore[method-assign]
-    with pytest.raises(ZeroDivisionError):
-        memory._fits(model, Criterion(), 2, CPU)
-    assert checksum(dict(model.state_dict())) == before
-
-
-def test_loss_is_torchs_with_smoothing_and_class_weights() -> None:
-    logits, labels = torch.randn(9, 3), torch.tensor([0, 1, 2, 0, 0, 0, 1, 2, 2])
-    images = torch.zeros(9, 1, 1, 1)
-    weights = class_weights(labels.numpy(), 3)
-    assert torch.allclose(weights[labels].mean(), torch.ones(()))
-    assert torch.allclose(weights * torch.bincount(labels), torch.full((3,), 3.0))
-    for smoothing in (0.0, 0.2):
-        ours = Criterion(smoothing)(logits, labels, images)
-        torch.testing.assert_close(
-            ours.mean(), nn.CrossEntropyLoss(label_smoothing=smoothing)(logits, labels)
-        )
-    plain, weighted = Criterion()(logits, labels, images), Criterion(0, weights)(
-        logits, labels, images
-    )  # fmt: skip
-    torch.testing.assert_close(weighted, plain * weights[labels])
-    mixed = F.one_hot(labels, 3).float().roll(1, 0) * 0.5 + F.one_hot(labels, 3) * 0.5
-    expected = -(mixed * logits.log_softmax(-1)).sum(-1)
-    torch.testing.assert_close(Criterion(0.2)(logits, mixed, images), expected)
-
-
-def test_a_class_without_training_pictures_has_a_finite_weight() -> None:
-    assert class_weights(np.array([0, 0, 2]), 3).isfinite().all()
-
-
-def test_teachers_part_is_hintons() -> None:
-    logits, theirs = torch.randn(5, 4), torch.randn(5, 4)
-    labels, images = torch.tensor([0, 1, 2, 3, 0]), torch.zeros(5, 1, 1, 1)
-    temperature, a = 3.0, 0.7
-    found = Criterion(0.1, None, lambda x: theirs, a, temperature)(logits, labels, images).mean()
-    soft = nn.KLDivLoss(reduction="batchmean")(
-        (logits / temperature).log_softmax(-1), (theirs / temperature).softmax(-1)
-    )
-    hard = nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels)
-    torch.testing.assert_close(found, (1 - a) * hard + a * temperature**2 * soft)
-    none = Criterion(0.1, None, lambda x: theirs, 0.0, temperature)(logits, labels, images).mean()
-    torch.testing.assert_close(none, hard)
-
-
-def test_a_teacher_sees_its_own_normalisation_and_speaks_in_our_order() -> None:
-    config = create_model("vit_micro_patch4_8", num_classes=3).config
-    teacher = TrainedModel(config).eval()
-    teacher.class_names = ("a", "b", "c")
-    teacher.preprocessing = Preprocessing(8, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    pixels = torch.rand(2, 3, 8, 8)
-
-    def normalised(preprocessing: Preprocessing) -> Tensor:
-        mean, std = (
-            torch.tensor(v).expand(3)[:, None, None] if isinstance(v, float) else
-            torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std)
-        )  # fmt: skip
-        return (pixels - mean) / std
-
-    ours = Preprocessing(8)
-    found = as_teacher(teacher, ["c", "a", "b"], ours)(normalised(ours))
-    expected = teacher(normalised(teacher.preprocessing))[:, [2, 0, 1]]
-    torch.testing.assert_close(found, expected)
-    larger = as_teacher(teacher, ["a", "b", "c"], Preprocessing(16))(torch.rand(2, 3, 16, 16))
-    assert larger.shape == (2, 3)
-    with pytest.raises(UserError, match="knows no class d"):
-        as_teacher(teacher, ["a", "d"], ours)
-    with pytest.raises(UserError, match="channels"):
-        as_teacher(teacher, ["a", "b"], Preprocessing(8, 1))
-
-
-def test_a_teacher_guides(tmp_path: Path, colours: Path, trained: Path) -> None:
-    best = str(trained / "best.safetensors")
-    settings = {"epochs": 2, "teacher": best, "teacher_weight": 1.0}
-    do(tiny_settings(colours, tmp_path / "a", **settings))
-    do(tiny_settings(colours, tmp_path / "b", **settings, label_smoothing=0.9))
-    # with all of the weight on the teacher's answers, labels do not matter
-    assert checksum(final(tmp_path / "a")) == checksum(final(tmp_path / "b"))
-    info = load_model(tmp_path / "a" / "best.safetensors").training_info["settings"]
-    assert "teacher" not in info, "a private path"
 
 
 def test_erased_pictures_are_the_share_that_was_asked_for() -> None:
@@ -419,119 +254,6 @@ def test_a_time_budget_ends_a_run_with_what_it_has(tmp_path: Path, colours: Path
         tiny_settings(colours, "x", time_budget=-1.0)
 
 
-def test_rates_are_tried_on_a_copy(tmp_path: Path, colours: Path) -> None:
-    lines: list[str] = []
-    out = tmp_path / "out"
-    summary = do(tiny_settings(colours, out, epochs=2, find_lr=True, lr=7.0), lines.append)
-    assert 1e-6 < summary["lr"] < 0.1
-    assert any("--find-lr chose" in line for line in lines)
-    assert json.loads((out / "config.json").read_text())["train"]["lr"] == summary["lr"]
-    again = do(tiny_settings(colours, out, epochs=2, find_lr=True, lr=7.0, resume=True))
-    assert again["lr"] == summary["lr"]
-    fixed = do(tiny_settings(colours, tmp_path / "fixed", epochs=2, lr=summary["lr"]))
-    assert fixed["lr"] == summary["lr"]
-    assert checksum(final(out)) == checksum(final(tmp_path / "fixed")), "the trial left traces"
-
-
-def test_the_rate_of_the_lowest_loss_is_where_learning_is_fastest() -> None:
-    model = create_model("vit_micro_patch4_8", num_classes=2)
-    before = checksum(dict(model.state_dict()))
-    images = torch.randn(16, 3, 8, 8)
-    labels = (images.mean((1, 2, 3)) > 0).long()
-    config = tiny_settings("x", "y")
-    found = find_rate(model, config, Criterion(), [(images, labels)], ALONE)
-    assert 1e-5 < found <= 1e-1
-    assert checksum(dict(model.state_dict())) == before
-    best = best_rate(model, config, Criterion(), [(images, labels)], CPU)
-    assert best == pytest.approx(10 * found)
-
-
-def sparse(config: TrainConfig) -> float:
-    do(config)
-    return sum(float(v.abs().sum()) for n, v in final(Path(str(config.output))).items()
-               if n.endswith("spline_weight"))  # fmt: skip
-
-
-def test_a_penalty_makes_splines_small(tmp_path: Path, colours: Path) -> None:
-    sizes = [
-        sparse(tiny_settings(colours, tmp_path / str(w), epochs=3, spline_penalty=w))
-        for w in (0.0, 1e-3, 1e-1)
-    ]
-    assert sizes[0] > sizes[1] > sizes[2]
-
-
-def test_calibrated_grids_span_the_activations(tmp_path: Path, colours: Path) -> None:
-    def outside(folder: str, **changes: Any) -> list[float]:
-        config = tiny_settings(colours, tmp_path / folder, epochs=1, max_steps=1, **changes)
-        do(replace(config, lr=0.0))
-        model = load_model(tmp_path / folder / "best.safetensors")
-        shares: list[float] = []
-
-        def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-            x, k = layer.spline_inputs(inputs[0]), layer.spline_order
-            low, high = layer.grid[:, k], layer.grid[:, -k - 1]
-            shares.append(float(((x < low) | (x > high)).float().mean()))
-
-        for layer in spline_layers(model):
-            layer.register_forward_pre_hook(look)
-        pictures = PictureDataset(load_data(str(colours)).train, model.preprocessing)
-        with torch.no_grad():
-            model(torch.stack([pictures[0, i][0] for i in range(30)]))
-        return shares
-
-    plain = outside("plain")
-    calibrated = outside("calibrated", calibrate_grid=True, augment="none")
-    assert len(plain) == len(calibrated) == 8
-    assert max(calibrated) < 0.05
-    assert max(calibrated) < max(plain)
-
-
-@pytest.mark.parametrize("ffn", ["kan", "group-kan"])
-@pytest.mark.parametrize("change", [{"refine_grid": ((1, 16),)}, {"update_grid_every": 1}])
-def test_grids_change_between_epochs_and_resume_to_the_same_bits(
-    tmp_path: Path, colours: Path, change: dict[str, Any], ffn: str
-) -> None:
-    settings = {"epochs": 4, "ffn": ffn, "ema": 0.9, **change}
-    lines: list[str] = []
-    do(tiny_settings(colours, tmp_path / "whole", **settings), lines.append)
-    due = 1 if "refine_grid" in change else 3
-    assert sum(line.startswith("grids") for line in lines) == due
-    take_step, left = loop.take_step, iter(range(4))
-
-    def stopping(*arguments: Any) -> Any:
-        if next(left, None) is None:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "take_step", stopping)
-        with pytest.raises(Stopped):  # in the second epoch, whose grids have changed already
-            do(tiny_settings(colours, tmp_path / "parts", **settings))
-    do(tiny_settings(colours, tmp_path / "parts", **settings, resume=True))
-    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
-    for key in ("model", "average", "optimiser"):
-        assert checksum(whole[key]) == checksum(parts[key])
-    model = load_model(tmp_path / "whole" / "best.safetensors")
-    before = 5 if ffn == "kan" else 8
-    after = 16 if "refine_grid" in change else before
-    assert model.config.grid_size in (before, after)
-    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
-    assert summary["model"]["grid_size"] == after
-
-
-def test_refinement_keeps_the_functions(tmp_path: Path, colours: Path) -> None:
-    """With a rate of nothing, a grid of twice the size computes what it did."""
-    for name, change in (("plain", None), ("finer", ((1, 10), (2, 20)))):
-        do(tiny_settings(colours, tmp_path / name, epochs=3, lr=0.0, refine_grid=change))
-    losses = [
-        [json.loads(line)["val_loss"] for line in
-         (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("plain", "finer")
-    ]  # fmt: skip
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    assert final(tmp_path / "finer")["blocks.0.mlp.fc1.spline_weight"].shape[-1] == 23
-
-
 def test_settings_that_contradict_are_refused(tmp_path: Path) -> None:
     for changes in (
         {"shard": True, "amp": "fp16"}, {"shard": True, "refine_grid": ((1, 8),)},
@@ -540,16 +262,6 @@ def test_settings_that_contradict_are_refused(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match="--"):
             tiny_settings("digits", tmp_path, **changes)
-
-
-def test_refinements_are_read(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    status, _, err = command("train", "--data-path", "digits", "--refine-grid", "ten")
-    assert status == 2
-    assert "EPOCH:SIZE" in err
-    flags = "--epochs 2 --max-steps 1 --batch-size 8 --refine-grid 1:10 --output"
-    status, out, _ = command("train", "--data-path", "digits", *flags.split(), tmp_path / "r")
-    assert status == 0
-    assert "refined to 10 intervals" in out
 
 
 def test_schedules_have_all_their_steps() -> None:
