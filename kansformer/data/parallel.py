@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from kansformer.device import usable_cores
 from kansformer.errors import JobFailed
 
 Result = TypeVar("Result")
@@ -31,7 +32,7 @@ def in_processes(
     Raises:
         JobFailed: a process was killed.
     """
-    workers = min(workers or os.cpu_count() or 1, len(items) // CHUNK)
+    workers = min(workers or usable_cores(), len(items) // CHUNK)
 
     def bar(results: Iterable[Result]) -> Iterator[Result]:
         yield from tqdm(results, title, len(items), leave=False, disable=not items)

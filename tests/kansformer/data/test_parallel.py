@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kansformer.data.parallel import in_processes
+from kansformer.device import usable_cores
 from kansformer.errors import JobFailed, UserError
 from tests.conftest import ROOT
 
@@ -43,8 +44,8 @@ def test_results_come_in_order(workers: int | None, count: int) -> None:
     results = list(in_processes(square, range(count), workers, "squares"))
     assert [result for result, _ in results] == [number**2 for number in range(count)]
     inside = {process for _, process in results} - {os.getpid()}
-    assert len(inside) <= (workers or os.cpu_count() or 1)
-    assert bool(inside) == (count == 100 and workers != 1 and (workers or os.cpu_count()) > 1)
+    assert len(inside) <= (workers or usable_cores())
+    assert bool(inside) == (count == 100 and workers != 1 and (workers or usable_cores()) > 1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
