@@ -31,8 +31,8 @@ SHELL = {
 }  # each once, in their order; fmt: skip
 INSTALLING = {
     "make demo", "make test", "python -m venv .venv", "source .venv/bin/activate",
-    "pip install -r requirements.txt", "pip install -r requirements-dev.txt", "python -m pytest",
-    "pip install -r requirements-export.txt",
+    "python -m pytest",
+    *(f"pip install -r {file.name}" for file in ROOT.glob("requirements*.txt")),
 }  # fmt: skip
 TRAINING = "--epochs 1 --max-steps 2 --warmup-epochs 0 --batch-size 16 --no-report".split()
 LOOKING = "--pictures 20 --test-pictures 20 --edges 2 --units 2".split()

@@ -1,5 +1,6 @@
 """Trainings of tests run in folders of their own."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,9 @@ def sgd(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
 
     monkeypatch.setattr("kansformer.train.run.make_optimiser", make)
+
+
+@pytest.fixture
+def steady_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW that divides by at least 1e-3: gradients of rounding stay small (see `sgd`)."""
+    monkeypatch.setattr("kansformer.train.optimiser.AdamW", partial(torch.optim.AdamW, eps=1e-3))

@@ -51,6 +51,7 @@ def test_two_ranks_are_one_with_the_double_batch(
     assert not (tmp_path / "log.1").read_text(), "only the first rank speaks"
 
 
+@pytest.mark.usefixtures("steady_adam")
 @pytest.mark.parametrize("ffn", ["kan", "group-kan"])
 def test_a_sharded_model_trains_like_whole_ones(tmp_path: Path, colours: Path, ffn: str) -> None:
     settings = {"epochs": 3, "batch_size": 4, "ffn": ffn, "ema": 0.8}
