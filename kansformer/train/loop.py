@@ -439,7 +439,7 @@ def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
         summary |= {"test_acc1": test["acc1"], "test_loss": test["loss"]}
         run.say(f"test accuracy {test['acc1']:.2f} % on {int(test['count'])} pictures")
     if run.ranks.is_first:
-        run.folder.finish(summary)
+        run.folder.finish(history, summary)
     return summary
 
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from kansformer.files import (
 )
 
 SMALL_FILES = 20_000_000  # bytes for curves, events, tables
+DRAW_SECONDS = 30  # between two drawings of the curves, which take longer than a short epoch
 
 
 class RunFolder:
@@ -42,6 +45,7 @@ class RunFolder:
         self.last = path / "last.pt"
         self.previous = path / "last.previous.pt"
         self.events: SummaryWriter | None = None  # opened when there is something to write
+        self.drawn = -math.inf  # when the curves were, by the monotonic clock
         make_output_folder(path)
         if resume and not (self.last.is_file() or self.previous.is_file()):
             raise UserError(f"{self.last}: nothing to resume; leave out --resume to start")
@@ -70,20 +74,28 @@ class RunFolder:
             write_class_indices(also_in / "class_indices.json", class_names)
 
     def write_history(self, history: Sequence[dict[str, Any]]) -> None:
-        """metrics.jsonl, one object per epoch, its plot, and the last one's TensorBoard event."""
+        """metrics.jsonl, one object per epoch, the last one's TensorBoard event, and now and then
+        the curves.
+        """
         if self.events is None:
             self.events = SummaryWriter(str(self.path / "tensorboard"))
         for key, value in history[-1].items():
             self.events.add_scalar(key, value, history[-1]["epoch"])
         lines = "".join(json.dumps(row) + "\n" for row in history)
         write_bytes(self.path / "metrics.jsonl", lines.encode())
-        write_bytes(self.path / "curves.png", as_png(draw_history(history)))
+        if time.monotonic() > self.drawn + DRAW_SECONDS:
+            self._draw(history)
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """summary.json, after which nothing more is written."""
+    def finish(self, history: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
+        """The curves to the end and summary.json, after which nothing more is written."""
+        self._draw(history)
         write_json(self.path / "summary.json", summary)
         if self.events is not None:
             self.events.close()
+
+    def _draw(self, history: Sequence[dict[str, Any]]) -> None:
+        write_bytes(self.path / "curves.png", as_png(draw_history(history)))
+        self.drawn = time.monotonic()
 
     def save_state(self, state: dict[str, Any]) -> None:
         """last.pt, plain types and tensors only, with a checksum; the one before it is kept too."""
