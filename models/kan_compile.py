@@ -99,9 +99,9 @@ def compiled(
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: `vision-kansformer` in the user's cache folder."""
+    """Where compiled kernels are kept: `kansformer/kernels` in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "vision-kansformer"
+    return Path(home) / "kansformer" / "kernels"
 
 
 class _Module(nn.Module):

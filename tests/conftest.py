@@ -13,6 +13,7 @@ from PIL import Image
 from kansformer.data import load_data
 from kansformer.errors import run_command
 from kansformer.train import TrainConfig, train
+from models.kan_compile import cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 30, 40)}
@@ -99,8 +100,16 @@ def fixed_seed() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keeps what tests remember about pictures out of the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Keeps what tests remember about pictures out of the user's cache.
+
+    KAN layers run without a compiler where a test does not ask for it. Compiled kernels are named
+    after all they depend on, so those of the user are good here too, and are added to.
+    """
+    folder, kernels = tmp_path_factory.mktemp("cache"), cache_folder()
+    kernels.mkdir(parents=True, exist_ok=True)
+    (folder / "kansformer").mkdir()
+    (folder / "kansformer" / "kernels").symlink_to(kernels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("KAN_MODE", "eager")
         yield folder

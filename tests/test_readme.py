@@ -6,11 +6,13 @@ make is left to the machine that runs this test, by `make test` itself.
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,45 +20,46 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from tests.conftest import ROOT, write_folder, write_picture
+from tests.kansformer.data.test_originals import write_mnist
+from tests.processes import start, status_of
 from tests.server import served, stop
 
-README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 SHELL = {
-    line: None
-    for page in PAGES
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
-    for line in block.splitlines()
-    if line
-}  # each once, in their order; fmt: skip
+    page: [line for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+           for line in block.splitlines() if line]
+    for page, text in PAGES.items()
+}  # fmt: skip
 INSTALLING = {
     "make demo", "make test", "python -m venv .venv", "source .venv/bin/activate",
     "python -m pytest",
     *(f"pip install -r {file.name}" for file in ROOT.glob("requirements*.txt")),
 }  # fmt: skip
-TRAINING = "--epochs 1 --max-steps 2 --warmup-epochs 0 --batch-size 16 --no-report".split()
-LOOKING = "--pictures 20 --test-pictures 20 --edges 2 --units 2".split()
+TRAINING = (
+    "--epochs 1 --max-steps 2 --warmup-epochs 0 --batch-size 16 --no-report"
+    " --model kansformer_micro_patch8_16"
+)
 SHORT = {
     "train.py": TRAINING,
-    "kansformer.compare": [*TRAINING, "--seeds", "1"],
-    "kansformer.interpret": LOOKING,
+    "kansformer.compare": f"{TRAINING} --seeds 1",
+    "kansformer.interpret": "--pictures 20 --test-pictures 20 --edges 2 --units 2",
 }
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
     """The repository's files, with pictures where the README expects the user's."""
-    folder = tmp_path_factory.mktemp("clone")
+    folder = tmp_path / "clone"
     private = {ROOT: {".git", ".venv", "data"}, ROOT / "weights": set(os.listdir(ROOT / "weights"))}
     private[ROOT / "weights"] -= {"README.md", "digits.safetensors"}
     shutil.copytree(
-        ROOT, folder, dirs_exist_ok=True,
-        ignore=lambda where, names: private.get(Path(where), {"__pycache__"}),
-    )  # fmt: skip
+        ROOT, folder, ignore=lambda where, names: private.get(Path(where), {"__pycache__"})
+    )
     for number, flower in enumerate(("daisy", "roses", "tulips")):
         for i in range(6):
             write_picture(folder / "flower_photos" / flower / f"{i}.jpg", (9, 9, 9), 9 * number + i)
     write_folder(folder / "more_flowers", 6)
+    write_mnist(folder / "fashion-mnist", packed=False, fashion=True, training=200)
     (folder / "weights" / "demo").mkdir()  # of `make demo`
     shutil.copy(folder / "weights" / "digits.safetensors",
                 folder / "weights" / "demo" / "best.safetensors")  # fmt: skip
@@ -70,41 +73,63 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+def run(line: str, folder: Path) -> None:
+    """`python LINE`, without starting Python anew and importing all that is here already."""
+    arguments = shlex.split(line)
+
+    def work() -> None:
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+        is_module = arguments[0] == "-m"
+        sys.argv = arguments[is_module:]
+        try:
+            (runpy.run_module if is_module else runpy.run_path)(sys.argv[0], run_name="__main__")
+        except SystemExit as leaving:
+            sys.stdout.flush()
+            os._exit(int(leaving.code or 0))
+
+    log = folder / "log"
+    assert status_of(start(work, log), seconds=300) == 0, (line, log.read_text()[-2000:])
 
 
-def test_every_shell_command_runs(clone: Path) -> None:
-    commands = [shlex.split(line) for line in SHELL if line not in INSTALLING]
-    assert len(commands) >= 8
-    for name, *arguments in commands:
-        assert name == "python", "only python lines are run here; add others to INSTALLING"
-        if any(a.startswith("/usr/") and not Path(a).exists() for a in arguments):
-            continue  # a data set of the system's that is not installed here
-        if "kansformer.web" in arguments:  # it ends only when it is told to
-            with served(arguments, clone) as (_, process):
-                assert stop(process, signal.SIGTERM)[0] == 143
-            continue
-        program = arguments[1] if arguments[0] == "-m" else arguments[0]
-        short = SHORT.get(program, [])
-        run([sys.executable, *arguments, *short], clone)
+@pytest.mark.parametrize("page", sorted(page for page, lines in SHELL.items() if lines))
+def test_every_shell_command_runs(clone: Path, page: str) -> None:
+    if page != "README.md":  # which trains this one itself
+        run(f"train.py --data-path flower_photos --output weights/flowers {TRAINING}", clone)
+    address, process = "", None
+    with ExitStack() as serving:
+        for line in SHELL[page]:
+            program, _, rest = line.replace("/usr/share/datasets/", "").partition(" ")
+            if line in INSTALLING:
+                continue
+            if program == "curl":
+                local = shlex.split(rest.replace("http://127.0.0.1:7860", address))
+                subprocess.run(["curl", "--silent", "--fail", *local], cwd=clone, check=True)
+                continue
+            assert program == "python", "only python and curl are run here; add to INSTALLING"
+            if "kansformer.web" in line:  # it ends only when it is told to
+                address, process = serving.enter_context(served(shlex.split(rest), clone))
+                continue
+            name = rest.removeprefix("-m ").split()[0]
+            run(f"{rest} {SHORT.get(name, '')}", clone)
+        if process is not None:
+            assert stop(process, signal.SIGTERM)[0] == 143
 
 
-PYTHON = [(page.name, code) for page in PAGES
-          for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]  # fmt: skip
+PYTHON = {page: re.findall(r"```python\n(.*?)```", text, re.S) for page, text in PAGES.items()}
 
 
-@pytest.mark.parametrize("page", sorted({page for page, _ in PYTHON}))
+@pytest.mark.parametrize("page", sorted(page for page, pieces in PYTHON.items() if pieces))
 def test_every_piece_of_python_runs(clone: Path, page: str) -> None:
-    for name, code in PYTHON:
-        if name == page:
-            run([sys.executable, "-W", "error", "-c", code], clone)
+    for code in PYTHON[page]:
+        command = [sys.executable, "-W", "error", "-c", code]
+        done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_it_opens_with_a_picture_and_the_two_commands() -> None:
-    assert re.match(r"# .*\n\n!\[[^]]+\]\(([^)]+)\)\n", README)
-    assert list(SHELL)[:2] == ["make demo", "make test"]
-    for _, target in re.findall(r"(!?\[[^]]*\])\(([^)]+)\)", README):
+    readme = PAGES["README.md"]
+    assert re.match(r"# .*\n\n!\[[^]]+\]\(([^)]+)\)\n", readme)
+    assert SHELL["README.md"][:2] == ["make demo", "make test"]
+    for _, target in re.findall(r"(!?\[[^]]*\])\(([^)]+)\)", readme):
         assert (ROOT / target).exists(), target

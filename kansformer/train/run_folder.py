@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -45,7 +44,7 @@ class RunFolder:
         self.last = path / "last.pt"
         self.previous = path / "last.previous.pt"
         self.events: SummaryWriter | None = None  # opened when there is something to write
-        self.drawn = -math.inf  # when the curves were, by the monotonic clock
+        self.drawn = time.monotonic()  # when the curves were last
         make_output_folder(path)
         if resume and not (self.last.is_file() or self.previous.is_file()):
             raise UserError(f"{self.last}: nothing to resume; leave out --resume to start")

@@ -36,7 +36,7 @@ def kernel_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     """An empty folder for compiled kernels, in memory and on disk."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kan_features._compiled.cache_clear()
-    yield tmp_path / "vision-kansformer"
+    yield tmp_path / "kansformer" / "kernels"
     kan_features._compiled.cache_clear()
 
 

@@ -20,11 +20,13 @@ def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def write_mnist(folder: Path, packed: bool, fashion: bool = False) -> dict[str, np.ndarray]:
+def write_mnist(
+    folder: Path, packed: bool, fashion: bool = False, training: int = 50
+) -> dict[str, np.ndarray]:
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {}
     for name in MNIST_FILES:
-        count = 50 if "train" in name else 20
+        count = training if "train" in name else 20
         if "images" in name:
             arrays[name] = RNG.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         else:
