@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def run(line: str, folder: Path) -> None:
     def work() -> None:
         os.chdir(folder)
         sys.path.insert(0, str(folder))
+        warnings.simplefilter("ignore", RuntimeWarning)  # of modules that are imported already
         is_module = arguments[0] == "-m"
         sys.argv = arguments[is_module:]
         try:
