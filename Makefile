@@ -13,7 +13,7 @@ demo: $(VENV)/demo-ready
 	$(RUN) predict.py weights/demo/digit.png --weights weights/demo/best.safetensors --topk 3
 
 test: $(VENV)/test-ready
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/test-ready
 	$(RUN) -m ruff check .

@@ -13,7 +13,9 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,23 +77,32 @@ def clone(tmp_path: Path) -> Path:
 
 
 def run(line: str, folder: Path) -> None:
-    """`python LINE`, without starting Python anew and importing all that is here already."""
+    """`python LINE`."""
     arguments = shlex.split(line)
+    is_module = arguments[0] == "-m"
 
     def work() -> None:
+        warnings.simplefilter("ignore", RuntimeWarning)  # of modules that are imported already
+        sys.argv = arguments[is_module:]
+        (runpy.run_module if is_module else runpy.run_path)(sys.argv[0], run_name="__main__")
+
+    run_forked(work, line, folder)
+
+
+def run_forked(work: Callable[[], object], name: str, folder: Path) -> None:
+    """Runs it in a process of its own there, without starting Python and importing all anew."""
+
+    def script() -> None:
         os.chdir(folder)
         sys.path.insert(0, str(folder))
-        warnings.simplefilter("ignore", RuntimeWarning)  # of modules that are imported already
-        is_module = arguments[0] == "-m"
-        sys.argv = arguments[is_module:]
         try:
-            (runpy.run_module if is_module else runpy.run_path)(sys.argv[0], run_name="__main__")
+            work()
         except SystemExit as leaving:
             sys.stdout.flush()
             os._exit(int(leaving.code or 0))
 
     log = folder / "log"
-    assert status_of(start(work, log), seconds=300) == 0, (line, log.read_text()[-2000:])
+    assert status_of(start(script, log), seconds=300) == 0, (name, log.read_text()[-2000:])
 
 
 @pytest.mark.parametrize("page", sorted(page for page, lines in SHELL.items() if lines))
@@ -124,9 +135,7 @@ PYTHON = {page: re.findall(r"```python\n(.*?)```", text, re.S) for page, text in
 @pytest.mark.parametrize("page", sorted(page for page, pieces in PYTHON.items() if pieces))
 def test_every_piece_of_python_runs(clone: Path, page: str) -> None:
     for code in PYTHON[page]:
-        command = [sys.executable, "-W", "error", "-c", code]
-        done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+        run_forked(partial(exec, code, {"__name__": "__main__"}), code, clone)
 
 
 def test_it_opens_with_a_picture_and_the_two_commands() -> None:

@@ -86,7 +86,7 @@ def test_refinements_are_read(command: Callable[..., tuple[int, str, str]], tmp_
     status, _, err = command("train", "--data-path", "digits", "--refine-grid", "ten")
     assert status == 2
     assert "EPOCH:SIZE" in err
-    flags = "--epochs 2 --max-steps 1 --batch-size 8 --refine-grid 1:10 --output"
+    flags = "--epochs 2 --max-steps 1 --batch-size 8 --no-report --refine-grid 1:10 --output"
     status, out, _ = command("train", "--data-path", "digits", *flags.split(), tmp_path / "r")
     assert status == 0
     assert "refined to 10 intervals" in out
