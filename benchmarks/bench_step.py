@@ -65,14 +65,18 @@ def contenders(size: str, pixels: int, patch: int) -> dict[str, nn.Module]:
 
 
 def training_step(
-    model: nn.Module, pixels: int, batch: int, device: str
+    model: nn.Module, shape: tuple[int, ...], classes: int, device: str
 ) -> Callable[[], torch.Tensor]:
-    """A function that trains the model for one step on the same pictures and returns the loss."""
+    """A function that trains the model for one step on the same pictures and returns the loss.
+
+    Args:
+        shape: of the pictures, (B, C, S, S).
+    """
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 3, pixels, pixels, generator=generator).to(device)
-    labels = torch.randint(CLASSES, (batch,), generator=generator).to(device)
+    x = torch.randn(shape, generator=generator).to(device)
+    labels = torch.randint(classes, shape[:1], generator=generator).to(device)
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
@@ -89,7 +93,8 @@ def measured(
 ) -> list[dict[str, Any]]:
     """One record per contender."""
     models = contenders(size, pixels, patch)
-    jobs = {name: training_step(m, pixels, batch, device) for name, m in models.items()}
+    shape = batch, 3, pixels, pixels
+    jobs = {name: training_step(m, shape, CLASSES, device) for name, m in models.items()}
     times = measure.interleaved(jobs, repeats, device)
     records = []
     for name, model in models.items():
@@ -111,7 +116,7 @@ def loss_curves(steps: int, device: str) -> dict[str, list[float]]:
     for mode in ("plain", "eager", "compiled"):
         torch.manual_seed(0)
         model = create_model("kansformer_micro", img_size=32, patch_size=8, num_classes=CLASSES)
-        step = training_step(set_mode(model, mode), 32, 64, device)
+        step = training_step(set_mode(model, mode), (64, 3, 32, 32), CLASSES, device)
         curves[mode] = [float(step()) for _ in range(steps)]
     return curves
 

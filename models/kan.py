@@ -21,6 +21,7 @@ from models.kan_features import activation_name, features
 from models.kan_ops import Weights, check_mode, kan_linear, no_autocast
 
 Activation = Callable[[], Callable[[Tensor], Tensor]]  # makes an activation, as nn.SiLU does
+INITS = ("variance", "efficient-kan")
 
 
 def gain(activation: Callable[[Tensor], Tensor]) -> float:
@@ -45,7 +46,9 @@ class KANLinear(nn.Module):
     spline tapers to zero over `spline_order` knots and the base goes on.
 
     At initialisation an N(0, 1) input gives an output of variance about scale_base² (for any base
-    activation, see `gain`), plus a small random spline.
+    activation, see `gain`), plus a small random spline. `init="efficient-kan"` draws parameters as
+    that project does instead, for comparisons: its `kaiming_uniform_(a=√5 · scale)` makes them
+    smaller for a larger scale.
 
     Args:
         in_features, out_features: sizes of the last dimension of input and output.
@@ -62,13 +65,15 @@ class KANLinear(nn.Module):
         bias: adds a learnable constant per output.
         mode: how to compute it, "compiled", "eager" or "plain", or "auto", see `kan_linear`; all
             give the same to rounding. The attribute may be changed at any time.
+        init: one of INITS.
 
     Shapes: (..., in_features) -> (..., out_features).
 
     Knots stay in float32 when the module is cast to 16 bits.
 
     Raises:
-        ValueError: a size that is not positive, a grid range that is empty, or an unknown mode.
+        ValueError: a size that is not positive, a grid range that is empty, or an unknown mode or
+            init.
     """
 
     grid: Tensor
@@ -88,11 +93,14 @@ class KANLinear(nn.Module):
         grid_range: Sequence[float] = (-1, 1),
         bias: bool = False,
         mode: str = "auto",
+        init: str = "variance",
     ) -> None:
         super().__init__()
         sizes = {"in_features": in_features, "out_features": out_features}
         low, high = _checked_range(sizes, grid_size, spline_order, grid_range)
         check_mode(mode)
+        if init not in INITS:
+            raise ValueError(f"init must be one of {INITS}, not {init!r}")
         self.in_features = in_features
         self.out_features = out_features
         self.grid_size = grid_size
@@ -103,6 +111,7 @@ class KANLinear(nn.Module):
         self.enable_standalone_scale_spline = enable_standalone_scale_spline
         self.base_activation = base_activation()
         self.mode = mode
+        self.init = init
         self.grid_eps = grid_eps
 
         self.grid_range = low, high
@@ -122,6 +131,11 @@ class KANLinear(nn.Module):
         """Draws fresh parameters, on an even grid; a larger scale gives larger weights."""
         knots = splines.uniform_knots(*self.grid_range, self.grid_size, self.spline_order)
         self.grid.copy_(knots.expand_as(self.grid))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if self.init == "efficient-kan":
+            self._reset_as_efficient_kan()
+            return
         fan = 1 / math.sqrt(self.in_features)
         bound = math.sqrt(3)  # of a uniform variable with variance 1
         base = self.scale_base * fan / gain(self.base_activation)
@@ -133,8 +147,18 @@ class KANLinear(nn.Module):
         else:
             noise *= self.scale_spline * fan
         nn.init.uniform_(self.spline_weight, -noise, noise)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+
+    @torch.no_grad()
+    def _reset_as_efficient_kan(self) -> None:
+        nn.init.kaiming_uniform_(self.base_weight, a=math.sqrt(5) * self.scale_base)
+        places = self.grid[:, self.spline_order : self.grid_size + self.spline_order + 1].T
+        noise = torch.rand(*places.shape, self.out_features, dtype=places.dtype) - 0.5
+        curves = self.curve2coeff(places, noise * (self.scale_noise / self.grid_size))
+        if self.enable_standalone_scale_spline:
+            nn.init.kaiming_uniform_(self.spline_scaler, a=math.sqrt(5) * self.scale_spline)
+        else:
+            curves = curves * self.scale_spline
+        self.spline_weight.copy_(curves)
 
     @property
     def scaled_spline_weight(self) -> Tensor:
@@ -508,6 +532,7 @@ class KANFeedForward(nn.Module):
         norm: the LayerNorm between the layers.
         output_scale: factor on the second layer's weights at the start.
         base_activation: of both layers, or a pair, one for each.
+        init: one of INITS; "efficient-kan", of `KANLinear` alone, leaves out `output_scale`.
         the rest: as in `KANLinear`, for both layers.
 
     Shapes: (..., in_features) -> (..., out_features).
@@ -528,6 +553,7 @@ class KANFeedForward(nn.Module):
         base_activation: Activation | tuple[Activation, Activation] = nn.SiLU,
         bias: bool = False,
         drop: float = 0.0,
+        init: str = "variance",
     ) -> None:
         super().__init__()
         pair = base_activation if isinstance(base_activation, tuple) else (base_activation,) * 2
@@ -542,6 +568,8 @@ class KANFeedForward(nn.Module):
                 "base_activation": activation,
                 "bias": bias,
             }
+            if groups is None and init != "variance":
+                return KANLinear(width_in, width_out, init=init, **options)
             if groups is None:
                 options |= {"scale_base": scale, "scale_spline": scale}
                 return KANLinear(width_in, width_out, **options)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
-from models.kan import GroupKANLinear, KANFeedForward, KANLinear
+from models.kan import INITS, GroupKANLinear, KANFeedForward, KANLinear
 from models.kan_features import BASE_ACTIVATIONS
 
 FFNS = ("kan", "group-kan", "mlp")
@@ -57,6 +57,7 @@ class ViTConfig:
     hidden_widths: tuple[int, ...] | None = None  # of each block, where surgery has changed them
     kan_norm: bool = True  # a LayerNorm between the two KAN layers of a block
     kan_bias: bool = False  # biases in KAN layers
+    kan_init: str = "variance"  # how splines on edges start, one of models.kan.INITS
     groups: int = 8  # splines per layer of a "group-kan" block
     head: str = "linear"
     head_hidden: int = 64  # hidden width of the "kan" head
@@ -104,7 +105,9 @@ class ViTConfig:
             isinstance(self.kan_hidden, int) and self.kan_hidden > 0
         ):
             raise ValueError(f'kan_hidden must be a number or "full", not {self.kan_hidden!r}')
-        for name, known in (("ffn", FFNS), ("head", HEADS), ("pool", POOLS)):
+        for name, known in (
+            ("ffn", FFNS), ("head", HEADS), ("pool", POOLS), ("kan_init", INITS)
+        ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
         if not all(name in BASE_ACTIVATIONS for name in self.base_activations):
@@ -305,6 +308,7 @@ def _kan_feed_forward(
         base_activation=(first, second),
         bias=config.kan_bias,
         drop=config.drop_rate,
+        init=config.kan_init,
         **options,
     )
 

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 from kansformer.data.augment import POLICIES
 from kansformer.data.preprocessing import STATISTICS
 from kansformer.errors import UserError
+from models.kan import INITS
 from models.vit_model import BASE_ACTIVATIONS, FFNS, HEADS
 
 
@@ -88,6 +89,11 @@ class TrainConfig:
     groups: int | None = _flag(None, "splines per layer of group-kan blocks")
     grid_size: int | None = _flag(None, "intervals in each spline's grid")
     spline_order: int | None = _flag(None, "degree of the splines")
+    grid_range: tuple[float, float] | None = _flag(
+        None, "ends of the grids", type=float, nargs=2, metavar=("LOW", "HIGH")
+    )
+    kan_norm: bool | None = _flag(None, "a LayerNorm between the two layers of a KAN block")
+    kan_init: str | None = _flag(None, "how KAN layers start", choices=INITS)
     base_activation: str | tuple[str, str] | None = _flag(
         None,
         "activation beside the splines, or two, A,B, for a block's two layers",
@@ -194,7 +200,8 @@ class TrainConfig:
     def model_overrides(self) -> dict[str, Any]:
         """The fields of `ViTConfig` that were set."""
         names = (
-            "ffn", "head", "kan_hidden", "groups", "grid_size", "spline_order", "base_activation",
+            "ffn", "head", "kan_hidden", "groups", "grid_size", "spline_order", "grid_range",
+            "kan_norm", "kan_init", "base_activation",
             "img_size", "patch_size", "num_heads", "in_chans", "drop_rate", "drop_path_rate",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

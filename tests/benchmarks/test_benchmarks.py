@@ -65,6 +65,7 @@ def test_the_step_benchmark_trains_each_contender() -> None:
     records = bench_step.measured("tiny", 32, 16, batch=2, repeats=1, device="cpu")
     assert len(records) == 7
     assert all(record["step_ms"] > 0 for record in records)
-    step = bench_step.training_step(bench_step.contenders("tiny", 32, 16)["MLP twin"], 32, 4, "cpu")
+    twin = bench_step.contenders("tiny", 32, 16)["MLP twin"]
+    step = bench_step.training_step(twin, (4, 3, 32, 32), bench_step.CLASSES, "cpu")
     losses = [float(step()) for _ in range(8)]
     assert losses[-1] < losses[0]

@@ -218,6 +218,23 @@ def random_layer(grid_size: int = 5, order: int = 3) -> KANLinear:
     return layer
 
 
+@pytest.mark.parametrize("scaler", [True, False])
+def test_efficient_kans_start(scaler: bool) -> None:
+    """kaiming_uniform_(a=√5) is U(±1/√in); splines are noise of ±scale_noise / 2G at the knots."""
+    layer = KANLinear(
+        64, 200, grid_size=4, enable_standalone_scale_spline=scaler, init="efficient-kan"
+    )
+    weights = [layer.base_weight, *([layer.spline_scaler] if scaler else [])]
+    for weight in weights:
+        assert 0.99 / 8 < float(weight.detach().abs().max()) <= 1 / 8
+        assert float(weight.detach().std()) == pytest.approx(1 / 8 / 3**0.5, rel=0.02)
+    knots = layer.grid[:, 3:8].T
+    values = torch.einsum("nij,oij->nio", layer.b_splines(knots), layer.spline_weight.detach())
+    assert 0.99 < float(values.abs().max() / (0.1 / 2 / 4)) < 1.001
+    with pytest.raises(ValueError, match="init"):
+        KANLinear(2, 3, init="other")
+
+
 def test_curve2coeff_inverts_the_spline_in_any_dimensions() -> None:
     layer = random_layer().double()
     x = torch.rand(6, 50, 3, dtype=torch.float64) * 4 - 2

@@ -1,0 +1,84 @@
+"""The data sets of the study, and what every model is trained with on them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kansformer.data import PictureData, load_data
+from kansformer.data.split_folder import split_folder
+from kansformer.errors import UserError
+from kansformer.train.recipes import RECIPES
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """A data set of the study.
+
+    `load` takes the folder in which the pictures are, a folder of its own to write to, and the
+    seed. Fields of `TrainConfig` in `settings` are shared by all models; those in `choosing` take
+    their place where a model's learning rate is chosen.
+    """
+
+    title: str
+    load: Callable[[Path, Path, int], PictureData]
+    settings: dict[str, Any]
+    choosing: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 3
+
+
+def _digits(places: Path, folder: Path, seed: int) -> PictureData:
+    return load_data("digits")
+
+
+def _fashion_mnist(places: Path, folder: Path, seed: int) -> PictureData:
+    name = str(FASHION) if FASHION.is_dir() else "fashion-mnist"
+    return load_data(name, download_dir=str(places))
+
+
+def _sign_digits(places: Path, folder: Path, seed: int) -> PictureData:
+    """Split by seed and by ranges of a hundred numbers, so that hardly a hand is on two sides."""
+    source = _there(places / "sign-digits")
+    split_folder(source, folder, (0.7, 0.1, 0.2), seed, symlink=True, group_regex=r"IMG_(\d\d)")
+    return _in_memory(load_data(str(folder)))
+
+
+def _cifar10_jpeg(places: Path, folder: Path, seed: int) -> PictureData:
+    """Its val/ is what is tested on here; what validates is a share of its train/."""
+    data = load_data(str(_there(places / "cifar10-jpeg")))
+    return _in_memory(replace(data, val=None, test=data.val))
+
+
+def _there(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; unpack the pictures there, or give --places")
+    return folder
+
+
+def _in_memory(data: PictureData) -> PictureData:
+    parts = {
+        name: pictures.cached(workers=1)
+        for name in ("train", "val", "test")
+        if (pictures := getattr(data, name)) is not None
+    }
+    return replace(data, **parts)
+
+
+SETS = {
+    "digits": PictureSet(
+        "digits", _digits, {**RECIPES["digits"](), "epochs": 30}, seeds=5,
+    ),
+    "fashion-mnist": PictureSet(
+        "Fashion-MNIST", _fashion_mnist, RECIPES["fashion-mnist"](), {"epochs": 2},
+    ),
+    "sign-digits": PictureSet(
+        "sign-digits, by person", _sign_digits, RECIPES["sign-digits"](), {"epochs": 20}, seeds=5,
+    ),
+    "cifar10-jpeg": PictureSet(
+        "CIFAR-10 (JPEG, 20k)", _cifar10_jpeg,
+        {**RECIPES["small-pictures"](), "model": "kansformer_micro_patch8_32", "val_split": 0.1},
+        {"epochs": 6},
+    ),
+}  # fmt: skip

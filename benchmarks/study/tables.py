@@ -1,0 +1,87 @@
+"""Draws the study's tables and pictures, from its raw results alone.
+
+    python -m benchmarks.study.tables
+
+Writes tables.md, and a picture of every data set, beside the results.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study import comparison
+from benchmarks.study.arms import BASELINE
+from benchmarks.study.jobs import Job, read
+from benchmarks.study.sets import SETS
+from kansformer.compare import accuracy, draw, summarise
+from kansformer.errors import run_command
+from kansformer.files import write_bytes
+
+
+def main() -> None:
+    """Writes them."""
+    parser = argparse.ArgumentParser(description="Tables and pictures of the study.")
+    parser.add_argument("--results", type=Path, default=comparison.RESULTS, metavar="DIR")
+    folder = parser.parse_args().results
+    parts = []
+    for name in SETS:
+        found = of_set(name, folder)
+        if found is None:
+            continue
+        text, runs = found
+        parts.append(text)
+        write_bytes(folder / f"{name}.png", draw(runs))
+    write_bytes(folder / "tables.md", "\n".join(parts).encode())
+    print("\n".join(parts))
+
+
+def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
+    """The text on a data set and its runs at equal size; None while it is not complete."""
+    records, times = read(folder / f"{name}.jsonl"), folder / f"{name}.steps.json"
+    if not times.is_file():
+        return None
+    rates = comparison.chosen(name, records)
+    timed = json.loads(times.read_text())
+    jobs = {
+        "equal size": comparison.equal_size(name, rates),
+        "equal training time": comparison.equal_time(name, rates, timed["step_ms"]),
+    }
+    if not all(job.key in records for part in jobs.values() for job in part):
+        return None
+    runs = {title: [as_run(job, records[job.key]) for job in part] for title, part in jobs.items()}
+    first = runs["equal size"][0]
+    lines = [
+        f"### {SETS[name].title}",
+        "",
+        f"{first['pictures']['train']:,} training, {first['pictures']['val']:,} validation and"
+        f" {first['pictures']['test']:,} test pictures; test accuracy in %, {SETS[name].seeds}"
+        " seeds.",
+        "",
+        "| at | blocks | n | mean | spread | against mlp | parameters | rate | epochs | step, ms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for title, some in runs.items():
+        for row in summarise(some):
+            arm = row["arm"]
+            own = next(run for run in some if run["arm"] == arm)
+            against = ""
+            if arm != BASELINE and row["interval"]:
+                low, high = row["interval"]
+                against = f"{row['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+            lines.append(
+                f"| {title} | {arm} | {row['n']} | {row['mean']:.2f} | {row['spread']:.2f} |"
+                f" {against} | {row['parameters']:,} | {own['lr']:g} | {own['epochs']} |"
+                f" {timed['step_ms'][arm]:.0f} |"
+            )
+    return "\n".join([*lines, ""]), runs["equal size"]
+
+
+def as_run(job: Job, record: dict[str, Any]) -> dict[str, Any]:
+    """A record as `kansformer.compare` has its runs."""
+    return {**record, "arm": job.arm, "seed": job.seed, "accuracy": accuracy(record)}
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,106 @@
+"""The study counts what it says: rates by validation, pairs by seed, each training once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.study import comparison, tables
+from benchmarks.study.arms import ARMS, RATES
+from benchmarks.study.jobs import Job, read, run
+from benchmarks.study.sets import SETS
+
+SIZES = {"train": 9, "val": 8, "test": 7}
+
+
+def record(job: Job, accuracy: float, loss: float = 1.0) -> dict[str, Any]:
+    return {
+        "job": json.loads(job.key), "pictures": SIZES, "parameters": 5, "flops_per_image": 1,
+        "seconds": 1.0, "lr": job.settings["lr"], "epochs": job.settings["epochs"],
+        "val_acc1": accuracy, "val_loss": loss, **({"test_acc1": accuracy} if job.test else {}),
+    }  # fmt: skip
+
+
+def write(folder: Path, records: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(one) + "\n" for one in records)
+    (folder / "digits.jsonl").write_text(lines)
+
+
+def by_rate(best: dict[str, float]) -> list[dict[str, Any]]:
+    """What choosing gives where these rates are the best ones."""
+    return [
+        record(job, 90.0 if job.settings["lr"] == best[job.arm] else 80.0)
+        for job in comparison.choosing("digits")
+    ]
+
+
+def test_rates_are_chosen_by_accuracy_and_then_by_loss() -> None:
+    jobs = comparison.choosing("digits")
+    assert not any(job.test for job in jobs)
+    assert {job.seed for job in jobs}.isdisjoint(range(SETS["digits"].seeds))
+    records = {job.key: record(job, 80.0, loss=job.settings["lr"]) for job in jobs}
+    assert set(comparison.chosen("digits", records).values()) == {min(RATES)}
+    for job in jobs:
+        if job.arm == "mlp" and job.settings["lr"] == RATES[1]:
+            records[job.key]["val_acc1"] = 81.0
+    rates = comparison.chosen("digits", records)
+    assert rates.pop("mlp") == RATES[1]
+    assert set(rates.values()) == {min(RATES)}
+
+
+def test_what_is_slower_trains_for_fewer_epochs() -> None:
+    rates, epochs = dict.fromkeys(ARMS, 1e-3), SETS["digits"].settings["epochs"]
+    steps = dict.fromkeys(ARMS, 2.0) | {"mlp": 1.0, "group-kan": 0.5}
+    for job in comparison.equal_time("digits", rates, steps):
+        fair = epochs if job.arm in ("mlp", "group-kan") else round(epochs / 2)
+        assert job.settings["epochs"] == fair, job.arm
+
+
+def test_a_training_is_done_once(tmp_path: Path) -> None:
+    short = {**SETS["digits"].settings, "epochs": 1, "max_steps": 1, "lr": 1e-3}
+    job = Job("digits", "mlp", 3, {**short, "ffn": "mlp", "grid_range": (-1.0, 1.0)})
+    path = tmp_path / "digits.jsonl"
+    found = run([job, job], path, tmp_path, at_once=1)
+    assert list(found) == [job.key]
+    assert found[job.key]["seed"] == 3
+    assert len(found[job.key]["history"]["val_acc1"]) == 1
+    assert 0 <= found[job.key]["test_acc1"] <= 100
+    before = path.read_text()
+    with path.open("a") as file:
+        file.write(before[:100])  # the machine stopped while it wrote
+    assert read(path) == run([job], path, tmp_path, at_once=1)
+    assert path.read_text() == before + before[:100]
+
+
+def test_the_table_is_made_of_the_trainings_that_belong_to_it(tmp_path: Path) -> None:
+    rates = dict.fromkeys(ARMS, RATES[0]) | {"kan": RATES[1]}
+    steps = dict.fromkeys(ARMS, 1.0) | {"kan": 3.0}
+    (tmp_path / "digits.steps.json").write_text(json.dumps({"step_ms": steps}))
+    jobs = comparison.equal_size("digits", rates)
+    jobs += comparison.equal_time("digits", rates, steps)
+    wanted = {job.key: job for job in jobs}
+    full = SETS["digits"].settings["epochs"]
+
+    def accuracy(job: Job) -> float:
+        gain = {"mlp": 0.0, "kan": 1.0 if job.settings["epochs"] == full else -1.0}
+        return 90.0 + job.seed + gain.get(job.arm, 2.0)
+
+    records = [record(job, accuracy(job)) for job in wanted.values()]
+    other = [record(Job("digits", "kan", seed, {**job.settings, "lr": 1.0}), 0.0)
+             for seed, job in enumerate(wanted.values())]  # fmt: skip
+    write(tmp_path, [*by_rate(rates), *records[:-1]])
+    assert tables.of_set("digits", tmp_path) is None  # one is missing
+    write(tmp_path, [*by_rate(rates), *other, *records])
+    found = tables.of_set("digits", tmp_path)
+    assert found is not None
+    lines = found[0].splitlines()
+    assert "| equal size | mlp | 5 | 92.00 | 1.58 |  | 5 | 0.001 | 30 | 1 |" in lines
+    assert "| equal size | kan | 5 | 93.00 | 1.58 | +1.00 (+1.00 to +1.00) |" in found[0]
+    assert "| equal training time | kan | 5 | 91.00 | 1.58 | -1.00 (-1.00 to -1.00) |" in found[0]
+
+
+@pytest.mark.skipif(not comparison.RESULTS.is_dir(), reason="no results yet")
+def test_the_tables_are_those_of_the_raw_results() -> None:
+    parts = [found[0] for name in SETS if (found := tables.of_set(name, comparison.RESULTS))]
+    assert (comparison.RESULTS / "tables.md").read_text() == "\n".join(parts)
