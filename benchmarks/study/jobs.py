@@ -42,7 +42,7 @@ class Job:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """Records by the key of their job; a last line that was cut off is left out."""
+    """Records by the key of their job; a line that was cut off is left out."""
     found = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -51,6 +51,15 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
             continue
         found[Job(**record["job"]).key] = record
     return found
+
+
+def append(record: dict[str, Any], path: Path) -> None:
+    """Adds a line, behind one that was cut off too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(max(file.tell() - 1, 0))
+        cut_off = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * cut_off + json.dumps(record).encode() + b"\n")
 
 
 def run(jobs: Iterable[Job], path: Path, places: Path, at_once: int) -> dict[str, dict[str, Any]]:
@@ -66,13 +75,11 @@ def run(jobs: Iterable[Job], path: Path, places: Path, at_once: int) -> dict[str
     todo = [job for key, job in wanted.items() if key not in records]
     os.environ["TQDM_DISABLE"] = "1"  # bars of several trainings would overwrite each other
     os.environ["OMP_NUM_THREADS"] = "1"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(at_once, get_context("spawn")) as pool:
         running = {pool.submit(record_of, job, places): job for job in todo}
         for number, done in enumerate(as_completed(running), start=1):
             job, record = running[done], done.result()
-            with path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append(record, path)
             records[job.key] = record
             accuracy = record.get("test_acc1", record["val_acc1"])
             print(

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.study import comparison, tables
 from benchmarks.study.arms import ARMS, RATES
-from benchmarks.study.jobs import Job, read, run
+from benchmarks.study.jobs import Job, append, read, run
 from benchmarks.study.sets import SETS
 
 SIZES = {"train": 9, "val": 8, "test": 7}
@@ -71,6 +71,9 @@ def test_a_training_is_done_once(tmp_path: Path) -> None:
         file.write(before[:100])  # the machine stopped while it wrote
     assert read(path) == run([job], path, tmp_path, at_once=1)
     assert path.read_text() == before + before[:100]
+    other = Job("digits", "mlp", 4, job.settings)
+    append(record(other, 50.0), path)
+    assert set(read(path)) == {job.key, other.key}
 
 
 def test_the_table_is_made_of_the_trainings_that_belong_to_it(tmp_path: Path) -> None:
