@@ -151,11 +151,11 @@ def test_kernels_are_compiled_once_and_kept_on_disk(
     assert "compiling" not in done.stderr
     assert not list((tmp_path / "temporary").iterdir())
 
-    for path in kernel_cache.glob("*.pt2"):
-        path.write_bytes(path.read_bytes()[:1000])
+    damaged = next(kernel_cache.glob("*.pt2"))
+    damaged.write_bytes(damaged.read_bytes()[:1000])
     kan_features._compiled.cache_clear()
     assert torch.equal(results(layer, x, "compiled")["x"], first["x"])
-    assert len(compiled) == 4
+    assert len(compiled) == 3
 
 
 def test_without_a_compiler_it_falls_back_with_one_warning(tmp_path: Path) -> None:

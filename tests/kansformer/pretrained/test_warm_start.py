@@ -85,7 +85,8 @@ def test_a_hundred_steps_go_at_least_as_far_as_the_mlps(tmp_path: Path) -> None:
     pictures = torch.stack([preprocessing(digits.open(i)) for i in range(len(digits))])
     labels = torch.as_tensor(digits.labels)
     names = [str(digit) for digit in range(10)]
-    first = create_model("vit_micro_patch2_8", in_chans=1, num_classes=10, depth=2)
+    small = {"embed_dim": 48, "depth": 2}
+    first = create_model("vit_micro_patch2_8", in_chans=1, num_classes=10, **small)
     steps(first, pictures, labels, 1e-3)  # "pretrained", and far from done
     save_model(tmp_path / "mlp.safetensors", first, preprocessing, names)
     ends = {}
