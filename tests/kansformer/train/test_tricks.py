@@ -164,23 +164,23 @@ def unbalanced_digits() -> PictureData:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trick", ["balanced_sampler", "class_weights"])
-def test_an_unbalanced_set_gains(tmp_path: Path, trick: str) -> None:
+def test_an_unbalanced_set_gains(tmp_path: Path) -> None:
     data = unbalanced_digits()
     scores = {}
-    for on in (False, True):
+    for trick in ("none", "balanced_sampler", "class_weights"):
         config = tiny_settings(
-            "digits", tmp_path / str(on), model="kansformer_micro_patch4_8", epochs=6,
-            batch_size=32, augment="none", **{trick: on},
+            "digits", tmp_path / trick, model="kansformer_micro_patch4_8", epochs=6,
+            batch_size=32, augment="none", **({} if trick == "none" else {trick: True}),
         )  # fmt: skip
         train(config, data, lambda line: None)
-        model = load_model(tmp_path / str(on) / "best.safetensors")
+        model = load_model(tmp_path / trick / "best.safetensors")
         assert data.test is not None
         test = PictureDataset(data.test, model.preprocessing)
         images = torch.stack([test[0, i][0] for i in range(len(test))])
         with torch.no_grad():
-            scores[on] = balanced_accuracy_score(data.test.labels, model(images).argmax(-1))
-    assert scores[True] > scores[False] + 0.02, scores
+            scores[trick] = balanced_accuracy_score(data.test.labels, model(images).argmax(-1))
+    baseline = scores.pop("none")
+    assert min(scores.values()) > baseline + 0.02, (baseline, scores)
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_bf16_trains_as_well_as_float32(tmp_path: Path) -> None:
     accuracy = {}
     for amp in ("none", "bf16"):
         config = tiny_settings(
-            "digits", tmp_path / amp, model="kansformer_micro_patch4_8", epochs=8, batch_size=64,
+            "digits", tmp_path / amp, model="kansformer_micro_patch4_8", epochs=5, batch_size=32,
             augment="none", lr=3e-3, amp=amp,
         )  # fmt: skip
         accuracy[amp] = do(config)["test_acc1"]
