@@ -1,15 +1,20 @@
 """The study counts what it says: rates by validation, pairs by seed, each training once."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-import pytest
+from torch import nn
 
 from benchmarks.study import comparison, tables
 from benchmarks.study.arms import ARMS, RATES
 from benchmarks.study.jobs import Job, append, read, run
 from benchmarks.study.sets import SETS
+from kansformer.data import load_data
+from kansformer.train import TrainConfig
+from kansformer.train.build import build_model
+from kansformer.train.config import add_flags
 
 SIZES = {"train": 9, "val": 8, "test": 7}
 
@@ -103,7 +108,17 @@ def test_the_table_is_made_of_the_trainings_that_belong_to_it(tmp_path: Path) ->
     assert "| equal training time | kan | 5 | 91.00 | 1.58 | -1.00 (-1.00 to -1.00) |" in found[0]
 
 
-@pytest.mark.skipif(not comparison.RESULTS.is_dir(), reason="no results yet")
-def test_the_tables_are_those_of_the_raw_results() -> None:
-    parts = [found[0] for name in SETS if (found := tables.of_set(name, comparison.RESULTS))]
-    assert (comparison.RESULTS / "tables.md").read_text() == "\n".join(parts)
+def test_the_other_projects_blocks_are_what_its_flags_say() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    flags = "--grid-range -1 1 --no-kan-norm --kan-init efficient-kan --head kan --kan-hidden 64"
+    given = vars(parser.parse_args(["--data-path", "digits", "--ffn", "kan", *flags.split()]))
+    arm = comparison.job_of("digits", "vision_kansformer", 0, {}).settings
+    overrides = TrainConfig(data_path="digits", **arm).model_overrides()
+    assert TrainConfig(**given).model_overrides() == overrides | {"grid_range": [-1.0, 1.0]}
+    model, _, _ = build_model(TrainConfig(data_path="digits", **arm), load_data("digits"))
+    for layers in (*(block.mlp for block in model.blocks), model.head):
+        assert isinstance(layers.norm, nn.Identity)
+        for layer in (layers.fc1, layers.fc2):
+            assert (layer.init, layer.grid_range) == ("efficient-kan", (-1, 1))
+        assert layers.fc1.out_features == 64
