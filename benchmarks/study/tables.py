@@ -16,7 +16,7 @@ from benchmarks.study.arms import BASELINE
 from benchmarks.study.jobs import Job, read
 from benchmarks.study.sets import SETS
 from kansformer.compare import accuracy, draw, summarise
-from kansformer.errors import run_command
+from kansformer.errors import UserError, run_command
 from kansformer.files import write_bytes
 
 
@@ -33,6 +33,10 @@ def main() -> None:
         text, runs = found
         parts.append(text)
         write_bytes(folder / f"{name}.png", draw(runs))
+    if not parts:
+        raise UserError(
+            f"{folder}: no complete results; run python -m benchmarks.study.comparison first"
+        )
     write_bytes(folder / "tables.md", "\n".join(parts).encode())
     print("\n".join(parts))
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import nn
 
 from benchmarks.study import comparison, tables
@@ -12,6 +13,7 @@ from benchmarks.study.arms import ARMS, RATES
 from benchmarks.study.jobs import Job, append, read, run
 from benchmarks.study.sets import SETS
 from kansformer.data import load_data
+from kansformer.errors import UserError
 from kansformer.train import TrainConfig
 from kansformer.train.build import build_model
 from kansformer.train.config import add_flags
@@ -81,7 +83,12 @@ def test_a_training_is_done_once(tmp_path: Path) -> None:
     assert set(read(path)) == {job.key, other.key}
 
 
-def test_the_table_is_made_of_the_trainings_that_belong_to_it(tmp_path: Path) -> None:
+def test_the_table_is_made_of_the_trainings_that_belong_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tables", "--results", str(tmp_path)])
+    with pytest.raises(UserError, match="no complete results"):
+        tables.main()
     rates = dict.fromkeys(ARMS, RATES[0]) | {"kan": RATES[1]}
     steps = dict.fromkeys(ARMS, 1.0) | {"kan": 3.0}
     (tmp_path / "digits.steps.json").write_text(json.dumps({"step_ms": steps}))
@@ -106,6 +113,9 @@ def test_the_table_is_made_of_the_trainings_that_belong_to_it(tmp_path: Path) ->
     assert "| equal size | mlp | 5 | 92.00 | 1.58 |  | 5 | 0.001 | 30 | 1 |" in lines
     assert "| equal size | kan | 5 | 93.00 | 1.58 | +1.00 (+1.00 to +1.00) |" in found[0]
     assert "| equal training time | kan | 5 | 91.00 | 1.58 | -1.00 (-1.00 to -1.00) |" in found[0]
+    tables.main()
+    assert (tmp_path / "tables.md").read_text() == found[0]
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_other_projects_blocks_are_what_its_flags_say() -> None:
