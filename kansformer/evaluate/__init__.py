@@ -1,5 +1,5 @@
 """How good a model is on labelled pictures."""
 
-from kansformer.evaluate.metrics import evaluate
+from kansformer.evaluate.metrics import best_epoch, evaluate
 
-__all__ = ["evaluate"]
+__all__ = ["best_epoch", "evaluate"]

@@ -1,6 +1,7 @@
-"""Loss and accuracy over a loader."""
+"""Loss and accuracy over a loader, and which epoch of a training was the best by them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,3 +43,8 @@ def evaluate(
         "acc1": 100 * correct / max(count, 1),
         "count": int(count),
     }
+
+
+def best_epoch(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row of metrics.jsonl with the highest validation accuracy, at a tie the lower loss."""
+    return max(history, key=lambda row: (row["val_acc1"], -row["val_loss"]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kansformer.evaluate.calibration import Reliability
+from kansformer.evaluate.metrics import best_epoch
 from kansformer.figures import BLACK, THEMES, WHITE, new_figure, style_axis
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def draw_history(history: Sequence[dict[str, Any]], theme: str = "light") -> Fig
 
     look = THEMES[theme]
     epochs = [row["epoch"] for row in history]
-    best = max(history, key=lambda row: row["val_acc1"])
+    best = best_epoch(history)
     figure = new_figure(look, 4.8, 5.4, DPI)
     # by hand: to have the layout found would take as long as drawing, and as a short training
     figure.set_layout_engine("none")

@@ -13,6 +13,7 @@ import torch
 
 from kansformer.data import PictureData
 from kansformer.errors import UserError
+from kansformer.evaluate import best_epoch
 from kansformer.train.config import TrainConfig
 
 # settings that may differ between a run and its continuation
@@ -46,8 +47,8 @@ class Progress:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The row of the highest validation accuracy, at a tie the lower loss."""
-        return max(self.history, key=lambda row: (row["val_acc1"], -row["val_loss"]))
+        """The row of the epoch whose weights are kept."""
+        return best_epoch(self.history)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in last.pt."""

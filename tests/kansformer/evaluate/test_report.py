@@ -8,8 +8,9 @@ from PIL import Image
 from sklearn import metrics
 
 from kansformer.errors import JobFailed
+from kansformer.evaluate import best_epoch
 from kansformer.evaluate.calibration import fit_temperature, reliability, rescaled
-from kansformer.evaluate.plots import draw_classes, draw_confusion, draw_reliability
+from kansformer.evaluate.plots import draw_classes, draw_confusion, draw_history, draw_reliability
 from kansformer.evaluate.report import as_text, figures
 from kansformer.figures import as_png
 
@@ -158,3 +159,14 @@ def test_pictures_have_no_clutter(classes: int) -> None:
         image = Image.open(io.BytesIO(as_png(figure))).convert("RGB")
         assert 200 <= min(image.size) <= max(image.size) <= 1500
         assert image.getpixel((0, 0)) == image.getpixel((image.width - 1, 0)) == (255, 255, 255)
+
+
+def test_the_ring_is_at_the_epoch_that_is_kept() -> None:
+    rows = [(50.0, 2.0), (90.0, 0.4), (90.0, 0.3), (90.0, 0.5)]
+    history = [
+        {"epoch": number, "train_loss": 1.0, "val_acc1": accuracy, "val_loss": loss, "lr": 0.1}
+        for number, (accuracy, loss) in enumerate(rows, start=1)
+    ]
+    assert best_epoch(history)["epoch"] == 3
+    title = draw_history(history).axes[1].get_title(loc="left")
+    assert title == "best: 90.00 % in epoch 3"
