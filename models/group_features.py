@@ -3,21 +3,27 @@
 A spline is evaluated as the polynomial of its interval, which takes few operations whatever the
 number of basis functions. `group_functions` is the definition, in operations that autograd, export
 and functional transforms know. The kernels compute the same for a block of rows without autograd,
-and the gradients with it: `SelectKernel` in one pass, compiled; `GatherKernel` by looking each
-polynomial up, without a compiler and for large grids.
+and the gradients with it: `NativeKernel` on a CPU, in C++; `SelectKernel` on other devices, through
+torch.compile; `GatherKernel` without a compiler and for large grids.
 """
 
 import atexit
+import ctypes
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from models import kan_compile
+from models import kan_compile, native
 from models.kan_features import ACTIVATIONS, DENSE_KNOTS, workspace
+
+PART = 2**14  # values that repay a thread
+C_TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 def group_functions(x: Tensor, knots: Tensor, pieces: Tensor, activation: str | None) -> Tensor:
@@ -54,8 +60,11 @@ class GroupKernel(Protocol):
     def values(self, x: Tensor) -> Tensor:
         """φ(x), (rows, in) -> (rows, in)."""
 
-    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """φ(x), and from its gradient (rows, in) that in x and that in the pieces."""
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
+        """φ(x) and, from its gradient, that in the pieces; writes that in x into `grad_x`.
+
+        Shapes: x, grad and grad_x (rows, in).
+        """
 
 
 class GatherKernel:
@@ -78,13 +87,13 @@ class GatherKernel:
         value = self._polynomial(interval, distance, self.table)
         return self._with_base(x, value).to(self.dtype)
 
-    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
         grad = grad.to(x.dtype)
         interval, distance = self._places(x)
         value = self._polynomial(interval, distance, self.table)
         powers = torch.arange(1, len(self.table)).to(self.table)[:, None, None]
         slope = self._polynomial(interval, distance, self.table[1:] * powers)
-        grad_x = self._in_rows(slope, x).mul_(grad)
+        torch.mul(self._in_rows(slope, x), grad, out=grad_x)
         if self.activation is not None:
             grad_x += ACTIVATIONS[self.activation][1](grad, x)
         weighted = self._in_groups(grad)
@@ -93,7 +102,7 @@ class GatherKernel:
             row.scatter_add_(1, interval, weighted)
             weighted = weighted * distance
         inner = moments[..., 1:-1].permute(1, 2, 0)
-        return self._with_base(x, value).to(self.dtype), grad_x, inner
+        return self._with_base(x, value).to(self.dtype), inner
 
     def _places(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Number of the interval, from 0 before the first knot, and distance from its start."""
@@ -236,17 +245,82 @@ class SelectKernel:
         self.write_values(self._grouped(x), self.table, self._grouped(out))
         return out
 
-    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        out, grad_x = workspace.empty("features", x.shape, x, self.dtype), torch.empty_like(x)
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
+        out = workspace.empty("features", x.shape, x, self.dtype)
         groups, intervals, powers = self.pieces.shape
         moments = x.new_empty(intervals * powers, groups, x.shape[1] // groups)
         given, seen = self._grouped(x), self._grouped(grad)
         self.write_gradients(given, self.table, self._grouped(out), seen, self._grouped(grad_x))
         self.write_moments(given, self.table, seen, moments)
-        return out, grad_x, moments.sum(dim=2).T.reshape(self.pieces.shape)
+        return out, moments.sum(dim=2).T.reshape(self.pieces.shape)
 
     def _grouped(self, x: Tensor) -> Tensor:
         return x.view(len(x), len(self.pieces), -1)
+
+
+class NativeKernel:
+    """Looks the polynomial of each value up, by group_kernels.cpp."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        knots: Tensor,
+        pieces: Tensor,
+        activation: str | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.library, self.activation, self.dtype = library, activation, dtype
+        self.own_base = _has_base(activation, knots.dtype)
+        self.knots, self.powers = knots.contiguous(), pieces.shape[2]
+        # (groups, M + 1, size): before the first knot, on the intervals, behind the last
+        self.table = F.pad(pieces, (0, -self.powers % 4, 1, 1))
+
+    def values(self, x: Tensor) -> Tensor:
+        out = workspace.empty("features", x.shape, x, x.dtype)
+        self._run("group_values", x, x, self._base(x), out)
+        return out.to(self.dtype)
+
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
+        grad = grad.to(x.dtype).contiguous()
+        out = workspace.empty("features", x.shape, x, x.dtype)
+        moments = x.new_empty(self._parts(x), *self.table.shape)
+        base, base_grad = self._base(x), self._base(x, grad)
+        self._run("group_gradients", x, x, base, grad, base_grad, out, grad_x, moments)
+        return out.to(self.dtype), moments.sum(dim=0)[:, 1:-1, : self.powers]
+
+    def _base(self, x: Tensor, grad: Tensor | None = None) -> Tensor:
+        """b(x), or from its gradient that in x; anything if the library computes that itself."""
+        if self.own_base:
+            return x
+        if self.activation is None:
+            return torch.zeros_like(x)
+        forward, backward = ACTIVATIONS[self.activation]
+        return forward(x) if grad is None else backward(grad, x)
+
+    def _parts(self, x: Tensor) -> int:
+        return max(min(torch.get_num_threads(), x.numel() // PART), 1)
+
+    def _run(self, name: str, x: Tensor, *tensors: Tensor) -> None:
+        groups = len(self.table)
+        sizes = groups, x.shape[1] // groups, len(x), self._parts(x)
+        addresses = (t.data_ptr() for t in (self.knots, self.table, *tensors))
+        self.library[name](*map(ctypes.c_ssize_t, sizes), *map(ctypes.c_void_p, addresses))
+
+
+def _has_base(activation: str | None, exact: torch.dtype) -> bool:
+    """Whether group_kernels.cpp computes the base as well."""
+    return activation == "gelu" and exact == torch.float32
+
+
+@cache
+def _native(order: int, M: int, exact: torch.dtype, own_base: bool) -> ctypes.CDLL | None:
+    """group_kernels.cpp for these settings; None, with a warning, if it cannot be compiled."""
+    source = Path(__file__).with_name("group_kernels.cpp")
+    try:
+        return native.library(source, T=C_TYPES[exact], ORDER=order, M=M, GELU=int(own_base))
+    except OSError as error:
+        kan_compile.warn_of_failure(error)
+        return None
 
 
 def make_group_kernel(
@@ -261,10 +335,14 @@ def make_group_kernel(
         dtype: of the values that it gives, and of their gradient.
         compiled: whether to compile where that is possible and the grid is not large.
     """
-    M, order = knots.shape[1], pieces.shape[2] - 1
-    functions = None
+    M, order, settings = knots.shape[1], pieces.shape[2] - 1, (knots, pieces, activation, dtype)
     if compiled and M <= DENSE_KNOTS:
-        functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
-    if functions is None:
-        return GatherKernel(knots, pieces, activation, dtype)
-    return SelectKernel(functions, knots, pieces, activation, dtype)
+        if knots.device.type == "cpu":
+            library = _native(order, M, knots.dtype, _has_base(activation, knots.dtype))
+            if library is not None:
+                return NativeKernel(library, *settings)
+        else:
+            functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
+            if functions is not None:
+                return SelectKernel(functions, *settings)
+    return GatherKernel(*settings)

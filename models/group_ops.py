@@ -85,7 +85,7 @@ def _forward(
         bias = None if bias is None else bias.to(dtype)
         y = x.new_empty(len(x), len(weight), dtype=dtype)
         for rows, block, kernel in _blocks(x, knots, pieces, activation, dtype, compiled):
-            y[rows] = times_transposed(kernel.values(block), weight, bias)
+            times_transposed(kernel.values(block), weight, bias, out=y[rows])
         return y
 
 
@@ -108,20 +108,21 @@ def _backward(
     """Gradients in x, pieces and weight."""
     with no_autocast(x):
         grad = grad.to(dtype).contiguous()
-        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-        grad_pieces = torch.zeros_like(pieces, dtype=basis_dtype(x, knots))
+        exact = basis_dtype(x, knots)
+        grad_x = torch.empty_like(x, dtype=exact, memory_format=torch.contiguous_format)
+        grad_pieces = torch.zeros_like(pieces, dtype=exact)
         grad_weight = None
         transposed = weight.to(dtype).T
         for rows, block, kernel in _blocks(x, knots, pieces, activation, dtype, compiled):
             grad_values = times_transposed(grad[rows], transposed)
-            values, grad_x[rows], moments = kernel.gradients(block, grad_values)
+            values, moments = kernel.gradients(block, grad_values, grad_x[rows])
             grad_pieces += moments
             product = times_transposed(grad[rows].T, values.T)
             product = product.to(basis_dtype(product, product))
             grad_weight = product if grad_weight is None else grad_weight.add_(product)
         if grad_weight is None:
             grad_weight = torch.zeros_like(weight)
-        return [grad_x, grad_pieces.to(pieces.dtype), grad_weight.to(weight.dtype)]
+        return [grad_x.to(x.dtype), grad_pieces.to(pieces.dtype), grad_weight.to(weight.dtype)]
 
 
 @_backward.register_fake

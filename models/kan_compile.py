@@ -51,11 +51,16 @@ def all_compiled(*kernels: Kernel) -> tuple[Callable[..., object], ...] | None:
             function(*kernel.examples)  # torch.compile does its work, and fails, at the first call
         return functions
     except Exception as error:  # compilers fail in all sorts of ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(
-            f"KAN kernels cannot be compiled here and run eagerly instead ({reason})", stacklevel=2
-        )
+        warn_of_failure(error)
         return None
+
+
+def warn_of_failure(error: Exception) -> None:
+    """Says that there will be no kernels."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    warnings.warn(
+        f"KAN kernels cannot be compiled here and run eagerly instead ({reason})", stacklevel=3
+    )
 
 
 def compiled(
@@ -156,12 +161,12 @@ def _key(
         torch.__version__,
         torch.get_num_threads() > 1,
         CPU_OPTIONS,
-        _processor(),
+        processor(),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def _processor() -> str:
+def processor() -> str:
     """What the processor can do; a home folder may be shared by machines of several kinds."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
@@ -154,7 +153,7 @@ def _forward(
         packed = _packed(Weights(base, spline, scaler), dtype)  # (out, features · in)
         y = packed.new_empty(len(x), len(packed))
         for rows, block, kernel in _blocks(x, knots, order, activation, dtype, compiled):
-            y[rows] = times_transposed(kernel.features(block).flatten(1), packed)
+            times_transposed(kernel.features(block).flatten(1), packed, out=y[rows])
         return y
 
 
@@ -263,13 +262,18 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def times_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a @ b.T + bias, by the faster library."""
+def times_transposed(
+    a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """a @ b.T + bias, by the faster library; in `out`, if given. Autograd does not know of it."""
     if ONEDNN and a.dtype == torch.float32 and a.device.type == "cpu":
         # with gaps between its rows a matrix goes to code that is hundreds of times slower
         a, b = (m if m.is_contiguous() or m.T.is_contiguous() else m.contiguous() for m in (a, b))
-        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-    return F.linear(a, b, bias)
+        product = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+        return product if out is None else out.copy_(product)
+    if bias is None:
+        return torch.mm(a, b.T, out=out)
+    return torch.addmm(bias, a, b.T, out=out)
 
 
 def _packed(weights: Weights, dtype: torch.dtype) -> Tensor:

@@ -9,11 +9,13 @@ The recurrences are de Boor's; see de Boor, "A Practical Guide to Splines" (1978
 Piegl and Tiller, "The NURBS Book" (1997), algorithm A2.2.
 """
 
+from collections.abc import MutableMapping
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 FIT_ELEMENTS = 2**24  # values of the basis that a fit holds at a time, 128 MB of them
 
@@ -198,6 +200,23 @@ def polynomial_pieces(knots: Tensor, order: int) -> Tensor:
             t[..., degree + 1 :] - start
         ) * falling
         pieces = F.pad(constant, (0, 0, 0, 1)) + F.pad(rising - falling, (0, 0, 1, 0))
+    return pieces
+
+
+_pieces_of: MutableMapping[Tensor, tuple[tuple[int, int], Tensor]] = WeakIdKeyDictionary()
+
+
+def remembered_pieces(knots: Tensor, order: int) -> Tensor:
+    """`polynomial_pieces`, computed again only if the knots have changed."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if traced or knots.is_inference():
+        return polynomial_pieces(knots, order)
+    now = order, knots._version  # which each change in place increases
+    then, pieces = _pieces_of.get(knots, (None, knots))
+    if then != now:
+        with torch.inference_mode(False):  # its tensors could not be used in training
+            pieces = polynomial_pieces(knots, order)
+        _pieces_of[knots] = now, pieces
     return pieces
 
 

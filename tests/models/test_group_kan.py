@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.interpolate import BSpline
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import kan_ops, splines
+from models import group_features, kan_ops, splines
 from models.kan import GroupKANLinear
 from models.kan_grid import calibrate_grid, refine_grid
 from models.vit_model import create_model
@@ -98,15 +99,93 @@ def test_eager_equals_plain(
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("grid_size", "order", "activation"), [(8, 3, nn.GELU), (2, 1, nn.Softplus)]
+    ("grid_size", "order", "activation"),
+    [(8, 3, nn.GELU), (3, 0, nn.Identity), (2, 1, nn.Softplus), (2, 5, nn.SiLU)],
 )
-def test_compiled_equals_plain(grid_size: int, order: int, activation: type[nn.Module]) -> None:
+def test_compiled_equals_plain(
+    grid_size: int, order: int, activation: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_features, "PART", 100)
     options = {"grid_size": grid_size, "spline_order": order, "base_activation": activation}
-    for width, groups, rows in ((8, 4, 100), (48, 2, 700), (1, 1, 1)):
+    # fewer channels to a group than the kernel takes at a time, as many, not a multiple, a row less
+    # than there are threads
+    for width, groups, rows in ((6, 2, 100), (16, 2, 30), (36, 3, 700), (1, 1, 1)):
         layer = random_layer(width, 3, groups=groups, uneven=True, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert_ways_agree(layer, 3 * torch.randn(rows, width), "compiled")
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_the_rows(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_features, "PART", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    layer = random_layer(24, 3, groups=2, base_activation=nn.GELU)
+    for rows in (1, 2, 7):
+        assert_ways_agree(layer, 3 * torch.randn(rows, 24), "compiled")
+
+
+@needs_compiler
+def test_compiled_in_double_precision() -> None:
+    layer = random_layer(24, 3, groups=2, base_activation=nn.GELU).double()
+    x = 3 * torch.randn(40, 24, dtype=torch.float64)
+    plain = results(layer, x, "plain")
+    for name, value in results(layer, x, "compiled").items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-10, atol=1e-10)
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_at_knots_and_far_outside(order: int, mode: str) -> None:
+    layer = random_layer(16, 1, groups=2, grid_size=3, spline_order=order, mode=mode)
+    x = torch.cat([
+        layer.grid.T.repeat_interleave(8, dim=1),
+        torch.nextafter(layer.grid, torch.tensor(9.0)).T.repeat_interleave(8, dim=1),
+        torch.full((1, 16), 1e30), torch.full((1, 16), -1e30),
+    ])  # fmt: skip
+    torch.testing.assert_close(layer(x).double(), scipys(layer, x), rtol=1e-5, atol=1e-5)
+    assert layer(torch.full((1, 16), torch.nan)).isnan().all()
+    nn.init.ones_(layer.weight)
+    assert layer(torch.full((1, 16), torch.inf)).item() == torch.inf  # no NaN of the splines
+
+
+def test_select_kernel_equals_gather_kernel() -> None:
+    """The one for other devices, whose functions are not compiled here."""
+    layer = random_layer(12, 1, groups=3, uneven=True)
+    pieces = splines.polynomial_pieces(layer.grid, 3) @ layer.spline_weight[:, None, :, None]
+    pieces = pieces.squeeze(-1).detach()
+    functions = (
+        partial(group_features.write_values, "gelu"),
+        partial(group_features.write_gradients, "gelu"),
+        partial(group_features.write_moments, 3),
+    )
+    settings = layer.grid, pieces, "gelu", torch.float32
+    select = group_features.SelectKernel(functions, *settings)
+    gather = group_features.GatherKernel(*settings)
+    x, grad = 3 * torch.randn(50, 12), torch.randn(50, 12)
+    torch.testing.assert_close(select.values(x), gather.values(x))
+    of_select, of_gather = torch.empty_like(x), torch.empty_like(x)
+    torch.testing.assert_close(
+        select.gradients(x, grad, of_select), gather.gradients(x, grad, of_gather)
+    )
+    torch.testing.assert_close(of_select, of_gather)
+
+
+@pytest.mark.parametrize("mode", ["eager", pytest.param("compiled", marks=needs_compiler)])
+def test_a_changed_grid_is_noticed(mode: str) -> None:
+    layer = random_layer(8, 2, groups=2, mode=mode)
+    x = torch.randn(20, 8)
+    first = layer(x)
+    with torch.inference_mode():
+        layer(x)
+    copied = copy.deepcopy(layer)
+    for changed in (layer, copied):
+        changed.grid.mul_(0.5)
+        y = changed(x)
+        assert not torch.allclose(y, first)
+        torch.testing.assert_close(y.double(), scipys(changed, x), rtol=1e-5, atol=1e-5)
 
 
 @needs_compiler
