@@ -150,6 +150,8 @@ class KANLinear(nn.Module):
 
     @torch.no_grad()
     def _reset_as_efficient_kan(self) -> None:
+        if self.grid.is_meta:
+            return  # there is nothing to fit
         nn.init.kaiming_uniform_(self.base_weight, a=math.sqrt(5) * self.scale_base)
         places = self.grid[:, self.spline_order : self.grid_size + self.spline_order + 1].T
         noise = torch.rand(*places.shape, self.out_features, dtype=places.dtype) - 0.5

@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study import comparison
+import numpy as np
+
+from benchmarks.study import ablations, comparison
 from benchmarks.study.arms import BASELINE
 from benchmarks.study.jobs import Job, read
 from benchmarks.study.sets import SETS
-from kansformer.compare import accuracy, draw, summarise
+from kansformer.compare import accuracy, draw, paired_interval, summarise
 from kansformer.errors import UserError, run_command
 from kansformer.files import write_bytes
 
@@ -33,6 +35,9 @@ def main() -> None:
         text, runs = found
         parts.append(text)
         write_bytes(folder / f"{name}.png", draw(runs))
+    changes = of_ablations(folder)
+    if changes is not None:
+        parts.append(changes)
     if not parts:
         raise UserError(
             f"{folder}: no complete results; run python -m benchmarks.study.comparison first"
@@ -70,16 +75,54 @@ def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
         for row in summarise(some):
             arm = row["arm"]
             own = next(run for run in some if run["arm"] == arm)
-            against = ""
-            if arm != BASELINE and row["interval"]:
-                low, high = row["interval"]
-                against = f"{row['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+            against = "" if arm == BASELINE else difference(row["difference"], row["interval"])
             lines.append(
                 f"| {title} | {arm} | {row['n']} | {row['mean']:.2f} | {row['spread']:.2f} |"
                 f" {against} | {row['parameters']:,} | {own['lr']:g} | {own['epochs']} |"
                 f" {timed['step_ms'][arm]:.0f} |"
             )
     return "\n".join([*lines, ""]), runs["equal size"]
+
+
+def of_ablations(folder: Path) -> str | None:
+    """The table of changes, each beside the arm that it changes; None while it is not complete."""
+    records = read(folder / "ablations.jsonl")
+    rows = ablations.rows()
+    if not all(job.key in records for _, _, jobs in rows for job in jobs):
+        return None
+    accuracies = {
+        (arm, title): [accuracy(records[job.key]) for job in jobs] for arm, title, jobs in rows
+    }
+    pictures = records[rows[0][2][0].key]["pictures"]
+    lines = [
+        "### One change at a time",
+        "",
+        f"{SETS[ablations.DATA].title}: {pictures['train']:,} training and {pictures['val']:,}"
+        f" validation pictures; accuracy on these in %, {ablations.SEEDS} seeds, "
+        f"{SETS[ablations.DATA].settings['epochs']} epochs.",
+        "",
+        "| blocks | change | n | mean | spread | against the blocks as they are |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for (arm, title), own in accuracies.items():
+        against = ""
+        if title != ablations.PRESET:
+            pairs = zip(own, accuracies[arm, ablations.PRESET], strict=True)
+            apart = [a - b for a, b in pairs]
+            against = difference(float(np.mean(apart)), paired_interval(apart))
+        lines.append(
+            f"| {arm} | {title} | {len(own)} | {np.mean(own):.2f} | {np.std(own, ddof=1):.2f} |"
+            f" {against} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def difference(mean: float, interval: tuple[float, float] | None) -> str:
+    """A mean difference with its interval, as text."""
+    if interval is None:
+        return f"{mean:+.2f}"
+    low, high = interval
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def as_run(job: Job, record: dict[str, Any]) -> dict[str, Any]:

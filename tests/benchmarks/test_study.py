@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 from torch import nn
 
-from benchmarks.study import comparison, tables
+from benchmarks.study import ablations, comparison, tables
 from benchmarks.study.arms import ARMS, RATES
 from benchmarks.study.jobs import Job, append, read, run
 from benchmarks.study.sets import SETS
@@ -116,6 +117,38 @@ def test_the_table_is_made_of_the_trainings_that_belong_to_it(
     tables.main()
     assert (tmp_path / "tables.md").read_text() == found[0]
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_changes_are_compared_with_what_they_change(tmp_path: Path) -> None:
+    rows = ablations.rows()
+    records = [
+        record(job, 80.0 + seed + (title != ablations.PRESET) * (1 + seed) + 5 * (arm == "kan"))
+        for arm, title, jobs in rows
+        for seed, job in enumerate(jobs)
+    ]
+    path = tmp_path / "ablations.jsonl"
+    for one in records[:-1]:
+        append(one, path)
+    assert tables.of_ablations(tmp_path) is None
+    append(records[-1], path)
+    text = tables.of_ablations(tmp_path)
+    assert text is not None
+    assert "| mlp | as it is | 3 | 81.00 | 1.00 |  |" in text
+    low, high = stats.t.interval(0.95, 2, loc=2, scale=1 / 3**0.5)
+    change = f"| 88.00 | 2.00 | +2.00 ({low:+.2f} to {high:+.2f}) |"
+    assert f"| kan | no norm between its layers | 3 {change}" in text
+
+
+def test_every_change_makes_another_model_or_another_training() -> None:
+    data = load_data("digits")
+    for arm, changes in ablations.CHANGES.items():
+        seen = set()
+        for change in changes.values():
+            job = comparison.job_of("digits", arm, 0, change)
+            config = TrainConfig(data_path="digits", **job.settings)
+            model, _, _ = build_model(config, data)
+            seen.add((repr(model), repr(config)))
+        assert len(seen) == len(changes), arm
 
 
 def test_the_other_projects_blocks_are_what_its_flags_say() -> None:

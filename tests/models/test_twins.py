@@ -27,6 +27,12 @@ def test_counts_are_those_of_the_model(ffn: str) -> None:
     assert count(config, "flops") == count_flops(model)
 
 
+def test_the_start_of_the_weights_changes_no_count() -> None:
+    config = model_config("kansformer_micro_patch8_16", num_classes=3, head="kan")
+    other = replace(config, kan_init="efficient-kan")
+    assert matched(other, "params") == replace(matched(config, "params"), kan_init="efficient-kan")
+
+
 def test_a_target_out_of_reach_is_said() -> None:
     config = model_config("kansformer_micro_patch8_16", num_classes=3)
     with pytest.raises(ValueError, match="no width of kan blocks gives 1,000 params"):
