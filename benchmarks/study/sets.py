@@ -77,7 +77,7 @@ def _in_memory(data: PictureData) -> PictureData:
 
 SETS = {
     "digits": PictureSet(
-        "digits", _digits, {**RECIPES["digits"](), "epochs": 30}, seeds=5,
+        "digits", _digits, {**RECIPES["digits"](), "epochs": 20}, seeds=5,
     ),
     "fashion-mnist": PictureSet(
         "Fashion-MNIST", _fashion_mnist, RECIPES["fashion-mnist"](), {"epochs": 2},
