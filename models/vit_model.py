@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerScale, Mlp, PatchEmbed, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, LayerScale, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
 from models.kan import INITS, GroupKANLinear, KANFeedForward, KANLinear
@@ -22,6 +22,7 @@ from models.kan_features import BASE_ACTIVATIONS
 FFNS = ("kan", "group-kan", "mlp")
 HEADS = ("linear", "kan")
 POOLS = ("token", "avg")
+STEMS = ("patch", "conv")
 # Of a feed-forward block that begins as the MLP it takes the place of.
 LIKE_MLP: dict[str, Any] = {
     "base_activation": ("identity", "gelu"),
@@ -47,6 +48,7 @@ class ViTConfig:
     img_size: int = 224  # pixels, square
     patch_size: int = 16
     in_chans: int = 3
+    stem: str = "patch"  # how a patch becomes a token: one linear map, or "conv", see `ConvStem`
     num_classes: int = 1000  # 0: no head, the model gives the pooled features
     embed_dim: int = 192
     depth: int = 12
@@ -97,6 +99,8 @@ class ViTConfig:
             raise ValueError(
                 f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}"
             )
+        if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
+            raise ValueError(f"stem conv needs a patch_size of 2, 4, 8, ..., not {self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
@@ -106,7 +110,7 @@ class ViTConfig:
         ):
             raise ValueError(f'kan_hidden must be a number or "full", not {self.kan_hidden!r}')
         for name, known in (
-            ("ffn", FFNS), ("head", HEADS), ("pool", POOLS), ("kan_init", INITS)
+            ("ffn", FFNS), ("head", HEADS), ("pool", POOLS), ("kan_init", INITS), ("stem", STEMS)
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
@@ -313,6 +317,34 @@ def _kan_feed_forward(
     )
 
 
+class ConvStem(nn.Module):
+    """Tokens of overlapping patches, by convolutions that each halve the picture.
+
+    Small data sets gain much by it, since neighbouring pixels need not be learned to belong
+    together. Xiao et al., "Early convolutions help transformers see better" (2021), with LayerNorm
+    for BatchNorm, so that a picture's tokens do not depend on the batch.
+
+    Args:
+        patch_size: pixels per token, a power of 2.
+        in_chans: of the pictures.
+        dim: of the tokens.
+
+    Shapes: (B, in_chans, S, S) -> (B, (S / patch_size)², dim).
+    """
+
+    def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width, halvings = in_chans, patch_size.bit_length() - 1
+        for still in reversed(range(halvings)):
+            before, width = width, max(dim >> still, 8)
+            layers += [nn.Conv2d(before, width, 3, 2, 1), LayerNorm2d(width), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, dim, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).flatten(2).mT
+
+
 class VisionTransformer(nn.Module):
     """Patches, a class token and perhaps others, `depth` blocks and a head.
 
@@ -324,7 +356,11 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         dim = config.embed_dim
-        self.patch_embed = PatchEmbed(config.img_size, config.patch_size, config.in_chans, dim)
+        self.patch_embed: nn.Module = (
+            ConvStem(config.patch_size, config.in_chans, dim)
+            if config.stem == "conv"
+            else PatchEmbed(config.img_size, config.patch_size, config.in_chans, dim)
+        )
 
         def tokens(count: int) -> nn.Parameter | None:
             return nn.Parameter(torch.zeros(1, count, dim)) if count else None

@@ -28,18 +28,11 @@ def resize_state(
     """
     new, done = dict(state), {}
     interpolation, antialias = resampling
-    patches = state["patch_embed.proj.weight"]
-    steps = []
-    if patches.shape[1] != config.in_chans:
-        patches = _adapt_channels(patches, config.in_chans)
-        steps.append(f"{state['patch_embed.proj.weight'].shape[1]} to {config.in_chans} channels")
-    if patches.shape[-1] != config.patch_size:
-        old = patches.shape[-1]
-        size = [config.patch_size, config.patch_size]
-        patches = resample_patch_embed(patches, size, interpolation, antialias)
-        steps.append(f"patches of {old} to {config.patch_size} pixels")
-    if steps:
-        new["patch_embed.proj.weight"], done["patch_embed.proj.weight"] = patches, ", ".join(steps)
+    if "patch_embed.proj.weight" in state:  # a convolutional stem has no other size
+        patches, steps = _resize_patches(state["patch_embed.proj.weight"], config, resampling)
+        if steps:
+            new["patch_embed.proj.weight"] = patches
+            done["patch_embed.proj.weight"] = ", ".join(steps)
 
     positions = state["pos_embed"]
     prefix = 0 if config.no_embed_class else config.prefix_tokens
@@ -53,6 +46,22 @@ def resize_state(
         )
         done["pos_embed"] = f"{old_side}x{old_side} to {side}x{side} patches"
     return new, done
+
+
+def _resize_patches(
+    patches: Tensor, config: ViTConfig, resampling: tuple[str, bool]
+) -> tuple[Tensor, list[str]]:
+    """The weights of the patch embedding, and what was done to them."""
+    steps = []
+    _, channels, _, side = patches.shape
+    if channels != config.in_chans:
+        patches = _adapt_channels(patches, config.in_chans)
+        steps.append(f"{channels} to {config.in_chans} channels")
+    if side != config.patch_size:
+        size = [config.patch_size, config.patch_size]
+        patches = resample_patch_embed(patches, size, *resampling)
+        steps.append(f"patches of {side} to {config.patch_size} pixels")
+    return patches, steps
 
 
 def _adapt_channels(patches: Tensor, in_chans: int) -> Tensor:

@@ -12,7 +12,7 @@ from kansformer.data.augment import POLICIES
 from kansformer.data.preprocessing import STATISTICS
 from kansformer.errors import UserError
 from models.kan import INITS
-from models.vit_model import BASE_ACTIVATIONS, FFNS, HEADS
+from models.vit_model import BASE_ACTIVATIONS, FFNS, HEADS, STEMS
 
 
 def _flag(default: Any, help: str, **options: Any) -> Any:
@@ -102,6 +102,7 @@ class TrainConfig:
     )
     img_size: int | None = _flag(None, "side of the model's pictures, pixels")
     patch_size: int | None = _flag(None, "side of a patch, pixels")
+    stem: str | None = _flag(None, "how patches become tokens", choices=STEMS)
     num_heads: int | None = _flag(None, "heads of attention; --weights may not tell them")
     in_chans: int | None = _flag(None, "1 or 3 (default: 1 for grey data sets, else 3)")
     drop_rate: float | None = _flag(None, "dropout")
@@ -202,7 +203,7 @@ class TrainConfig:
         names = (
             "ffn", "head", "kan_hidden", "groups", "grid_size", "spline_order", "grid_range",
             "kan_norm", "kan_init", "base_activation",
-            "img_size", "patch_size", "num_heads", "in_chans", "drop_rate", "drop_path_rate",
+            "img_size", "patch_size", "stem", "num_heads", "in_chans", "drop_rate", "drop_path_rate",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 

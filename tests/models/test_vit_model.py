@@ -97,6 +97,26 @@ def test_kan_layers_themselves_keep_the_variance() -> None:
         assert 0.6 < float((block.mlp(x) / scale).var()) < 1.6
 
 
+@pytest.mark.parametrize("patch_size", [1, 2, 8])
+def test_a_convolutional_stem_gives_a_token_to_each_patch(patch_size: int) -> None:
+    size = 4 * patch_size
+    model = create_model(
+        "kansformer_micro", img_size=size, patch_size=patch_size, num_classes=3, stem="conv"
+    ).eval()
+    x = torch.randn(2, 3, size, size)
+    tokens = model.patch_embed(x)
+    assert tokens.shape == (2, 16, 96)
+    torch.testing.assert_close(model.patch_embed(x[:1]), tokens[:1])  # whatever else is there
+    changed = x.clone()
+    changed[:, :, :patch_size, :patch_size] += 1
+    moved = (model.patch_embed(changed) - tokens).abs().amax(dim=(0, 2)).view(4, 4) > 0
+    assert moved[0, 0]
+    assert not moved[:, 2:].any()  # patches overlap with their neighbours alone
+    assert not moved[2:].any()
+    model(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_config_survives_json() -> None:
     config = model_config("kansformer_small_patch16_224", grid_range=(-4, 4), kan_hidden="full")
     assert ViTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -124,6 +144,8 @@ def test_config_survives_json() -> None:
         ({"distilled": True, "pool": "avg"}, "distilled goes with"),
         ({"layer_scale": "small"}, "layer_scale"),
         ({"norm_eps": -1e-6}, "norm_eps"),
+        ({"stem": "pool"}, "stem"),
+        ({"stem": "conv", "img_size": 28, "patch_size": 7}, "patch_size of 2, 4, 8"),
     ],
 )
 def test_impossible_configs_are_refused(changes: dict[str, object], word: str) -> None:

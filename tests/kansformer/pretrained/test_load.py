@@ -80,6 +80,21 @@ def test_our_own_files_keep_their_blocks_and_can_be_resized(
     assert set(report.fresh) == {"head.weight", "head.bias"}
 
 
+def test_a_convolutional_stem_takes_pictures_of_another_size(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    old = small_model(stem="conv").eval()
+    save_model(path, old, Preprocessing(8, 1, 0.3, 0.4), NAMES, {})
+    model, report = load_pretrained(path)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(model(x), old(x))
+    assert report.fresh == ()
+    model, _ = load_pretrained(path, img_size=16)
+    assert model(torch.randn(2, 1, 16, 16)).shape == (2, 3)
+    for changes in ({"patch_size": 2}, {"in_chans": 3}, {"stem": "patch"}):
+        with pytest.raises(UserError, match=r"patch_embed\."):
+            load_pretrained(path, **changes)
+
+
 def test_the_shipped_weights_load_unchanged() -> None:
     path = ROOT / "weights" / "digits.safetensors"
     model, report = load_pretrained(path)
