@@ -203,7 +203,8 @@ class TrainConfig:
         names = (
             "ffn", "head", "kan_hidden", "groups", "grid_size", "spline_order", "grid_range",
             "kan_norm", "kan_init", "base_activation",
-            "img_size", "patch_size", "stem", "num_heads", "in_chans", "drop_rate", "drop_path_rate",
+            "img_size", "patch_size", "stem", "num_heads", "in_chans",
+            "drop_rate", "drop_path_rate",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 

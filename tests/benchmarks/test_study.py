@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from torch import nn
 
-from benchmarks.study import ablations, comparison, tables
+from benchmarks.study import ablations, comparison, repeat, tables
 from benchmarks.study.arms import ARMS, RATES
 from benchmarks.study.jobs import Job, append, read, run
 from benchmarks.study.sets import SETS
@@ -117,6 +117,31 @@ def test_the_table_is_made_of_the_trainings_that_belong_to_it(
     tables.main()
     assert (tmp_path / "tables.md").read_text() == found[0]
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("shift", "status"), [(0.5, 0), (2.0, 1)])
+def test_a_repeated_row_agrees_within_the_spread(
+    shift: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["repeat", "digits", "--results", str(tmp_path)])
+    rates = dict.fromkeys(ARMS, RATES[0])
+    write(tmp_path, by_rate(rates))
+    with pytest.raises(UserError, match="no complete results on digits"):
+        repeat.main()
+    jobs = comparison.equal_size("digits", rates)
+    write(tmp_path, [*by_rate(rates), *(record(job, 90.0 + job.seed) for job in jobs)])
+
+    def trained(wanted: list[Job], *ways: object) -> dict[str, dict[str, Any]]:
+        assert wanted == jobs
+        gain = {"kan": shift}
+        return {job.key: record(job, 90.0 + job.seed + gain.get(job.arm, 0)) for job in wanted}
+
+    monkeypatch.setattr(repeat, "run", trained)
+    assert repeat.main() == status
+    out = capsys.readouterr().out
+    assert "mlp: 92.00 % (spread 1.58), stated 92.00 (1.58): agrees" in out
+    assert ("differs" in out) == bool(status)
 
 
 def test_changes_are_compared_with_what_they_change(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Repeats the study's rows of one data set, at equal size, and compares them with the stated ones.
+
+    python -m benchmarks.study.repeat digits
+
+Every model trains anew with every seed, at the learning rates that the study chose. A mean agrees
+if it is within the stated spread of the stated one; the exit status is 1 if one does not.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.study import comparison
+from benchmarks.study.jobs import read, run
+from benchmarks.study.sets import SETS
+from benchmarks.study.tables import as_run
+from kansformer.compare import summarise
+from kansformer.errors import UserError, run_command
+
+
+def main() -> int:
+    """Trains, and says of each model whether it agrees."""
+    parser = argparse.ArgumentParser(description="Repeats the rows of one data set.")
+    parser.add_argument("set", choices=SETS, metavar="SET", help=", ".join(SETS))
+    comparison.add_flags(parser)
+    options = parser.parse_args()
+    stated = read(options.results / f"{options.set}.jsonl")
+    jobs = comparison.choosing(options.set)
+    if all(job.key in stated for job in jobs):
+        jobs = comparison.equal_size(options.set, comparison.chosen(options.set, stated))
+    if not all(job.key in stated for job in jobs):
+        raise UserError(f"{options.results}: no complete results on {options.set} to compare with")
+    with tempfile.TemporaryDirectory() as folder:
+        anew = run(jobs, Path(folder) / "anew.jsonl", options.places, options.at_once)
+    befores, afters = (
+        summarise([as_run(job, records[job.key]) for job in jobs]) for records in (stated, anew)
+    )
+    agree = True
+    for before, after in zip(befores, afters, strict=True):
+        near = abs(before["mean"] - after["mean"]) <= before["spread"]
+        agree &= near
+        print(
+            f"{after['arm']}: {after['mean']:.2f} % (spread {after['spread']:.2f}), stated"
+            f" {before['mean']:.2f} ({before['spread']:.2f}): {'agrees' if near else 'differs'}"
+        )
+    return 0 if agree else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
