@@ -7,12 +7,10 @@ and the gradients with it: `NativeKernel` on a CPU, in C++; `SelectKernel` on ot
 torch.compile; `GatherKernel` without a compiler and for large grids.
 """
 
-import atexit
 import ctypes
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -21,9 +19,6 @@ from torch import Tensor
 
 from models import kan_compile, native
 from models.kan_features import ACTIVATIONS, DENSE_KNOTS, workspace
-
-PART = 2**14  # values that repay a thread
-C_TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 def group_functions(x: Tensor, knots: Tensor, pieces: Tensor, activation: str | None) -> Tensor:
@@ -208,18 +203,14 @@ def _compiled(
     table = torch.zeros(M, order + 2, groups, 1, dtype=exact, device=device)
     out = torch.zeros_like(x, dtype=dtype)
     moments = torch.zeros((M - 1) * (order + 1), groups, channels, dtype=exact, device=device)
-    block, sums = {0: "rows", 1: "groups", 2: "channels"}, {1: "groups", 2: "channels"}
-    first = [x, table, out], [block, {2: "groups"}, block]
-    second = [*first[0], out.clone(), x.clone()], [*first[1], block, block]
-    third = [x, table, out.clone(), moments], [*first[1], sums]
+    first = [x, table, out]
+    second = [*first, out.clone(), x.clone()]
+    third = [x, table, out.clone(), moments]
     return kan_compile.all_compiled(
-        kan_compile.Kernel(write_values, (activation,), *first),
-        kan_compile.Kernel(write_gradients, (activation,), *second),
-        kan_compile.Kernel(write_moments, (order,), *third),
+        kan_compile.Kernel(write_values, (activation,), first),
+        kan_compile.Kernel(write_gradients, (activation,), second),
+        kan_compile.Kernel(write_moments, (order,), third),
     )
-
-
-atexit.register(_compiled.cache_clear)  # a loaded kernel removes its temporary files when it goes
 
 
 class SelectKernel:
@@ -262,65 +253,29 @@ class NativeKernel:
     """Looks the polynomial of each value up, by group_kernels.cpp."""
 
     def __init__(
-        self,
-        library: ctypes.CDLL,
-        knots: Tensor,
-        pieces: Tensor,
-        activation: str | None,
-        dtype: torch.dtype,
+        self, library: ctypes.CDLL, knots: Tensor, pieces: Tensor, dtype: torch.dtype
     ) -> None:
-        self.library, self.activation, self.dtype = library, activation, dtype
-        self.own_base = _has_base(activation, knots.dtype)
+        self.library, self.dtype = library, dtype
         self.knots, self.powers = knots.contiguous(), pieces.shape[2]
         # (groups, M + 1, size): before the first knot, on the intervals, behind the last
         self.table = F.pad(pieces, (0, -self.powers % 4, 1, 1))
 
     def values(self, x: Tensor) -> Tensor:
         out = workspace.empty("features", x.shape, x, x.dtype)
-        self._run("group_values", x, x, self._base(x), out)
+        native.call(self.library.group_values, self._sizes(x), self.knots, self.table, x, out)
         return out.to(self.dtype)
 
     def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
         grad = grad.to(x.dtype).contiguous()
         out = workspace.empty("features", x.shape, x, x.dtype)
-        moments = x.new_empty(self._parts(x), *self.table.shape)
-        base, base_grad = self._base(x), self._base(x, grad)
-        self._run("group_gradients", x, x, base, grad, base_grad, out, grad_x, moments)
+        moments = x.new_empty(native.parts(x.numel()), *self.table.shape)
+        tensors = self.knots, self.table, x, grad, out, grad_x, moments
+        native.call(self.library.group_gradients, self._sizes(x), *tensors)
         return out.to(self.dtype), moments.sum(dim=0)[:, 1:-1, : self.powers]
 
-    def _base(self, x: Tensor, grad: Tensor | None = None) -> Tensor:
-        """b(x), or from its gradient that in x; anything if the library computes that itself."""
-        if self.own_base:
-            return x
-        if self.activation is None:
-            return torch.zeros_like(x)
-        forward, backward = ACTIVATIONS[self.activation]
-        return forward(x) if grad is None else backward(grad, x)
-
-    def _parts(self, x: Tensor) -> int:
-        return max(min(torch.get_num_threads(), x.numel() // PART), 1)
-
-    def _run(self, name: str, x: Tensor, *tensors: Tensor) -> None:
+    def _sizes(self, x: Tensor) -> tuple[int, int, int, int]:
         groups = len(self.table)
-        sizes = groups, x.shape[1] // groups, len(x), self._parts(x)
-        addresses = (t.data_ptr() for t in (self.knots, self.table, *tensors))
-        self.library[name](*map(ctypes.c_ssize_t, sizes), *map(ctypes.c_void_p, addresses))
-
-
-def _has_base(activation: str | None, exact: torch.dtype) -> bool:
-    """Whether group_kernels.cpp computes the base as well."""
-    return activation == "gelu" and exact == torch.float32
-
-
-@cache
-def _native(order: int, M: int, exact: torch.dtype, own_base: bool) -> ctypes.CDLL | None:
-    """group_kernels.cpp for these settings; None, with a warning, if it cannot be compiled."""
-    source = Path(__file__).with_name("group_kernels.cpp")
-    try:
-        return native.library(source, T=C_TYPES[exact], ORDER=order, M=M, GELU=int(own_base))
-    except OSError as error:
-        kan_compile.warn_of_failure(error)
-        return None
+        return groups, x.shape[1] // groups, len(x), native.parts(x.numel())
 
 
 def make_group_kernel(
@@ -338,9 +293,9 @@ def make_group_kernel(
     M, order, settings = knots.shape[1], pieces.shape[2] - 1, (knots, pieces, activation, dtype)
     if compiled and M <= DENSE_KNOTS:
         if knots.device.type == "cpu":
-            library = _native(order, M, knots.dtype, _has_base(activation, knots.dtype))
+            library = native.kernels("group", knots.dtype, order, M, activation)
             if library is not None:
-                return NativeKernel(library, *settings)
+                return NativeKernel(library, knots, pieces, dtype)
         else:
             functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
             if functions is not None:

@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from models.group_features import GroupKernel, group_functions, make_group_kernel
-from models.kan_ops import block_rows, no_autocast, product_dtype, times_transposed, way_to_run
+from models.kan_ops import (
+    block_rows,
+    gradient_before,
+    no_autocast,
+    product_dtype,
+    times_transposed,
+    way_to_run,
+)
 from models.splines import basis_dtype
 
 
@@ -112,9 +119,9 @@ def _backward(
         grad_x = torch.empty_like(x, dtype=exact, memory_format=torch.contiguous_format)
         grad_pieces = torch.zeros_like(pieces, dtype=exact)
         grad_weight = None
-        transposed = weight.to(dtype).T
+        weight_used = weight.to(dtype)
         for rows, block, kernel in _blocks(x, knots, pieces, activation, dtype, compiled):
-            grad_values = times_transposed(grad[rows], transposed)
+            grad_values = gradient_before(grad[rows], weight_used)
             values, moments = kernel.gradients(block, grad_values, grad_x[rows])
             grad_pieces += moments
             product = times_transposed(grad[rows].T, values.T)

@@ -370,7 +370,7 @@ class GroupKANLinear(nn.Module):
             raise ValueError(f"the last dimension is {x.shape[-1]}, not {self.in_features}")
         activation = activation_name(self.base_activation)
         with no_autocast(x):
-            pieces = splines.remembered_pieces(self.grid, self.spline_order)
+            pieces = splines.remembered(splines.polynomial_pieces, self.grid, self.spline_order)
             own = (pieces @ self.spline_weight.to(pieces.dtype)[:, None, :, None]).squeeze(-1)
         y = group_kan_linear(x, self.grid, own, activation, self.weight, self.bias, self.mode)
         if activation is None:  # one that the kernels do not know

@@ -2,25 +2,26 @@
 
 `features` is the definition, in operations that autograd, export and functional transforms know.
 The kernels compute the same for a block of rows without autograd, and the gradient in x with it:
-`EagerKernel` in place, in buffers that stay in the processor's cache; `CompiledKernel` in one pass,
-through torch.compile; `LocalKernel` for large grids, touching only the functions that are not zero.
+`NativeKernel` on a CPU, in C++; `CompiledKernel` on other devices, through torch.compile;
+`EagerKernel` without a compiler, in buffers that stay in the processor's cache; `LocalKernel` for
+large grids. The first and the last touch only the functions that are not zero.
 
 Features are laid out (rows, features, in), so that neighbours in memory differ in their knots only.
 """
 
-import atexit
+import ctypes
 import math
 import threading
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import kan_compile, splines
+from models import kan_compile, native, splines
 
 CACHED_VALUES = 2**19  # per knot and input, that the eager kernel computes at a time
 DENSE_KNOTS = 24  # on more knots than this only the functions that are not zero are computed
@@ -318,16 +319,12 @@ def _compiled(
     table = knot_table(torch.arange(M).to(x).repeat(width, 1), order)
     count = M - order - 1 + int(activation is not None)
     out = torch.zeros(rows, count, width, dtype=dtype, device=device)
-    small, large = {0: "rows", 1: "width"}, {0: "rows", 2: "width"}
-    first = [x, table, out], [small, {1: "width"}, large]
-    second = [*first[0], out.clone(), x.clone()], [*first[1], large, small]
+    first = [x, table, out]
+    second = [*first, out.clone(), x.clone()]
     return kan_compile.all_compiled(
-        kan_compile.Kernel(write_features, (order, activation), *first),
-        kan_compile.Kernel(write_gradients, (order, activation), *second),
+        kan_compile.Kernel(write_features, (order, activation), first),
+        kan_compile.Kernel(write_gradients, (order, activation), second),
     )
-
-
-atexit.register(_compiled.cache_clear)  # a loaded kernel removes its temporary files when it goes
 
 
 class CompiledKernel:
@@ -359,6 +356,45 @@ class CompiledKernel:
         return out, grad_x
 
 
+class NativeKernel:
+    """Looks the functions that are not zero up as polynomials, by kan_kernels.cpp."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        rows: int,
+        knots: Tensor,
+        order: int,
+        activation: str | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.library, self.dtype = library, dtype
+        width, M = knots.shape
+        self.knots, self.table = splines.remembered(_native_tables, knots, order)
+        count = M - order - 1 + int(activation is not None)
+        self.out = workspace.empty("features", (rows, count, width), knots, knots.dtype)
+
+    def features(self, x: Tensor) -> Tensor:
+        out = self.out[: len(x)]
+        self._run(self.library.kan_features, x, out)
+        return out.to(self.dtype)
+
+    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        out, grad_x = self.out[: len(x)], torch.empty_like(x)
+        self._run(self.library.kan_gradients, x, grad.to(x.dtype).contiguous(), out, grad_x)
+        return out.to(self.dtype), grad_x
+
+    def _run(self, function: Any, x: Tensor, *tensors: Tensor) -> None:
+        sizes = x.shape[1], len(x), native.parts(x.numel())
+        native.call(function, sizes, self.knots, self.table, x, *tensors)
+
+
+def _native_tables(knots: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """Knots (M, in), and the polynomials of each place among them, padded to fours of functions."""
+    pieces = splines.local_pieces(knots, order)
+    return knots.T.contiguous(), F.pad(pieces, (0, -pieces.shape[-1] % 4)).contiguous()
+
+
 def make_kernel(
     rows: int,
     knots: Tensor,
@@ -375,12 +411,15 @@ def make_kernel(
         dtype: of the features that it gives, and of their gradient.
         compiled: whether to compile where that is possible and the grid is not large.
     """
-    settings = order, activation
-    if knots.shape[1] > DENSE_KNOTS:
-        return LocalKernel(rows, knots, *settings, dtype)
-    functions = (
-        _compiled(*settings, knots.shape[1], knots.dtype, dtype, knots.device) if compiled else None
-    )
-    if functions is not None:
-        return CompiledKernel(functions, rows, knots, *settings, dtype)
-    return EagerKernel(rows, knots, *settings, dtype)
+    M, settings = knots.shape[1], (rows, knots, order, activation, dtype)
+    if M > DENSE_KNOTS:
+        return LocalKernel(*settings)
+    if compiled and knots.device.type == "cpu":
+        library = native.kernels("kan", knots.dtype, order, M, activation)
+        if library is not None:
+            return NativeKernel(library, *settings)
+    elif compiled:
+        functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
+        if functions is not None:
+            return CompiledKernel(functions, *settings)
+    return EagerKernel(*settings)

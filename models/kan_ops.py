@@ -187,7 +187,7 @@ def _backward(
         for rows, block, kernel in _blocks(x, knots, order, activation, dtype, compiled):
             if for_x:
                 shape = len(block), packed.shape[1] // x.shape[1], x.shape[1]
-                grad_features = times_transposed(grad[rows], packed.T).view(shape)
+                grad_features = gradient_before(grad[rows], packed).view(shape)
                 values, grad_x[rows] = kernel.gradients(block, grad_features)
             else:
                 values = kernel.features(block)
@@ -274,6 +274,14 @@ def times_transposed(
     if bias is None:
         return torch.mm(a, b.T, out=out)
     return torch.addmm(bias, a, b.T, out=out)
+
+
+def gradient_before(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad @ weight, the gradient in front of a product; valid until the next call."""
+    shape = len(grad), weight.shape[1]
+    # oneDNN's operator cannot write into a tensor that is there
+    out = None if ONEDNN else workspace.empty("gradient", shape, grad, grad.dtype)
+    return times_transposed(grad, weight.T, out=out)
 
 
 def _packed(weights: Weights, dtype: torch.dtype) -> Tensor:

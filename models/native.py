@@ -1,19 +1,63 @@
-"""Compiles C++ kernels for this processor, and keeps them on disk beside those of `kan_compile`."""
+"""Compiles C++ kernels for this processor, once, and keeps them on disk."""
 
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
-from models.kan_compile import cache_folder, processor
+import torch
+from torch import Tensor
+
+from models.kan_compile import warn_of_failure
 
 FLAGS = [
     "-std=c++17", "-O3", "-march=native", "-funroll-loops", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC",
 ]  # fmt: skip
+
+
+FOLDER = Path(__file__).parent
+C_TYPES = {torch.float32: "float", torch.float64: "double"}
+THREAD = 2**14  # values that repay one
+
+
+@cache
+def kernels(
+    name: str, exact: torch.dtype, order: int, M: int, activation: str | None
+) -> ctypes.CDLL | None:
+    """The functions of `name`_kernels.cpp for these; None, with a warning, if that fails.
+
+    Args:
+        exact: type of the values, one of C_TYPES.
+        order: of the splines.
+        M: number of knots.
+        activation: beside the splines, a name in `kan_features.ACTIVATIONS` or None.
+    """
+    base = (activation or "none").upper()
+    try:
+        return library(
+            FOLDER / f"{name}_kernels.cpp", T=C_TYPES[exact], ORDER=order, M=M, BASE=base
+        )
+    except OSError as error:
+        warn_of_failure(error)
+        return None
+
+
+def call(function: Callable[..., object], sizes: tuple[int, ...], *tensors: Tensor) -> None:
+    """Calls a kernel with sizes and the addresses of contiguous tensors."""
+    addresses = (tensor.data_ptr() for tensor in tensors)
+    function(*map(ctypes.c_ssize_t, sizes), *map(ctypes.c_void_p, addresses))
+
+
+def parts(values: int) -> int:
+    """How many threads should share so many values."""
+    return max(min(torch.get_num_threads(), values // THREAD), 1)
 
 
 def library(source: Path, **defines: object) -> ctypes.CDLL:
@@ -23,8 +67,9 @@ def library(source: Path, **defines: object) -> ctypes.CDLL:
         OSError: there is no compiler, or it fails; CXX in the environment is one to be used.
     """
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in defines.items())]
-    parts = source.read_bytes(), flags, processor()
-    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+    texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
+    known = texts, flags, _processor()
+    key = hashlib.sha256(repr(known).encode()).hexdigest()[:24]
     path = cache_folder() / f"{source.stem}-{key}.so"
     if path.exists():
         try:
@@ -50,3 +95,18 @@ def _compile(source: Path, path: Path, flags: list[str]) -> None:
         if done.returncode == 0:
             return
     raise OSError(f"{compiler}: {(done.stderr.strip().splitlines() or ['failed'])[0]}")
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: `kansformer/kernels` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "kansformer" / "kernels"
+
+
+def _processor() -> str:
+    """What the processor can do; a home folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.platform() + platform.processor()
+    return platform.machine() + next((li for li in lines if li.startswith(("flags", "Feat"))), "")

@@ -9,8 +9,9 @@ The recurrences are de Boor's; see de Boor, "A Practical Guide to Splines" (1978
 Piegl and Tiller, "The NURBS Book" (1997), algorithm A2.2.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from itertools import pairwise
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -203,21 +204,35 @@ def polynomial_pieces(knots: Tensor, order: int) -> Tensor:
     return pieces
 
 
-_pieces_of: MutableMapping[Tensor, tuple[tuple[int, int], Tensor]] = WeakIdKeyDictionary()
+def local_pieces(knots: Tensor, order: int) -> Tensor:
+    """The polynomials of the B-splines that are not zero, for every place among the knots.
+
+    Of `polynomial_pieces`, on interval s the functions s - order … s; what there is none of is
+    zero, as all is before the first knot and behind the last.
+
+    Shapes: (in, M) -> (in, M + 1, order + 1, order + 1): place, power, function.
+    """
+    pieces = F.pad(polynomial_pieces(knots, order), (order, order))  # (in, M - 1, powers, ...)
+    own = [pieces[:, s, :, s : s + order + 1] for s in range(pieces.shape[1])]
+    return F.pad(torch.stack(own, dim=1), (0, 0, 0, 0, 1, 1))
 
 
-def remembered_pieces(knots: Tensor, order: int) -> Tensor:
-    """`polynomial_pieces`, computed again only if the knots have changed."""
+R = TypeVar("R")
+_remembered: MutableMapping[Tensor, tuple[Any, Any]] = WeakIdKeyDictionary()
+
+
+def remembered(pieces: Callable[[Tensor, int], R], knots: Tensor, order: int) -> R:
+    """pieces(knots, order), computed again only if the knots have changed."""
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if traced or knots.is_inference():
-        return polynomial_pieces(knots, order)
-    now = order, knots._version  # which each change in place increases
-    then, pieces = _pieces_of.get(knots, (None, knots))
+        return pieces(knots, order)
+    now = pieces, order, knots._version  # which each change in place increases
+    then, found = _remembered.get(knots, (None, None))
     if then != now:
-        with torch.inference_mode(False):  # its tensors could not be used in training
-            pieces = polynomial_pieces(knots, order)
-        _pieces_of[knots] = now, pieces
-    return pieces
+        with torch.inference_mode(False), torch.no_grad():  # to be used in training too
+            found = pieces(knots, order)
+        _remembered[knots] = now, found
+    return cast(R, found)
 
 
 def _least_squares(a: Tensor, b: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 from kansformer.data import load_data
 from kansformer.errors import run_command
 from kansformer.train import TrainConfig, train
-from models.kan_compile import cache_folder
+from models.native import cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 30, 40)}

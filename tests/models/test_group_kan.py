@@ -15,7 +15,7 @@ from scipy.interpolate import BSpline
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import group_features, kan_ops, splines
+from models import group_features, kan_ops, native, splines
 from models.kan import GroupKANLinear
 from models.kan_grid import calibrate_grid, refine_grid
 from models.vit_model import create_model
@@ -105,7 +105,7 @@ def test_eager_equals_plain(
 def test_compiled_equals_plain(
     grid_size: int, order: int, activation: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_features, "PART", 100)
+    monkeypatch.setattr(native, "THREAD", 100)
     options = {"grid_size": grid_size, "spline_order": order, "base_activation": activation}
     # fewer channels to a group than the kernel takes at a time, as many, not a multiple, a row less
     # than there are threads
@@ -119,7 +119,7 @@ def test_compiled_equals_plain(
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_share_the_rows(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_features, "PART", 1)
+    monkeypatch.setattr(native, "THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     layer = random_layer(24, 3, groups=2, base_activation=nn.GELU)
     for rows in (1, 2, 7):

@@ -102,7 +102,7 @@ def test_any_leading_dimensions(shape: list[int], out: int, bias: bool, order: i
     torch.testing.assert_close(y.reshape(-1, out), layer(x.reshape(-1, 3)))
 
 
-def uneven_layer(in_features: int, out_features: int, order: int, **options: bool) -> KANLinear:
+def uneven_layer(in_features: int, out_features: int, order: int, **options: object) -> KANLinear:
     """A float64 layer on knots of its own for each feature."""
     layer = KANLinear(in_features, out_features, spline_order=order, **options).double()
     gaps = 0.1 + torch.rand(in_features, layer.grid.shape[1], dtype=torch.float64)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import kan_compile, kan_features, kan_ops
+from models import kan_features, kan_ops, native
 from models.kan import KAN, KANFeedForward, KANLinear
+from models.kan_features import features
 from models.kan_grid import refine_grid
 from models.vit_model import create_model
 from tests.conftest import ROOT
@@ -29,15 +30,6 @@ ACTIVATIONS = [nn.SiLU, nn.GELU, nn.ReLU, nn.Tanh, nn.Identity, nn.Softplus]  # 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler"
 )
-
-
-@pytest.fixture
-def kernel_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder for compiled kernels, in memory and on disk."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kan_features._compiled.cache_clear()
-    yield tmp_path / "kansformer" / "kernels"
-    kan_features._compiled.cache_clear()
 
 
 def results(layer: nn.Module, x: Tensor, mode: str) -> dict[str, Tensor]:
@@ -102,11 +94,18 @@ def test_every_kind_of_layer_runs_in_every_way(
 @needs_compiler
 @pytest.mark.parametrize(
     ("order", "grid_size", "activation"),
-    [(3, 5, nn.SiLU), (0, 3, nn.GELU), (2, 1, nn.Softplus)],
-)
-def test_compiled_equals_plain(order: int, grid_size: int, activation: type[nn.Module]) -> None:
+    [
+        (0, 3, nn.GELU), (1, 4, nn.ReLU), (2, 1, nn.Softplus), (3, 5, nn.SiLU), (4, 2, nn.Tanh),
+        (5, 3, nn.Identity),
+    ],
+)  # fmt: skip
+def test_compiled_equals_plain(
+    order: int, grid_size: int, activation: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "THREAD", 100)
     options = {"grid_size": grid_size, "spline_order": order, "base_activation": activation}
-    for width, out, rows in ((7, 4, 100), (40, 3, 700), (1, 1, 1)):
+    # fewer inputs than the kernel takes at a time, as many, twice as many and a few, one
+    for width, out, rows in ((7, 4, 100), (8, 2, 30), (21, 3, 700), (1, 1, 1)):
         layer = prepared(KANLinear(width, out, **options))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -116,46 +115,51 @@ def test_compiled_equals_plain(order: int, grid_size: int, activation: type[nn.M
 
 
 @needs_compiler
-def test_kernels_are_compiled_once_and_kept_on_disk(
-    kernel_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "temporary").mkdir()
-    compiled = []
-    compile_kernel = kan_compile._compile
-    monkeypatch.setattr(
-        kan_compile, "_compile", lambda *args: (compiled.append(1), compile_kernel(*args))
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.GELU, nn.Tanh])
+def test_compiled_in_double_precision(activation: type[nn.Module]) -> None:
+    layer = uneven_layer(11, 3, 3, base_activation=activation)
+    x = 2 * torch.randn(40, 11, dtype=torch.float64)
+    plain = results(layer, x, "plain")
+    for name, value in results(layer, x, "compiled").items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-10, atol=1e-10)
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", range(6))
+def test_compiled_at_knots_and_far_outside(order: int) -> None:
+    layer = uneven_layer(9, 1, order).float()
+    knots = layer.grid.T
+    x = torch.cat([
+        knots, torch.nextafter(knots, knots + 1), torch.nextafter(knots, knots - 1),
+        torch.full((1, 9), 1e30), torch.full((1, 9), -1e30), torch.full((1, 9), torch.inf),
+    ])  # fmt: skip
+    exact = features(x.double().clamp(-1e30, 1e30), layer.grid.double(), order, None)
+    kernel = kan_features.make_kernel(len(x), layer.grid, order, None, torch.float32, True)
+    assert isinstance(kernel, kan_features.NativeKernel)
+    assert (kernel.features(x).double() - exact).abs().max() < 2e-6
+    found, slopes = kernel.gradients(x, torch.ones(exact.shape))
+    assert (found.double() - exact).abs().max() < 2e-6
+    assert slopes.isfinite().all()
+
+
+@pytest.mark.parametrize("order", [0, 3])
+def test_the_kernel_of_other_devices_equals_the_eager_one(order: int) -> None:
+    """Its functions are not compiled here."""
+    layer = uneven_layer(12, 1, order).float()
+    functions = (
+        partial(kan_features.write_features, order, "gelu"),
+        partial(kan_features.write_gradients, order, "gelu"),
     )
-    x = torch.randn(30, 6)
-    layer = KANLinear(6, 2, grid_size=2, spline_order=1)
-    first = results(layer, x, "compiled")
-    results(KANLinear(9, 4, grid_size=2, spline_order=1), torch.randn(50, 9), "compiled")
-    assert len(compiled) == len(list(kernel_cache.glob("*.pt2"))) == 2  # forward and backward
-
-    kan_features._compiled.cache_clear()
-    again = results(layer, x, "compiled")
-    assert len(compiled) == 2
-    assert all(torch.equal(first[name], again[name]) for name in first)
-
-    code = """if True:
-        import torch
-        from models.kan import KANLinear
-        torch.set_num_threads(%d)
-        layer = KANLinear(6, 2, grid_size=2, spline_order=1, mode="compiled")
-        layer(torch.randn(30, 6)).sum().backward()
-    """
-    done = subprocess.run(  # another process, in which nothing is compiled
-        [sys.executable, "-c", code % torch.get_num_threads()],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+    settings = 50, layer.grid, order, "gelu", torch.float32
+    x, count = torch.randn(50, 12), layer.grid_size + order + 1
+    grad = torch.randn(50, count, 12)
+    kernels = (
+        kan_features.CompiledKernel(functions, *settings), kan_features.EagerKernel(*settings)
     )  # fmt: skip
-    assert "compiling" not in done.stderr
-    assert not list((tmp_path / "temporary").iterdir())
-
-    damaged = next(kernel_cache.glob("*.pt2"))
-    damaged.write_bytes(damaged.read_bytes()[:1000])
-    kan_features._compiled.cache_clear()
-    assert torch.equal(results(layer, x, "compiled")["x"], first["x"])
-    assert len(compiled) == 3
+    values = [kernel.features(x).clone() for kernel in kernels]
+    torch.testing.assert_close(*values)
+    found = [[t.clone() for t in kernel.gradients(x, grad)] for kernel in kernels]
+    torch.testing.assert_close(*found)
 
 
 def test_without_a_compiler_it_falls_back_with_one_warning(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models import kan_compile, native
+from models import native
 from tests.conftest import ROOT
 from tests.models.test_kan_ops import needs_compiler
 
@@ -27,17 +27,17 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_libraries_are_compiled_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.library(source, ANSWER=42).answer() == 42
     assert native.library(source, ANSWER=43).answer() == 43
-    kept = sorted(kan_compile.cache_folder().iterdir())
+    kept = sorted(native.cache_folder().iterdir())
     assert len(kept) == 2
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert native.library(source, ANSWER=42).answer() == 42
-    assert sorted(kan_compile.cache_folder().iterdir()) == kept
+    assert sorted(native.cache_folder().iterdir()) == kept
 
 
 @needs_compiler
 def test_a_damaged_file_is_made_again(source: Path) -> None:
     native.library(source, ANSWER=1)
-    (kept,) = kan_compile.cache_folder().iterdir()
+    (kept,) = native.cache_folder().iterdir()
     kept.unlink()  # not written over: this process has it open
     kept.write_bytes(b"no library")
     assert native.library(source, ANSWER=1).answer() == 1
@@ -48,7 +48,7 @@ def test_the_compiler_s_first_complaint_is_the_reason(source: Path) -> None:
     source.write_text("no C++")
     with pytest.raises(OSError, match=r"error: .no. does not name a type|error: unknown type"):
         native.library(source)
-    assert not list(kan_compile.cache_folder().iterdir())
+    assert not list(native.cache_folder().iterdir())
 
 
 def test_without_a_compiler_it_falls_back_with_one_warning(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+// The features of a KAN layer on a CPU, [b(x), B_1(x) ... B_n(x)], for models/kan_features.py.
+//
+// A value is looked up among the knots of its feature. The ORDER + 1 B-splines that are not zero
+// there are polynomials, looked up as well; each of the n functions then is one of them, or zero.
+// Looking up costs the same for even and uneven knots.
+
+#include "vectors.h"
+
+constexpr int POWERS = ORDER + 1;
+constexpr int LOCAL = (ORDER / 4 + 1) * 4;  // functions that are not zero, with padding
+constexpr int COUNT = M - ORDER - 1;  // functions
+constexpr int FIRST = BASE != NONE;  // features before the splines
+constexpr int FEATURES = FIRST + COUNT;
+constexpr std::ptrdiff_t TABLE = (M + 1) * POWERS * LOCAL;  // numbers of one input
+constexpr std::ptrdiff_t LINE = 2 * LANES;  // inputs at a time: a cache line of floats
+constexpr std::ptrdiff_t ROWS = 8;  // at a time
+
+// What is known of the layer. `knots` (M, width); `table` (width, M + 1, POWERS, LOCAL) the
+// coefficients, lowest power first, of the polynomials before the first knot, on each interval, and
+// behind the last.
+struct Layer {
+    std::ptrdiff_t width;
+    const T *knots, *table;
+};
+
+// The B-splines that are not zero at eight values, neighbours in a row of x.
+struct Local : Place {
+    Values value[LOCAL], slope[LOCAL];
+
+    template <class Knot>
+    Local(Values x, Knot knot, const T *const *tables)
+        : Place(x, knot)
+    {
+        const T *from[LANES];
+        for (int i = 0; i < LANES; i++)
+            from[i] = tables[i] + interval[i] * (POWERS * LOCAL);
+        for (int part = 0; part < LOCAL; part += 4) {
+            look_up(from, ORDER * LOCAL + part, value + part);
+            for (int r = part; r < part + 4; r++)
+                slope[r] = Values{};
+            for (int power = ORDER - 1; power >= 0; power--) {
+                Values c[4];
+                look_up(from, power * LOCAL + part, c);
+                for (int r = 0; r < 4; r++) {
+                    slope[part + r] = slope[part + r] * distance + value[part + r];
+                    value[part + r] = value[part + r] * distance + c[r];
+                }
+            }
+        }
+    }
+
+    // Of the j-th function, given what the local ones have.
+    Values of_function(int j, const Values *local) const
+    {
+        Values own{};
+        for (int r = 0; r < POWERS; r++) {
+            const Indices here = interval == static_cast<Index>(j + 1 + ORDER - r) + Indices{};
+            own = here ? local[r] : own;
+        }
+        return own;
+    }
+};
+
+// Calls step(window, row, place) for some inputs of some rows; FULL, if there are eight inputs.
+template <bool FULL, class Step>
+static inline void for_inputs(
+    const Layer &layer, std::ptrdiff_t first_row, std::ptrdiff_t last_row, std::ptrdiff_t begin,
+    std::ptrdiff_t end, const T *x, Step step)
+{
+    const std::ptrdiff_t width = layer.width;
+    for (std::ptrdiff_t row = first_row; row < last_row; row++)
+        for (std::ptrdiff_t i = begin; i < end; i += LANES) {
+            const std::ptrdiff_t at = FULL && i + LANES > width ? width - LANES : i;
+            const Window<FULL> window{at, width < LANES ? width : LANES};
+            const T *tables[LANES];
+            for (int lane = 0; lane < LANES; lane++)
+                tables[lane] = layer.table + (at + (FULL || lane < width ? lane : 0)) * TABLE;
+            const auto knot = [&](int m) { return window.load_from(layer.knots + m * width); };
+            step(window, row, Local(window.load_from(x + row * width), knot, tables));
+        }
+}
+
+// The same for all; the last eight inputs may overlap those before. A few inputs of a few rows at a
+// time: their tables stay in the cache, and what is written lies on few pages of memory.
+template <class Step>
+static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x, Step step)
+{
+    for (std::ptrdiff_t first = 0; first < rows; first += ROWS) {
+        const std::ptrdiff_t last = first + ROWS < rows ? first + ROWS : rows;
+        if (layer.width < LANES)
+            for_inputs<false>(layer, first, last, 0, 1, x, step);
+        else
+            for (std::ptrdiff_t begin = 0; begin < layer.width; begin += LINE) {
+                const std::ptrdiff_t end = begin + LINE;
+                for_inputs<true>(
+                    layer, first, last, begin, end < layer.width ? end : layer.width, x, step);
+            }
+    }
+}
+
+// x and grad_x are (rows, width), out and grad (rows, FEATURES, width), contiguous.
+
+// Writes the features of x into out.
+extern "C" void kan_features(
+    std::ptrdiff_t width, std::ptrdiff_t rows, std::ptrdiff_t parts, const T *knots,
+    const T *table, const T *x, T *out)
+{
+    const Layer layer{width, knots, table};
+    in_parts(rows, parts, [&](auto first, auto count, auto) {
+        const T *own_x = x + first * width;
+        T *own_out = out + first * FEATURES * width;
+        for_each(layer, count, own_x, [&](auto window, auto row, const Local &place) {
+            T *to = own_out + row * FEATURES * width;
+            if (FIRST) {
+                const Base base(window.load_from(own_x + row * width));
+                window.store_to(to, base.value);
+            }
+            for (int j = 0; j < COUNT; j++)
+                window.store_to(to + (FIRST + j) * width, place.of_function(j, place.value));
+        });
+    });
+}
+
+// The same, and from the features' gradient grad that in x into grad_x.
+extern "C" void kan_gradients(
+    std::ptrdiff_t width, std::ptrdiff_t rows, std::ptrdiff_t parts, const T *knots,
+    const T *table, const T *x, const T *grad, T *out, T *grad_x)
+{
+    const Layer layer{width, knots, table};
+    in_parts(rows, parts, [&](auto first, auto count, auto) {
+        const T *own_x = x + first * width, *own_grad = grad + first * FEATURES * width;
+        T *own_out = out + first * FEATURES * width, *own_grad_x = grad_x + first * width;
+        for_each(layer, count, own_x, [&](auto window, auto row, const Local &place) {
+            T *to = own_out + row * FEATURES * width;
+            const T *from = own_grad + row * FEATURES * width;
+            Values total{};
+            if (FIRST) {
+                const Base base(window.load_from(own_x + row * width));
+                window.store_to(to, base.value);
+                total = base.slope * window.load_from(from);
+            }
+            for (int j = 0; j < COUNT; j++) {
+                const std::ptrdiff_t at = (FIRST + j) * width;
+                window.store_to(to + at, place.of_function(j, place.value));
+                total += place.of_function(j, place.slope) * window.load_from(from + at);
+            }
+            window.store_to(own_grad_x + row * width, total);
+        });
+    });
+}

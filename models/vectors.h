@@ -1,0 +1,195 @@
+// What the kernels of this folder share: eight values at a time, by the vector extensions of GCC and
+// Clang.
+//
+// Given by the compiler's command line: T, float or double; ORDER of the splines; M, the number of
+// knots, without which the compiler would not unroll loops over them; BASE, the activation beside
+// the splines, one of those below.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <type_traits>
+
+enum { NONE, SILU, GELU, RELU, TANH, IDENTITY };
+
+constexpr int LANES = 8;
+using Index = std::conditional<sizeof(T) == 4, std::int32_t, std::int64_t>::type;
+typedef T Values __attribute__((vector_size(LANES * sizeof(T))));
+typedef Index Indices __attribute__((vector_size(LANES * sizeof(T))));
+typedef T Four __attribute__((vector_size(4 * sizeof(T))));
+
+template <class Vector>
+static inline Vector load(const T *from)
+{
+    Vector vector;
+    std::memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+
+template <class Vector>
+static inline void store(T *to, Vector vector)
+{
+    std::memcpy(to, &vector, sizeof vector);
+}
+
+static inline Values all(T value)
+{
+    return Values{} + value;
+}
+
+// Four rows of eight, of which the halves are rows of four, to four columns; and back.
+static inline void transpose(Values &a, Values &b, Values &c, Values &d)
+{
+    const Values ab = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+    const Values AB = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    const Values cd = __builtin_shufflevector(c, d, 0, 8, 1, 9, 4, 12, 5, 13);
+    const Values CD = __builtin_shufflevector(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+    a = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13);
+    b = __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+    c = __builtin_shufflevector(AB, CD, 0, 1, 8, 9, 4, 5, 12, 13);
+    d = __builtin_shufflevector(AB, CD, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+
+// Rows of four from eight places, to four columns.
+static inline void look_up(const T *const *from, std::ptrdiff_t at, Values *columns)
+{
+    for (int i = 0; i < 4; i++)
+        columns[i] = __builtin_shufflevector(
+            load<Four>(from[i] + at), load<Four>(from[i + 4] + at), 0, 1, 2, 3, 4, 5, 6, 7);
+    transpose(columns[0], columns[1], columns[2], columns[3]);
+}
+
+// The places of eight values among the knots of each.
+struct Place {
+    Indices interval;  // 0 before the first knot, M behind the last
+    Values distance;  // from the interval's first knot
+
+    // knot(m): the m-th knots, as eight values.
+    template <class Knot>
+    Place(Values x, Knot knot)
+    {
+        const Values first = knot(0), last = knot(M - 1);
+        Values start = first;
+        interval = Indices{};
+        for (int m = 0; m < M; m++) {
+            const Values own = knot(m);
+            // -1 where it has; the last interval is closed
+            const Indices reached = m < M - 1 ? x >= own : x > own;
+            interval -= reached;
+            start = reached ? own : start;
+        }
+        x = x < first ? first : x;  // so that infinities, in polynomials of zeros, give no NaN
+        x = x > last ? last : x;
+        distance = x - start;
+    }
+};
+
+// Eight neighbours in memory from a place on; or `count`, if there are fewer.
+template <bool FULL>
+struct Window {
+    std::ptrdiff_t at, count;
+
+    Values load_from(const T *from) const
+    {
+        if (FULL)
+            return load<Values>(from + at);
+        Values vector{};
+        std::memcpy(&vector, from + at, count * sizeof(T));
+        return vector;
+    }
+
+    void store_to(T *to, Values vector) const
+    {
+        if (FULL)
+            store(to + at, vector);
+        else
+            std::memcpy(to + at, &vector, count * sizeof(T));
+    }
+};
+
+// e^x for x <= 0; in float to 2 units in the last place.
+static inline Values exponential(Values x)
+{
+    if constexpr (sizeof(T) == 8) {
+        for (int i = 0; i < LANES; i++)
+            x[i] = std::exp(x[i]);
+        return x;
+    }
+    x = x < all(-87) ? all(-87) : x;  // 1e-38
+    const Values shift = all(12582912);  // 1.5 · 2^23, to which added a number is rounded
+    const Values rounded = x * all(T(1.44269504)) + shift;
+    const Values n = rounded - shift;
+    const Values r = x - n * all(T(0.693359375)) + n * all(T(2.12194440e-4));  // ln 2 in two parts
+    Values value = all(T(1) / 720);
+    for (const T divisor : {120, 24, 6, 2, 1, 1})
+        value = value * r + all(1 / divisor);
+    Indices bits, exponent;
+    std::memcpy(&bits, &value, sizeof bits);
+    std::memcpy(&exponent, &rounded, sizeof exponent);
+    bits += exponent << 23;  // times 2^n
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// The standard normal distribution function, and its density but for 1 / √(2 π). In float by
+// Abramowitz and Stegun, 7.1.26, whose error in erf is at most 1.5e-7.
+static inline void normal(Values x, Values &cdf, Values &density)
+{
+    density = exponential(all(T(-0.5)) * x * x);
+    if constexpr (sizeof(T) == 8) {
+        for (int i = 0; i < LANES; i++)
+            cdf[i] = std::erfc(-x[i] * std::sqrt(0.5)) / 2;
+        return;
+    }
+    const Values size = x < all(0) ? -x : x;
+    const Values t = all(1) / (all(1) + all(T(0.3275911 * 0.70710678)) * size);
+    Values tail = all(T(1.061405429));
+    for (const T factor : {-1.453152027, 1.421413741, -0.284496736, 0.254829592})
+        tail = tail * t + all(factor);
+    tail = all(T(0.5)) * tail * t * density;  // of -|x|
+    cdf = x < all(0) ? tail : all(1) - tail;
+}
+
+// The base activation at eight places, and its slope.
+struct Base {
+    Values value, slope;
+
+    explicit Base(Values x)
+    {
+        if constexpr (BASE == SILU) {
+            const Values tail = exponential(x < all(0) ? x : -x);
+            const Values share = (x < all(0) ? tail : all(1)) / (all(1) + tail);  // sigmoid
+            value = x * share;
+            slope = share * (all(1) + x * (all(1) - share));
+        } else if constexpr (BASE == GELU) {
+            Values cdf, density;
+            normal(x, cdf, density);
+            value = x * cdf;
+            slope = cdf + x * density * all(T(0.3989422804014327));
+        } else if constexpr (BASE == RELU) {
+            value = x < all(0) ? all(0) : x;
+            slope = x > all(0) ? all(1) : all(0);
+        } else if constexpr (BASE == TANH) {
+            const Values tail = exponential(all(2) * (x < all(0) ? x : -x));
+            const Values size = (all(1) - tail) / (all(1) + tail);
+            value = x < all(0) ? -size : size;
+            slope = all(1) - size * size;
+        } else {
+            value = BASE == IDENTITY ? x : all(0);
+            slope = all(BASE == IDENTITY);
+        }
+    }
+};
+
+// Runs job(first row, rows, part) on even shares of the rows, a thread each.
+template <class Job>
+static inline void in_parts(std::ptrdiff_t rows, std::ptrdiff_t parts, Job job)
+{
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+    for (std::ptrdiff_t part = 0; part < parts; part++) {
+        const std::ptrdiff_t first = rows * part / parts;
+        job(first, rows * (part + 1) / parts - first, part);
+    }
+}
