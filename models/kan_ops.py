@@ -21,7 +21,7 @@ from models.splines import basis_dtype
 
 MODES = ("auto", "compiled", "eager", "plain")
 MODE_VARIABLE = "KAN_MODE"  # of the environment; for layers whose mode is "auto"
-COMPILE_ELEMENTS = 2**16  # inputs smaller than this do not repay the compiler
+COMPILE_ELEMENTS = 2**13  # inputs smaller than this do not repay the compiler
 
 # MKL, which torch takes for float32 products on a CPU, ran at half of oneDNN's speed on AMD's
 # processors with AVX-512; without AVX-512 it was the faster one, for a weight's gradient twice.
