@@ -256,7 +256,9 @@ class NativeKernel:
         self, library: ctypes.CDLL, knots: Tensor, pieces: Tensor, dtype: torch.dtype
     ) -> None:
         self.library, self.dtype = library, dtype
-        self.knots, self.powers = knots.contiguous(), pieces.shape[2]
+        self.powers = pieces.shape[2]
+        last = torch.nextafter(knots[:, -1:], knots.new_full((), torch.inf))  # which is closed
+        self.knots = torch.cat([knots[:, :-1], last], dim=1)
         # (groups, M + 1, size): before the first knot, on the intervals, behind the last
         self.table = F.pad(pieces, (0, -self.powers % 4, 1, 1))
 
@@ -268,9 +270,10 @@ class NativeKernel:
     def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
         grad = grad.to(x.dtype).contiguous()
         out = workspace.empty("features", x.shape, x, x.dtype)
-        moments = x.new_empty(native.parts(x.numel()), *self.table.shape)
+        sizes = self._sizes(x)
+        moments = x.new_empty(sizes[-1], *self.table.shape)
         tensors = self.knots, self.table, x, grad, out, grad_x, moments
-        native.call(self.library.group_gradients, self._sizes(x), *tensors)
+        native.call(self.library.group_gradients, sizes, *tensors)
         return out.to(self.dtype), moments.sum(dim=0)[:, 1:-1, : self.powers]
 
     def _sizes(self, x: Tensor) -> tuple[int, int, int, int]:

@@ -53,12 +53,11 @@ struct InGroup : Place {
         for (int part = 0; part < SIZE; part += 4) {
             Values *own = power + part;
             transpose(own[0], own[1], own[2], own[3]);
-            for (int i = 0; i < LANES; i++) {
-                const Values both = own[i % 4];
-                T *sum = sums + (i % 4) * TABLE + row[i] + part;
-                store(sum, load<Four>(sum) + (i < 4
-                    ? __builtin_shufflevector(both, both, 0, 1, 2, 3)
-                    : __builtin_shufflevector(both, both, 4, 5, 6, 7)));
+            for (int i = 0; i < 4; i++) {
+                T *first = sums + i * TABLE + row[i] + part;
+                store(first, load<Four>(first) + half<false>(own[i]));
+                T *second = sums + i * TABLE + row[i + 4] + part;
+                store(second, load<Four>(second) + half<true>(own[i]));
             }
         }
     }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # At the default thresholds the intermediate values of a long formula are written to memory and
-# read again, which makes it ten times as slow.
+# read again.
 OPTIONS: dict[str, Any] = {"realize_opcount_threshold": 10**5, "realize_reads_threshold": 10**5}
 
 

@@ -25,6 +25,7 @@ from models import kan_compile, native, splines
 
 CACHED_VALUES = 2**19  # per knot and input, that the eager kernel computes at a time
 DENSE_KNOTS = 24  # on more knots than this only the functions that are not zero are computed
+NATIVE_ORDER = 5  # polynomials of a higher degree lose digits that the recursion keeps
 
 aten = torch.ops.aten
 
@@ -314,7 +315,7 @@ def _compiled(
     device: torch.device,
 ) -> tuple[Callable[..., object], ...] | None:
     """The two functions above for these settings; None, with a warning, if that fails."""
-    rows, width = 512, 192  # typical, so that the compiler sees that threads are worth while
+    rows, width = 512, 192  # typical
     x = torch.zeros(rows, width, dtype=exact, device=device)
     table = knot_table(torch.arange(M).to(x).repeat(width, 1), order)
     count = M - order - 1 + int(activation is not None)
@@ -391,8 +392,10 @@ class NativeKernel:
 
 def _native_tables(knots: Tensor, order: int) -> tuple[Tensor, Tensor]:
     """Knots (M, in), and the polynomials of each place among them, padded to fours of functions."""
-    pieces = splines.local_pieces(knots, order)
-    return knots.T.contiguous(), F.pad(pieces, (0, -pieces.shape[-1] % 4)).contiguous()
+    pieces = splines.local_pieces(knots.double(), order).to(knots.dtype)
+    last = knots[:, -1:]
+    closed = torch.where(knots < last, knots, torch.nextafter(last, last.new_full((), torch.inf)))
+    return closed.T.contiguous(), F.pad(pieces, (0, -pieces.shape[-1] % 4)).contiguous()
 
 
 def make_kernel(
@@ -414,11 +417,11 @@ def make_kernel(
     M, settings = knots.shape[1], (rows, knots, order, activation, dtype)
     if M > DENSE_KNOTS:
         return LocalKernel(*settings)
-    if compiled and knots.device.type == "cpu":
+    if compiled and knots.device.type == "cpu" and order <= NATIVE_ORDER:
         library = native.kernels("kan", knots.dtype, order, M, activation)
         if library is not None:
             return NativeKernel(library, *settings)
-    elif compiled:
+    elif compiled and knots.device.type != "cpu":
         functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
         if functions is not None:
             return CompiledKernel(functions, *settings)

@@ -4,8 +4,10 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -17,11 +19,11 @@ from torch import Tensor
 from models.kan_compile import warn_of_failure
 
 FLAGS = [
-    "-std=c++17", "-O3", "-march=native", "-funroll-loops", "-fno-math-errno", "-fno-trapping-math",
+    "-std=c++17", "-O3", "-funroll-loops", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC",
 ]  # fmt: skip
-
-
+# What not every compiler has. On macOS a second OpenMP beside torch's would end the program.
+WANTED = ["-march=native", *(["-fopenmp"] if sys.platform != "darwin" else [])]
 FOLDER = Path(__file__).parent
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
 THREAD = 2**14  # values that repay one
@@ -40,11 +42,10 @@ def kernels(
         activation: beside the splines, a name in `kan_features.ACTIVATIONS` or None.
     """
     base = (activation or "none").upper()
+    source = FOLDER / f"{name}_kernels.cpp"
     try:
-        return library(
-            FOLDER / f"{name}_kernels.cpp", T=C_TYPES[exact], ORDER=order, M=M, BASE=base
-        )
-    except OSError as error:
+        return library(source, T=C_TYPES[exact], ORDER=order, M=M, BASE=base)
+    except Exception as error:  # without a home folder, say
         warn_of_failure(error)
         return None
 
@@ -68,7 +69,7 @@ def library(source: Path, **defines: object) -> ctypes.CDLL:
     """
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in defines.items())]
     texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
-    known = texts, flags, _processor()
+    known = texts, flags, WANTED, _processor()
     key = hashlib.sha256(repr(known).encode()).hexdigest()[:24]
     path = cache_folder() / f"{source.stem}-{key}.so"
     if path.exists():
@@ -76,25 +77,38 @@ def library(source: Path, **defines: object) -> ctypes.CDLL:
             return ctypes.CDLL(str(path))
         except OSError:  # the file is damaged: made again
             path.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = tempfile.mkdtemp(dir=path.parent)
+    except OSError:  # nothing can be kept there
+        folder = tempfile.mkdtemp()
+    try:
         made = Path(folder) / path.name
         _compile(source, made, flags)
-        os.replace(made, path)  # in one step: another process may be doing the same
-    return ctypes.CDLL(str(path))
+        if made.parent.parent == path.parent:
+            made = made.replace(path)  # in one step: another process may be doing the same
+        return ctypes.CDLL(str(made))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _compile(source: Path, path: Path, flags: list[str]) -> None:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    compiler = next((found for name in names if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise OSError(f"no C++ compiler ({', '.join(names)})")
-    for threads in (["-fopenmp"], []):  # some compilers come without OpenMP
-        command = [compiler, *flags, *threads, str(source), "-o", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True)
+    commands = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    command = next((c for c in map(shlex.split, commands) if shutil.which(c[0])), None)
+    if command is None:
+        raise OSError(f"no C++ compiler ({', '.join(commands)})")
+    for wanted in (WANTED, WANTED[:1], []):
+        done = subprocess.run(
+            [*command, *flags, *wanted, str(source), "-o", str(path)],
+            capture_output=True, text=True, errors="replace",
+        )  # fmt: skip
         if done.returncode == 0:
+            with path.open("rb+") as file:
+                os.fsync(file)  # a power cut must not leave half of it
             return
-    raise OSError(f"{compiler}: {(done.stderr.strip().splitlines() or ['failed'])[0]}")
+    lines = done.stderr.strip().splitlines() or ["failed"]
+    reason = next((line for line in lines if "error" in line), lines[0])
+    raise OSError(f"{' '.join(command)}: {reason}")
 
 
 def cache_folder() -> Path:

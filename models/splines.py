@@ -9,14 +9,14 @@ The recurrences are de Boor's; see de Boor, "A Practical Guide to Splines" (1978
 Piegl and Tiller, "The NURBS Book" (1997), algorithm A2.2.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 FIT_ELEMENTS = 2**24  # values of the basis that a fit holds at a time, 128 MB of them
 
@@ -218,21 +218,34 @@ def local_pieces(knots: Tensor, order: int) -> Tensor:
 
 
 R = TypeVar("R")
-_remembered: MutableMapping[Tensor, tuple[Any, Any]] = WeakIdKeyDictionary()
 
 
 def remembered(pieces: Callable[[Tensor, int], R], knots: Tensor, order: int) -> R:
-    """pieces(knots, order), computed again only if the knots have changed."""
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if traced or knots.is_inference():
+    """pieces(knots, order), computed once for knots on a CPU with these values.
+
+    What it gives is shared and must not be written to.
+    """
+    traced = (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+    if traced or type(knots) is not Tensor or knots.device.type != "cpu":
         return pieces(knots, order)
-    now = pieces, order, knots._version  # which each change in place increases
-    then, found = _remembered.get(knots, (None, None))
-    if then != now:
-        with torch.inference_mode(False), torch.no_grad():  # to be used in training too
-            found = pieces(knots, order)
-        _remembered[knots] = now, found
-    return cast(R, found)
+    values = knots.detach().contiguous().numpy()
+    return cast(R, _remembered(pieces, order, knots.dtype, knots.shape, values.tobytes()))
+
+
+@lru_cache(maxsize=256)
+def _remembered(
+    pieces: Callable[[Tensor, int], Any],
+    order: int,
+    dtype: torch.dtype,
+    shape: torch.Size,
+    values: bytes,
+) -> Any:
+    with torch.inference_mode(False), torch.no_grad():  # to be used in training too
+        return pieces(torch.frombuffer(bytearray(values), dtype=dtype).view(shape), order)
 
 
 def _least_squares(a: Tensor, b: Tensor) -> Tensor:

@@ -39,29 +39,66 @@ static inline Values all(T value)
     return Values{} + value;
 }
 
+// Shuffles, and eight values as two times four, for compilers that have no __builtin_shufflevector.
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+
+static inline Values join(Four first, Four second)
+{
+    return __builtin_shufflevector(first, second, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+template <bool SECOND>
+static inline Four half(Values both)
+{
+    if constexpr (SECOND)
+        return __builtin_shufflevector(both, both, 4, 5, 6, 7);
+    else
+        return __builtin_shufflevector(both, both, 0, 1, 2, 3);
+}
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Indices{__VA_ARGS__})
+
+static inline Values join(Four first, Four second)
+{
+    const Four halves[2] = {first, second};
+    Values both;
+    std::memcpy(&both, halves, sizeof both);
+    return both;
+}
+
+template <bool SECOND>
+static inline Four half(Values both)
+{
+    Four halves[2];
+    std::memcpy(halves, &both, sizeof both);
+    return halves[SECOND];
+}
+#endif
+
 // Four rows of eight, of which the halves are rows of four, to four columns; and back.
 static inline void transpose(Values &a, Values &b, Values &c, Values &d)
 {
-    const Values ab = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
-    const Values AB = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-    const Values cd = __builtin_shufflevector(c, d, 0, 8, 1, 9, 4, 12, 5, 13);
-    const Values CD = __builtin_shufflevector(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
-    a = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13);
-    b = __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
-    c = __builtin_shufflevector(AB, CD, 0, 1, 8, 9, 4, 5, 12, 13);
-    d = __builtin_shufflevector(AB, CD, 2, 3, 10, 11, 6, 7, 14, 15);
+    const Values ab = SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+    const Values AB = SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    const Values cd = SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13);
+    const Values CD = SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+    a = SHUFFLE(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13);
+    b = SHUFFLE(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+    c = SHUFFLE(AB, CD, 0, 1, 8, 9, 4, 5, 12, 13);
+    d = SHUFFLE(AB, CD, 2, 3, 10, 11, 6, 7, 14, 15);
 }
 
 // Rows of four from eight places, to four columns.
 static inline void look_up(const T *const *from, std::ptrdiff_t at, Values *columns)
 {
     for (int i = 0; i < 4; i++)
-        columns[i] = __builtin_shufflevector(
-            load<Four>(from[i] + at), load<Four>(from[i + 4] + at), 0, 1, 2, 3, 4, 5, 6, 7);
+        columns[i] = join(load<Four>(from[i] + at), load<Four>(from[i + 4] + at));
     transpose(columns[0], columns[1], columns[2], columns[3]);
 }
 
-// The places of eight values among the knots of each.
+// The places of eight values among the knots of each. Where the last interval is to be closed, its
+// end is given as the next number.
 struct Place {
     Indices interval;  // 0 before the first knot, M behind the last
     Values distance;  // from the interval's first knot
@@ -75,8 +112,7 @@ struct Place {
         interval = Indices{};
         for (int m = 0; m < M; m++) {
             const Values own = knot(m);
-            // -1 where it has; the last interval is closed
-            const Indices reached = m < M - 1 ? x >= own : x > own;
+            const Indices reached = x >= own;  // -1 where it has
             interval -= reached;
             start = reached ? own : start;
         }
@@ -117,7 +153,8 @@ static inline Values exponential(Values x)
             x[i] = std::exp(x[i]);
         return x;
     }
-    x = x < all(-87) ? all(-87) : x;  // 1e-38
+    const Indices none = x < all(-87);  // less than 1e-37
+    x = none ? all(-87) : x;
     const Values shift = all(12582912);  // 1.5 · 2^23, to which added a number is rounded
     const Values rounded = x * all(T(1.44269504)) + shift;
     const Values n = rounded - shift;
@@ -130,7 +167,7 @@ static inline Values exponential(Values x)
     std::memcpy(&exponent, &rounded, sizeof exponent);
     bits += exponent << 23;  // times 2^n
     std::memcpy(&value, &bits, sizeof value);
-    return value;
+    return none ? all(0) : value;
 }
 
 // The standard normal distribution function, and its density but for 1 / √(2 π). In float by

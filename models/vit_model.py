@@ -100,7 +100,7 @@ class ViTConfig:
                 f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}"
             )
         if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
-            raise ValueError(f"stem conv needs a patch_size of 2, 4, 8, ..., not {self.patch_size}")
+            raise ValueError(f"stem conv needs a power of 2 as patch_size, not {self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
@@ -325,6 +325,7 @@ class ConvStem(nn.Module):
     for BatchNorm, so that a picture's tokens do not depend on the batch.
 
     Args:
+        img_size: side of the pictures, pixels.
         patch_size: pixels per token, a power of 2.
         in_chans: of the pictures.
         dim: of the tokens.
@@ -332,8 +333,9 @@ class ConvStem(nn.Module):
     Shapes: (B, in_chans, S, S) -> (B, (S / patch_size)², dim).
     """
 
-    def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, dim: int) -> None:
         super().__init__()
+        self.img_size = img_size
         layers: list[nn.Module] = []
         width, halvings = in_chans, patch_size.bit_length() - 1
         for still in reversed(range(halvings)):
@@ -342,6 +344,8 @@ class ConvStem(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != (self.img_size, self.img_size):
+            raise ValueError(f"pictures of {tuple(x.shape[-2:])}, not of {self.img_size} pixels")
         return self.layers(x).flatten(2).mT
 
 
@@ -357,7 +361,7 @@ class VisionTransformer(nn.Module):
         self.config = config
         dim = config.embed_dim
         self.patch_embed: nn.Module = (
-            ConvStem(config.patch_size, config.in_chans, dim)
+            ConvStem(config.img_size, config.patch_size, config.in_chans, dim)
             if config.stem == "conv"
             else PatchEmbed(config.img_size, config.patch_size, config.in_chans, dim)
         )

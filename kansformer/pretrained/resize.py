@@ -28,7 +28,7 @@ def resize_state(
     """
     new, done = dict(state), {}
     interpolation, antialias = resampling
-    if "patch_embed.proj.weight" in state:  # a convolutional stem has no other size
+    if "patch_embed.proj.weight" in state:  # a convolutional stem stays as it is
         patches, steps = _resize_patches(state["patch_embed.proj.weight"], config, resampling)
         if steps:
             new["patch_embed.proj.weight"] = patches

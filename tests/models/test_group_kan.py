@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import group_features, kan_ops, native, splines
@@ -182,10 +183,22 @@ def test_a_changed_grid_is_noticed(mode: str) -> None:
         layer(x)
     copied = copy.deepcopy(layer)
     for changed in (layer, copied):
-        changed.grid.mul_(0.5)
-        y = changed(x)
-        assert not torch.allclose(y, first)
-        torch.testing.assert_close(y.double(), scipys(changed, x), rtol=1e-5, atol=1e-5)
+        for write in (changed.grid.mul_, changed.grid.data.mul_):
+            write(0.5)
+            y = changed(x)
+            assert not torch.allclose(y, first)
+            torch.testing.assert_close(y.double(), scipys(changed, x), rtol=1e-5, atol=1e-5)
+
+
+def test_tracing_leaves_nothing_behind() -> None:
+    layer = random_layer(8, 2, groups=2, mode="plain")
+    x = torch.randn(20, 8)
+    layer.grid.mul_(0.9)  # knots that were not seen before
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        layer(x)
+    y = layer(x)
+    assert type(y) is Tensor
+    torch.testing.assert_close(y.double(), scipys(layer, x), rtol=1e-5, atol=1e-5)
 
 
 @needs_compiler

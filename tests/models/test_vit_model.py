@@ -115,6 +115,8 @@ def test_a_convolutional_stem_gives_a_token_to_each_patch(patch_size: int) -> No
     assert not moved[2:].any()
     model(x).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(ValueError, match=f"not of {size} pixels"):
+        model(torch.randn(1, 3, 2 * size, size))
 
 
 def test_config_survives_json() -> None:
@@ -145,7 +147,7 @@ def test_config_survives_json() -> None:
         ({"layer_scale": "small"}, "layer_scale"),
         ({"norm_eps": -1e-6}, "norm_eps"),
         ({"stem": "pool"}, "stem"),
-        ({"stem": "conv", "img_size": 28, "patch_size": 7}, "patch_size of 2, 4, 8"),
+        ({"stem": "conv", "img_size": 28, "patch_size": 7}, "power of 2"),
     ],
 )
 def test_impossible_configs_are_refused(changes: dict[str, object], word: str) -> None:
