@@ -27,14 +27,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tables and pictures of the study.")
     parser.add_argument("--results", type=Path, default=comparison.RESULTS, metavar="DIR")
     folder = parser.parse_args().results
-    parts = []
-    for name in SETS:
-        found = of_set(name, folder)
-        if found is None:
-            continue
-        text, runs = found
-        parts.append(text)
-        write_bytes(folder / f"{name}.png", draw(runs))
+    text, pictures = everything(folder)
+    for name, picture in pictures.items():
+        write_bytes(folder / f"{name}.png", picture)
+    write_bytes(folder / "tables.md", text.encode())
+    print(text)
+
+
+def everything(folder: Path) -> tuple[str, dict[str, bytes]]:
+    """The tables of all that is complete, and a PNG for each data set, by its name.
+
+    Raises:
+        UserError: nothing is complete.
+    """
+    found = {name: of_set(name, folder) for name in SETS}
+    sets = {name: part for name, part in found.items() if part is not None}
+    parts = [text for text, _ in sets.values()]
     changes = of_ablations(folder)
     if changes is not None:
         parts.append(changes)
@@ -42,8 +50,7 @@ def main() -> None:
         raise UserError(
             f"{folder}: no complete results; run python -m benchmarks.study.comparison first"
         )
-    write_bytes(folder / "tables.md", "\n".join(parts).encode())
-    print("\n".join(parts))
+    return "\n".join(parts), {name: draw(runs) for name, (_, runs) in sets.items()}
 
 
 def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
