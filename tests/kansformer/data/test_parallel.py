@@ -90,7 +90,7 @@ def is_alive(process: int) -> bool:
     """Whether a process runs; one that has ended and waits for its parent does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended, perhaps as we looked
         return False
 
 
