@@ -131,6 +131,15 @@ class _Workspace(threading.local):
 workspace = _Workspace()
 
 
+def _room(
+    rows: int, knots: Tensor, order: int, activation: str | None, dtype: torch.dtype
+) -> Tensor:
+    """Space for the features of so many rows, (rows, features, in)."""
+    width, M = knots.shape
+    count = M - order - 1 + int(activation is not None)
+    return workspace.empty("features", (rows, count, width), knots, dtype)
+
+
 class Kernel(Protocol):
     """Computes blocks of rows; what it returns is valid until its next call."""
 
@@ -158,7 +167,7 @@ class EagerKernel:
         self.shares = workspace.empty("shares", (few, M, width), *kind)
         # flat, since each degree has one function fewer
         self.values = workspace.empty("values", (few * (M - 1) * width,), *kind)
-        self.out = workspace.empty("features", (rows, self.base + M - order - 1, width), *kind)
+        self.out = _room(rows, knots, order, activation, knots.dtype)
 
     def features(self, x: Tensor) -> Tensor:
         out = self.out[: len(x)]
@@ -342,9 +351,7 @@ class CompiledKernel:
     ) -> None:
         self.write_features, self.write_gradients = functions
         self.table = knot_table(knots, order)
-        width, M = knots.shape
-        count = M - order - 1 + int(activation is not None)
-        self.out = workspace.empty("features", (rows, count, width), knots, dtype)
+        self.out = _room(rows, knots, order, activation, dtype)
 
     def features(self, x: Tensor) -> Tensor:
         out = self.out[: len(x)]
@@ -370,10 +377,8 @@ class NativeKernel:
         dtype: torch.dtype,
     ) -> None:
         self.library, self.dtype = library, dtype
-        width, M = knots.shape
         self.knots, self.table = splines.remembered(_native_tables, knots, order)
-        count = M - order - 1 + int(activation is not None)
-        self.out = workspace.empty("features", (rows, count, width), knots, knots.dtype)
+        self.out = _room(rows, knots, order, activation, knots.dtype)
 
     def features(self, x: Tensor) -> Tensor:
         out = self.out[: len(x)]
