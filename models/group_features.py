@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import kan_compile, native
+from models import kan_compile, native, splines
 from models.kan_features import ACTIVATIONS, DENSE_KNOTS, workspace
 
 
@@ -27,8 +27,9 @@ def group_functions(x: Tensor, knots: Tensor, pieces: Tensor, activation: str | 
     Args:
         x: (..., in); channels c·in / groups … belong to group c.
         knots: (groups, M).
-        pieces: (groups, M - 1, order + 1) coefficients of each interval's polynomial in x minus
-            the interval's first knot, lowest power first (see `splines.polynomial_pieces`).
+        pieces: (groups, M + 1, order + 1) coefficients of the polynomials before the first knot,
+            on each interval in x minus its first knot, and behind the last, lowest power first
+            (see `splines.polynomial_pieces`).
         activation: b, a name in ACTIVATIONS; None leaves b out.
 
     All of one dtype. In operations that autograd and ONNX know.
@@ -39,8 +40,7 @@ def group_functions(x: Tensor, knots: Tensor, pieces: Tensor, activation: str | 
     reached = [grouped >= edge for edge in edges[:-1].unbind()] + [grouped > edges[-1]]
     interval = torch.stack(reached).sum(dim=0)  # 0: before the first knot, M: behind the last
     group = torch.arange(len(knots), device=x.device)[:, None]
-    beyond = pieces.new_zeros(len(knots), 1, pieces.shape[2])
-    mine = torch.cat([beyond, pieces, beyond], dim=1)[group, interval]  # (..., order + 1)
+    mine = pieces[group, interval]  # (..., order + 1)
     starts = torch.cat([knots[:, :1], knots], dim=1)[group, interval]
     value = torch.zeros_like(place)
     for coefficient in reversed(mine.unbind(-1)):
@@ -58,6 +58,9 @@ class GroupKernel(Protocol):
     def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
         """φ(x) and, from its gradient, that in the pieces; writes that in x into `grad_x`.
 
+        What it gives for the pieces before the first knot and behind the last, which are zero, has
+        no meaning.
+
         Shapes: x, grad and grad_x (rows, in).
         """
 
@@ -69,9 +72,7 @@ class GatherKernel:
         self, knots: Tensor, pieces: Tensor, activation: str | None, dtype: torch.dtype
     ) -> None:
         self.activation, self.dtype = activation, dtype
-        beyond = pieces.new_zeros(len(knots), 1, pieces.shape[2])
-        # (order + 1, groups, M + 1): before the first knot, on the intervals, behind the last
-        self.table = torch.cat([beyond, pieces, beyond], dim=1).permute(2, 0, 1).contiguous()
+        self.table = pieces.permute(2, 0, 1).contiguous()  # (order + 1, groups, M + 1)
         self.starts = torch.cat([knots[:, :1], knots], dim=1)
         # the last interval is closed
         last = torch.nextafter(knots[:, -1:], knots.new_full((), torch.inf))
@@ -96,8 +97,7 @@ class GatherKernel:
         for row in moments:
             row.scatter_add_(1, interval, weighted)
             weighted = weighted * distance
-        inner = moments[..., 1:-1].permute(1, 2, 0)
-        return self._with_base(x, value).to(self.dtype), inner
+        return self._with_base(x, value).to(self.dtype), moments.permute(1, 2, 0)
 
     def _places(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Number of the interval, from 0 before the first knot, and distance from its start."""
@@ -225,8 +225,7 @@ class SelectKernel:
         dtype: torch.dtype,
     ) -> None:
         self.write_values, self.write_gradients, self.write_moments = functions
-        beyond = pieces.new_zeros(len(knots), 1, pieces.shape[2])
-        table = torch.cat([knots[..., None], torch.cat([pieces, beyond], dim=1)], dim=2)
+        table = torch.cat([knots[..., None], pieces[:, 1:]], dim=2)
         self.table = table.permute(1, 2, 0)[..., None].contiguous()
         self.pieces = pieces
         self.dtype = dtype
@@ -238,12 +237,13 @@ class SelectKernel:
 
     def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
         out = workspace.empty("features", x.shape, x, self.dtype)
-        groups, intervals, powers = self.pieces.shape
-        moments = x.new_empty(intervals * powers, groups, x.shape[1] // groups)
+        groups, places, powers = self.pieces.shape
+        moments = x.new_empty((places - 2) * powers, groups, x.shape[1] // groups)
         given, seen = self._grouped(x), self._grouped(grad)
         self.write_gradients(given, self.table, self._grouped(out), seen, self._grouped(grad_x))
         self.write_moments(given, self.table, seen, moments)
-        return out, moments.sum(dim=2).T.reshape(self.pieces.shape)
+        inner = moments.sum(dim=2).T.reshape(groups, places - 2, powers)
+        return out, F.pad(inner, (0, 0, 1, 1))
 
     def _grouped(self, x: Tensor) -> Tensor:
         return x.view(len(x), len(self.pieces), -1)
@@ -257,14 +257,13 @@ class NativeKernel:
     ) -> None:
         self.library, self.dtype = library, dtype
         self.powers = pieces.shape[2]
-        last = torch.nextafter(knots[:, -1:], knots.new_full((), torch.inf))  # which is closed
-        self.knots = torch.cat([knots[:, :-1], last], dim=1)
-        # (groups, M + 1, size): before the first knot, on the intervals, behind the last
-        self.table = F.pad(pieces, (0, -self.powers % 4, 1, 1))
+        self.knots, self.density = splines.remembered(native.places, knots, self.powers - 1)
+        padding = -self.powers % 4
+        self.table = F.pad(pieces, (0, padding)) if padding else pieces.contiguous()
 
     def values(self, x: Tensor) -> Tensor:
         out = workspace.empty("features", x.shape, x, x.dtype)
-        native.call(self.library.group_values, self._sizes(x), self.knots, self.table, x, out)
+        native.call(self.library.group_values, self._sizes(x), *self._layer(), x, out)
         return out.to(self.dtype)
 
     def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,9 +271,12 @@ class NativeKernel:
         out = workspace.empty("features", x.shape, x, x.dtype)
         sizes = self._sizes(x)
         moments = x.new_empty(sizes[-1], *self.table.shape)
-        tensors = self.knots, self.table, x, grad, out, grad_x, moments
+        tensors = *self._layer(), x, grad, out, grad_x, moments
         native.call(self.library.group_gradients, sizes, *tensors)
-        return out.to(self.dtype), moments.sum(dim=0)[:, 1:-1, : self.powers]
+        return out.to(self.dtype), moments.sum(dim=0)[..., : self.powers]
+
+    def _layer(self) -> tuple[Tensor | None, ...]:
+        return self.knots, self.density, self.table
 
     def _sizes(self, x: Tensor) -> tuple[int, int, int, int]:
         groups = len(self.table)
@@ -288,7 +290,7 @@ def make_group_kernel(
 
     Args:
         knots: (groups, M), in the dtype in which x comes and the functions are computed.
-        pieces: (groups, M - 1, order + 1), see `group_functions`, in the same dtype.
+        pieces: (groups, M + 1, order + 1), see `group_functions`, in the same dtype.
         activation: a name in ACTIVATIONS, or None for functions without b(x).
         dtype: of the values that it gives, and of their gradient.
         compiled: whether to compile where that is possible and the grid is not large.

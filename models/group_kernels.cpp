@@ -2,8 +2,7 @@
 //
 // A value is looked up among its group's knots and becomes the polynomial of its interval, to which
 // the base is added. The polynomials, each four numbers (or eight, from order 4 on) side by side in
-// memory, are turned into vectors of equal powers by shuffles. Looking up costs the same for even
-// and uneven knots.
+// memory, are turned into vectors of equal powers by shuffles.
 
 #include "vectors.h"
 
@@ -12,20 +11,21 @@
 constexpr int SIZE = (ORDER / 4 + 1) * 4;  // numbers of a polynomial, with padding
 constexpr std::ptrdiff_t TABLE = (M + 1) * SIZE;  // those of a group
 
-// What is known of the layer. `knots` (groups, M); `table` (groups, M + 1, SIZE) the coefficients,
+// What is known of the layer. `knots` (groups, M); `density` (groups,) the number of knots in a unit,
+// or null if they are not even; `table` (groups, M + 1, SIZE) the coefficients,
 // lowest power first, of the polynomials before the first knot, on each interval, and behind the
 // last.
 struct Layer {
     std::ptrdiff_t groups, channels;
-    const T *knots, *table;
+    const T *knots, *density, *table;
 };
 
 // Eight values of a group in its spline.
 struct InGroup : Place {
     std::ptrdiff_t row[LANES];  // where each one's polynomial is in the group's table
 
-    InGroup(Values x, const T *knots)
-        : Place(x, [&](int m) { return all(knots[m]); })
+    explicit InGroup(const Place &place)
+        : Place(place)
     {
         for (int i = 0; i < LANES; i++)
             row[i] = SIZE * interval[i];
@@ -73,15 +73,22 @@ static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x,
     for (std::ptrdiff_t row = 0; row < rows; row++)
         for (std::ptrdiff_t group = 0; group < layer.groups; group++, at += n) {
             const T *knots = layer.knots + group * M;
+            const auto find = [&](Values value) {
+                const auto knot = [&](int m) { return all(knots[m]); };
+                if (layer.density == nullptr)
+                    return Place(value, knot);
+                const T density = layer.density[group];
+                return Place(value, all(knots[0]), all(knots[M - 1]), all(1 / density), all(density));
+            };
             if (n < LANES) {
                 const Window<false> window{at, n};
-                step(window, InGroup(window.load_from(x), knots), group, 0);
+                step(window, InGroup(find(window.load_from(x))), group, 0);
                 continue;
             }
             for (std::ptrdiff_t i = 0; i < n; i += LANES) {
                 const std::ptrdiff_t first = i + LANES > n ? n - LANES : i;
                 const Window<true> window{at + first, LANES};
-                step(window, InGroup(window.load_from(x), knots), group, i - first);
+                step(window, InGroup(find(window.load_from(x))), group, i - first);
             }
         }
 }
@@ -132,9 +139,9 @@ static void gradients(
 // Writes the base plus the splines of x into out.
 extern "C" void group_values(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t rows, std::ptrdiff_t parts,
-    const T *knots, const T *table, const T *x, T *out)
+    const T *knots, const T *density, const T *table, const T *x, T *out)
 {
-    const Layer layer{groups, channels, knots, table};
+    const Layer layer{groups, channels, knots, density, table};
     in_parts(rows, parts, [&](auto first, auto count, auto) {
         const std::ptrdiff_t at = first * groups * channels;
         values(layer, count, x + at, out + at);
@@ -145,9 +152,10 @@ extern "C" void group_values(
 // that in the table into moments (parts, groups, M + 1, SIZE).
 extern "C" void group_gradients(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t rows, std::ptrdiff_t parts,
-    const T *knots, const T *table, const T *x, const T *grad, T *out, T *grad_x, T *moments)
+    const T *knots, const T *density, const T *table, const T *x, const T *grad, T *out, T *grad_x,
+    T *moments)
 {
-    const Layer layer{groups, channels, knots, table};
+    const Layer layer{groups, channels, knots, density, table};
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
         const std::ptrdiff_t at = first * groups * channels;
         gradients(

@@ -369,9 +369,9 @@ class GroupKANLinear(nn.Module):
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the last dimension is {x.shape[-1]}, not {self.in_features}")
         activation = activation_name(self.base_activation)
-        with no_autocast(x):
-            pieces = splines.remembered(splines.polynomial_pieces, self.grid, self.spline_order)
-            own = (pieces @ self.spline_weight.to(pieces.dtype)[:, None, :, None]).squeeze(-1)
+        pieces = splines.remembered(splines.polynomial_pieces, self.grid, self.spline_order)
+        # no matrix product, which would be in autocast's type
+        own = (pieces * self.spline_weight.to(pieces.dtype)[:, None, None]).sum(-1)
         y = group_kan_linear(x, self.grid, own, activation, self.weight, self.bias, self.mode)
         if activation is None:  # one that the kernels do not know
             base = self.base_activation(x).to(y.dtype)

@@ -377,7 +377,7 @@ class NativeKernel:
         dtype: torch.dtype,
     ) -> None:
         self.library, self.dtype = library, dtype
-        self.knots, self.table = splines.remembered(_native_tables, knots, order)
+        self.tables = splines.remembered(_native_tables, knots, order)
         self.out = _room(rows, knots, order, activation, knots.dtype)
 
     def features(self, x: Tensor) -> Tensor:
@@ -392,15 +392,17 @@ class NativeKernel:
 
     def _run(self, function: Any, x: Tensor, *tensors: Tensor) -> None:
         sizes = x.shape[1], len(x), native.parts(x.numel())
-        native.call(function, sizes, self.knots, self.table, x, *tensors)
+        native.call(function, sizes, *self.tables, x, *tensors)
 
 
-def _native_tables(knots: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """Knots (M, in), and the polynomials of each place among them, padded to fours of functions."""
+def _native_tables(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Knots (M, in), their density (in,) if they are even, and the polynomials of each place.
+
+    Those are padded to fours of functions.
+    """
     pieces = splines.local_pieces(knots.double(), order).to(knots.dtype)
-    last = knots[:, -1:]
-    closed = torch.where(knots < last, knots, torch.nextafter(last, last.new_full((), torch.inf)))
-    return closed.T.contiguous(), F.pad(pieces, (0, -pieces.shape[-1] % 4)).contiguous()
+    closed, density = native.places(knots, order)
+    return closed.T.contiguous(), density, F.pad(pieces, (0, -pieces.shape[-1] % 4)).contiguous()
 
 
 def make_kernel(

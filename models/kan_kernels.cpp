@@ -2,7 +2,6 @@
 //
 // A value is looked up among the knots of its feature. The ORDER + 1 B-splines that are not zero
 // there are polynomials, looked up as well; each of the n functions then is one of them, or zero.
-// Looking up costs the same for even and uneven knots.
 
 #include "vectors.h"
 
@@ -15,21 +14,21 @@ constexpr std::ptrdiff_t TABLE = (M + 1) * POWERS * LOCAL;  // numbers of one in
 constexpr std::ptrdiff_t LINE = 2 * LANES;  // inputs at a time: a cache line of floats
 constexpr std::ptrdiff_t ROWS = 8;  // at a time
 
-// What is known of the layer. `knots` (M, width); `table` (width, M + 1, POWERS, LOCAL) the
+// What is known of the layer. `knots` (M, width); `density` (width,) the number of knots in a unit,
+// or null if they are not even; `table` (width, M + 1, POWERS, LOCAL) the
 // coefficients, lowest power first, of the polynomials before the first knot, on each interval, and
 // behind the last.
 struct Layer {
     std::ptrdiff_t width;
-    const T *knots, *table;
+    const T *knots, *density, *table;
 };
 
 // The B-splines that are not zero at eight values, neighbours in a row of x.
 struct Local : Place {
     Values value[LOCAL], slope[LOCAL];
 
-    template <class Knot>
-    Local(Values x, Knot knot, const T *const *tables)
-        : Place(x, knot)
+    Local(const Place &place, const T *const *tables)
+        : Place(place)
     {
         const T *from[LANES];
         for (int i = 0; i < LANES; i++)
@@ -75,8 +74,14 @@ static inline void for_inputs(
             const T *tables[LANES];
             for (int lane = 0; lane < LANES; lane++)
                 tables[lane] = layer.table + (at + (FULL || lane < width ? lane : 0)) * TABLE;
-            const auto knot = [&](int m) { return window.load_from(layer.knots + m * width); };
-            step(window, row, Local(window.load_from(x + row * width), knot, tables));
+            const auto find = [&](Values value) {
+                const auto knot = [&](int m) { return window.load_from(layer.knots + m * width); };
+                if (layer.density == nullptr)
+                    return Place(value, knot);
+                const Values density=window.load_from(layer.density);
+                return Place(value, knot(0), knot(M-1), all(1)/density, density);
+            };
+            step(window, row, Local(find(window.load_from(x + row * width)), tables));
         }
 }
 
@@ -103,9 +108,9 @@ static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x,
 // Writes the features of x into out.
 extern "C" void kan_features(
     std::ptrdiff_t width, std::ptrdiff_t rows, std::ptrdiff_t parts, const T *knots,
-    const T *table, const T *x, T *out)
+    const T *density, const T *table, const T *x, T *out)
 {
-    const Layer layer{width, knots, table};
+    const Layer layer{width, knots, density, table};
     in_parts(rows, parts, [&](auto first, auto count, auto) {
         const T *own_x = x + first * width;
         T *own_out = out + first * FEATURES * width;
@@ -124,9 +129,9 @@ extern "C" void kan_features(
 // The same, and from the features' gradient grad that in x into grad_x.
 extern "C" void kan_gradients(
     std::ptrdiff_t width, std::ptrdiff_t rows, std::ptrdiff_t parts, const T *knots,
-    const T *table, const T *x, const T *grad, T *out, T *grad_x)
+    const T *density, const T *table, const T *x, const T *grad, T *out, T *grad_x)
 {
-    const Layer layer{width, knots, table};
+    const Layer layer{width, knots, density, table};
     in_parts(rows, parts, [&](auto first, auto count, auto) {
         const T *own_x = x + first * width, *own_grad = grad + first * FEATURES * width;
         T *own_out = out + first * FEATURES * width, *own_grad_x = grad_x + first * width;

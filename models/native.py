@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models import splines
 from models.kan_compile import warn_of_failure
 
 FLAGS = [
@@ -50,10 +51,21 @@ def kernels(
         return None
 
 
-def call(function: Callable[..., object], sizes: tuple[int, ...], *tensors: Tensor) -> None:
-    """Calls a kernel with sizes and the addresses of contiguous tensors."""
-    addresses = (tensor.data_ptr() for tensor in tensors)
+def call(function: Callable[..., object], sizes: tuple[int, ...], *tensors: Tensor | None) -> None:
+    """Calls a kernel with sizes and the addresses of contiguous tensors, null for none."""
+    addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
     function(*map(ctypes.c_ssize_t, sizes), *map(ctypes.c_void_p, addresses))
+
+
+def places(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
+    """Knots (in, M) whose last interval is closed, and their density where a kernel may use it.
+
+    A value beside a knot may then be taken for one on its other side, which functions of order 0
+    and slopes of order 1 do not forgive.
+    """
+    last = torch.nextafter(knots[:, -1:], knots.new_full((), torch.inf))
+    closed = torch.where(knots < knots[:, -1:], knots, last)
+    return closed, splines.even_density(knots) if order >= 2 else None
 
 
 def parts(values: int) -> int:

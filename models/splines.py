@@ -41,6 +41,21 @@ def uniform_knots(low: float, high: float, grid_size: int, order: int) -> Tensor
     return low + step * torch.arange(-order, grid_size + order + 1, dtype=torch.float64)
 
 
+def even_density(knots: Tensor) -> Tensor | None:
+    """Knots in a unit of x, (in,), if those of every feature, (in, M), are equally spaced.
+
+    But for rounding; None if those of some feature are not.
+    """
+    exact = knots.double()
+    number = torch.arange(exact.shape[1], dtype=torch.float64, device=knots.device)
+    step = (exact[:, -1:] - exact[:, :1]) / (exact.shape[1] - 1)
+    rounding = 4 * torch.finfo(knots.dtype).eps * exact.abs().amax(dim=1, keepdim=True)
+    apart = (exact - (exact[:, :1] + step * number)).abs()
+    if not bool(((apart <= rounding) & (step > 0)).all()):
+        return None
+    return (1 / step).squeeze(1).to(knots.dtype)
+
+
 def adaptive_knots(
     x: Tensor, grid_size: int, order: int, uniform_share: float, margin: float
 ) -> Tensor:
@@ -181,12 +196,14 @@ def local_b_splines(
 
 
 def polynomial_pieces(knots: Tensor, order: int) -> Tensor:
-    """Every B-spline as a polynomial on every interval between knots.
+    """Every B-spline as a polynomial at every place among the knots.
 
-    The recursion of Cox and de Boor on coefficients. B_j(x) on interval s is the polynomial in
-    x - knots[s] with coefficients [:, s, :, j], lowest power first.
+    Places are before the first knot, on each interval and behind the last; at the outer two all is
+    zero. On the interval from knots[s], which is place s + 1, B_j(x) is the polynomial in
+    x - knots[s] with coefficients [:, s + 1, :, j], lowest power first, by the recursion of Cox and
+    de Boor on coefficients.
 
-    Shapes: (in, M) -> (in, M - 1, order + 1, M - order - 1), in the knots' dtype.
+    Shapes: (in, M) -> (in, M + 1, order + 1, M - order - 1), in the knots' dtype.
     """
     start = knots[:, :-1, None, None]  # (in, intervals, 1, 1)
     t = knots[:, None, None]  # (in, 1, 1, M)
@@ -201,20 +218,20 @@ def polynomial_pieces(knots: Tensor, order: int) -> Tensor:
             t[..., degree + 1 :] - start
         ) * falling
         pieces = F.pad(constant, (0, 0, 0, 1)) + F.pad(rising - falling, (0, 0, 1, 0))
-    return pieces
+    return F.pad(pieces, (0, 0, 0, 0, 1, 1))
 
 
 def local_pieces(knots: Tensor, order: int) -> Tensor:
     """The polynomials of the B-splines that are not zero, for every place among the knots.
 
     Of `polynomial_pieces`, on interval s the functions s - order … s; what there is none of is
-    zero, as all is before the first knot and behind the last.
+    zero.
 
     Shapes: (in, M) -> (in, M + 1, order + 1, order + 1): place, power, function.
     """
-    pieces = F.pad(polynomial_pieces(knots, order), (order, order))  # (in, M - 1, powers, ...)
-    own = [pieces[:, s, :, s : s + order + 1] for s in range(pieces.shape[1])]
-    return F.pad(torch.stack(own, dim=1), (0, 0, 0, 0, 1, 1))
+    pieces = F.pad(polynomial_pieces(knots, order), (order + 1, order + 1))
+    own = [pieces[:, place, :, place : place + order + 1] for place in range(pieces.shape[1])]
+    return torch.stack(own, dim=1)
 
 
 R = TypeVar("R")

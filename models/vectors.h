@@ -116,6 +116,24 @@ struct Place {
             interval -= reached;
             start = reached ? own : start;
         }
+        measure(x, first, last, start);
+    }
+
+    // Of knots that are even, `step` apart. Beside a knot, rounding may choose the interval on its
+    // other side; from order 2 on the functions and their slopes hardly differ there.
+    Place(Values x, Values first, Values last, Values step, Values density)
+    {
+        Values number = (x - first) * density + all(1);
+        number = number > all(0) ? number : all(0);
+        number = number < all(M) ? number : all(M);
+        interval = __builtin_convertvector(number, Indices);
+        const Values whole = __builtin_convertvector(interval, Values);
+        measure(x, first, last, first + (whole - all(1)) * step);
+    }
+
+private:
+    void measure(Values x, Values first, Values last, Values start)
+    {
         x = x < first ? first : x;  // so that infinities, in polynomials of zeros, give no NaN
         x = x > last ? last : x;
         distance = x - start;
