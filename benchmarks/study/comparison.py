@@ -12,9 +12,11 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ from kansformer.train import TrainConfig
 from kansformer.train.build import build_model
 
 RESULTS = Path(__file__).parent / "results"
-CHOOSING_SEED = 100  # none of those that are compared
+CHOOSING_SEED = 100  # the first; none of those that are compared
 ROUNDS = 30  # of timed steps
 
 Records = Mapping[str, dict[str, Any]]
@@ -72,9 +74,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def choosing(name: str) -> list[Job]:
     """Trainings by which learning rates are chosen."""
     return [
-        job_of(name, arm, CHOOSING_SEED, {**SETS[name].choosing, "lr": rate}, test=False)
+        job_of(name, arm, CHOOSING_SEED + number, {**SETS[name].choosing, "lr": rate}, test=False)
         for arm in ARMS
         for rate in RATES
+        for number in range(SETS[name].choosing_seeds)
     ]
 
 
@@ -84,13 +87,13 @@ def job_of(name: str, arm: str, seed: int, own: Mapping[str, Any], *, test: bool
 
 
 def chosen(name: str, records: Records) -> dict[str, float]:
-    """The rate with the best validation accuracy, by arm; of equal ones, the lower loss."""
-    best: dict[str, tuple[float, float, float]] = {}
+    """The rate with the best mean validation accuracy, by arm; of equal ones, the lower loss."""
+    found = defaultdict(list)
     for job in choosing(name):
-        found = records[job.key]
-        rank = found["val_acc1"], -found["val_loss"], job.settings["lr"]
-        best[job.arm] = max(best.get(job.arm, rank), rank)
-    return {arm: rate for arm, (_, _, rate) in best.items()}
+        record = records[job.key]
+        found[job.arm, job.settings["lr"]].append((record["val_acc1"], -record["val_loss"]))
+    means = {key: tuple(map(fmean, zip(*own, strict=True))) for key, own in found.items()}
+    return {arm: max(RATES, key=lambda rate: means[arm, rate]) for arm in ARMS}
 
 
 def step_times(name: str, places: Path) -> dict[str, Any]:

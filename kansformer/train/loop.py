@@ -118,7 +118,7 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
     saved = clock = time.monotonic()
     bar = tqdm(
         range(progress.step, run.steps), f"epoch {progress.epoch + 1}/{config.epochs}", run.steps,
-        initial=progress.step, leave=False, mininterval=0.5, disable=not run.ranks.is_first,
+        initial=progress.step, leave=False, mininterval=0.5, disable=not run.ranks.shows_bars,
     )  # fmt: skip
     for step in bar:
         parts = list(islice(batches, config.accumulate))
@@ -353,7 +353,7 @@ def evaluate_on(
     """Loss, accuracy and seconds for the pictures of all ranks; None if a signal came to one."""
     started = time.monotonic()
     batches: Iterable[Any] = tqdm(
-        loader, "evaluation", leave=False, mininterval=0.5, disable=not run.ranks.is_first
+        loader, "evaluation", leave=False, mininterval=0.5, disable=not run.ranks.shows_bars
     )
     if is_sharded(model):  # all ranks must call it equally often
         rounds = math.ceil(math.ceil(count / run.ranks.world) / run.config.batch_size)
