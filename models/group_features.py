@@ -257,7 +257,7 @@ class NativeKernel:
     ) -> None:
         self.library, self.dtype = library, dtype
         self.powers = pieces.shape[2]
-        self.knots, self.density = splines.remembered(native.places, knots, self.powers - 1)
+        self.knots, self.steps = splines.remembered(native.places, knots, self.powers - 1)
         padding = -self.powers % 4
         self.table = F.pad(pieces, (0, padding)) if padding else pieces.contiguous()
 
@@ -276,7 +276,7 @@ class NativeKernel:
         return out.to(self.dtype), moments.sum(dim=0)[..., : self.powers]
 
     def _layer(self) -> tuple[Tensor | None, ...]:
-        return self.knots, self.density, self.table
+        return self.knots, self.steps, self.table
 
     def _sizes(self, x: Tensor) -> tuple[int, int, int, int]:
         groups = len(self.table)

@@ -11,13 +11,13 @@
 constexpr int SIZE = (ORDER / 4 + 1) * 4;  // numbers of a polynomial, with padding
 constexpr std::ptrdiff_t TABLE = (M + 1) * SIZE;  // those of a group
 
-// What is known of the layer. `knots` (groups, M); `density` (groups,) the number of knots in a unit,
-// or null if they are not even; `table` (groups, M + 1, SIZE) the coefficients,
+// What is known of the layer. `knots` (groups, M); `steps` (2, groups) the distance between knots and
+// its inverse, or null if they are not even; `table` (groups, M + 1, SIZE) the coefficients,
 // lowest power first, of the polynomials before the first knot, on each interval, and behind the
 // last.
 struct Layer {
     std::ptrdiff_t groups, channels;
-    const T *knots, *density, *table;
+    const T *knots, *steps, *table;
 };
 
 // Eight values of a group in its spline.
@@ -75,10 +75,10 @@ static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x,
             const T *knots = layer.knots + group * M;
             const auto find = [&](Values value) {
                 const auto knot = [&](int m) { return all(knots[m]); };
-                if (layer.density == nullptr)
+                if (layer.steps == nullptr)
                     return Place(value, knot);
-                const T density = layer.density[group];
-                return Place(value, all(knots[0]), all(knots[M - 1]), all(1 / density), all(density));
+                const T *steps = layer.steps + group;
+                return Place(value, knot(0), knot(M - 1), all(steps[0]), all(steps[layer.groups]));
             };
             if (n < LANES) {
                 const Window<false> window{at, n};
@@ -139,9 +139,9 @@ static void gradients(
 // Writes the base plus the splines of x into out.
 extern "C" void group_values(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t rows, std::ptrdiff_t parts,
-    const T *knots, const T *density, const T *table, const T *x, T *out)
+    const T *knots, const T *steps, const T *table, const T *x, T *out)
 {
-    const Layer layer{groups, channels, knots, density, table};
+    const Layer layer{groups, channels, knots, steps, table};
     in_parts(rows, parts, [&](auto first, auto count, auto) {
         const std::ptrdiff_t at = first * groups * channels;
         values(layer, count, x + at, out + at);
@@ -152,10 +152,10 @@ extern "C" void group_values(
 // that in the table into moments (parts, groups, M + 1, SIZE).
 extern "C" void group_gradients(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t rows, std::ptrdiff_t parts,
-    const T *knots, const T *density, const T *table, const T *x, const T *grad, T *out, T *grad_x,
+    const T *knots, const T *steps, const T *table, const T *x, const T *grad, T *out, T *grad_x,
     T *moments)
 {
-    const Layer layer{groups, channels, knots, density, table};
+    const Layer layer{groups, channels, knots, steps, table};
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
         const std::ptrdiff_t at = first * groups * channels;
         gradients(

@@ -396,13 +396,13 @@ class NativeKernel:
 
 
 def _native_tables(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Knots (M, in), their density (in,) if they are even, and the polynomials of each place.
+    """Knots (M, in), their steps (2, in) if they are even, and the polynomials of each place.
 
     Those are padded to fours of functions.
     """
     pieces = splines.local_pieces(knots.double(), order).to(knots.dtype)
-    closed, density = native.places(knots, order)
-    return closed.T.contiguous(), density, F.pad(pieces, (0, -pieces.shape[-1] % 4)).contiguous()
+    closed, steps = native.places(knots, order)
+    return closed.T.contiguous(), steps, F.pad(pieces, (0, -pieces.shape[-1] % 4)).contiguous()
 
 
 def make_kernel(

@@ -1,7 +1,8 @@
 // The features of a KAN layer on a CPU, [b(x), B_1(x) ... B_n(x)], for models/kan_features.py.
 //
 // A value is looked up among the knots of its feature. The ORDER + 1 B-splines that are not zero
-// there are polynomials, looked up as well; each of the n functions then is one of them, or zero.
+// there are polynomials: of even knots always the same, of others looked up as well. Each of the n
+// functions then is one of them, or zero.
 
 #include "vectors.h"
 
@@ -14,18 +15,58 @@ constexpr std::ptrdiff_t TABLE = (M + 1) * POWERS * LOCAL;  // numbers of one in
 constexpr std::ptrdiff_t LINE = 2 * LANES;  // inputs at a time: a cache line of floats
 constexpr std::ptrdiff_t ROWS = 8;  // at a time
 
-// What is known of the layer. `knots` (M, width); `density` (width,) the number of knots in a unit,
-// or null if they are not even; `table` (width, M + 1, POWERS, LOCAL) the
+// What is known of the layer. `knots` (M, width); `steps` (2, width) the distance between knots and
+// its inverse, or null if they are not even; `table` (width, M + 1, POWERS, LOCAL) the
 // coefficients, lowest power first, of the polynomials before the first knot, on each interval, and
 // behind the last.
 struct Layer {
     std::ptrdiff_t width;
-    const T *knots, *density, *table;
+    const T *knots, *steps, *table;
+};
+
+// The B-splines of knots at the integers that are not zero between 0 and 1, as polynomials: by
+// function and power, by the recursion of Cox and de Boor.
+struct Cardinal {
+    double of[POWERS][POWERS] = {};
+
+    constexpr Cardinal()
+    {
+        of[0][0] = 1;
+        for (int k = 1; k <= ORDER; k++)
+            for (int r = k; r >= 0; r--)  // each from itself and the one before, of degree k - 1
+                for (int power = k; power >= 0; power--) {
+                    double sum = (r + 1) * of[r][power];
+                    if (power > 0)
+                        sum -= of[r][power - 1];
+                    if (r > 0)
+                        sum += (k - r) * of[r - 1][power];
+                    if (r > 0 && power > 0)
+                        sum += of[r - 1][power - 1];
+                    of[r][power] = sum / k;
+                }
+    }
 };
 
 // The B-splines that are not zero at eight values, neighbours in a row of x.
 struct Local : Place {
     Values value[LOCAL], slope[LOCAL];
+
+    // Of even knots, of which there are `per_unit` in one.
+    Local(const Place &place, Values per_unit)
+        : Place(place)
+    {
+        constexpr Cardinal cardinal;
+        const Values t = distance * per_unit;
+        for (int r = 0; r < POWERS; r++) {
+            value[r] = all(T(cardinal.of[r][ORDER]));
+            slope[r] = Values{};
+            for (int power = ORDER - 1; power >= 0; power--) {
+                slope[r] = slope[r] * t + value[r];
+                value[r] = value[r] * t + all(T(cardinal.of[r][power]));
+            }
+            slope[r] *= per_unit;
+        }
+    }
 
     Local(const Place &place, const T *const *tables)
         : Place(place)
@@ -61,7 +102,7 @@ struct Local : Place {
 };
 
 // Calls step(window, row, place) for some inputs of some rows; FULL, if there are eight inputs.
-template <bool FULL, class Step>
+template <bool EVEN, bool FULL, class Step>
 static inline void for_inputs(
     const Layer &layer, std::ptrdiff_t first_row, std::ptrdiff_t last_row, std::ptrdiff_t begin,
     std::ptrdiff_t end, const T *x, Step step)
@@ -71,36 +112,47 @@ static inline void for_inputs(
         for (std::ptrdiff_t i = begin; i < end; i += LANES) {
             const std::ptrdiff_t at = FULL && i + LANES > width ? width - LANES : i;
             const Window<FULL> window{at, width < LANES ? width : LANES};
+            const Values value = window.load_from(x + row * width);
+            const auto knot = [&](int m) { return window.load_from(layer.knots + m * width); };
+            if (EVEN) {
+                const Values apart = window.load_from(layer.steps);
+                const Values per_unit = window.load_from(layer.steps + width);
+                const Place place(value, knot(0), knot(M - 1), apart, per_unit);
+                step(window, row, Local(place, per_unit));
+                continue;
+            }
             const T *tables[LANES];
             for (int lane = 0; lane < LANES; lane++)
                 tables[lane] = layer.table + (at + (FULL || lane < width ? lane : 0)) * TABLE;
-            const auto find = [&](Values value) {
-                const auto knot = [&](int m) { return window.load_from(layer.knots + m * width); };
-                if (layer.density == nullptr)
-                    return Place(value, knot);
-                const Values density=window.load_from(layer.density);
-                return Place(value, knot(0), knot(M-1), all(1)/density, density);
-            };
-            step(window, row, Local(find(window.load_from(x + row * width)), tables));
+            step(window, row, Local(Place(value, knot), tables));
         }
 }
 
 // The same for all; the last eight inputs may overlap those before. A few inputs of a few rows at a
 // time: their tables stay in the cache, and what is written lies on few pages of memory.
-template <class Step>
-static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x, Step step)
+template <bool EVEN, class Step>
+static inline void for_blocks(const Layer &layer, std::ptrdiff_t rows, const T *x, Step step)
 {
     for (std::ptrdiff_t first = 0; first < rows; first += ROWS) {
         const std::ptrdiff_t last = first + ROWS < rows ? first + ROWS : rows;
         if (layer.width < LANES)
-            for_inputs<false>(layer, first, last, 0, 1, x, step);
+            for_inputs<EVEN, false>(layer, first, last, 0, 1, x, step);
         else
             for (std::ptrdiff_t begin = 0; begin < layer.width; begin += LINE) {
                 const std::ptrdiff_t end = begin + LINE;
-                for_inputs<true>(
+                for_inputs<EVEN, true>(
                     layer, first, last, begin, end < layer.width ? end : layer.width, x, step);
             }
     }
+}
+
+template <class Step>
+static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x, Step step)
+{
+    if (layer.steps == nullptr)
+        for_blocks<false>(layer, rows, x, step);
+    else
+        for_blocks<true>(layer, rows, x, step);
 }
 
 // x and grad_x are (rows, width), out and grad (rows, FEATURES, width), contiguous.
@@ -108,9 +160,9 @@ static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x,
 // Writes the features of x into out.
 extern "C" void kan_features(
     std::ptrdiff_t width, std::ptrdiff_t rows, std::ptrdiff_t parts, const T *knots,
-    const T *density, const T *table, const T *x, T *out)
+    const T *steps, const T *table, const T *x, T *out)
 {
-    const Layer layer{width, knots, density, table};
+    const Layer layer{width, knots, steps, table};
     in_parts(rows, parts, [&](auto first, auto count, auto) {
         const T *own_x = x + first * width;
         T *own_out = out + first * FEATURES * width;
@@ -129,9 +181,9 @@ extern "C" void kan_features(
 // The same, and from the features' gradient grad that in x into grad_x.
 extern "C" void kan_gradients(
     std::ptrdiff_t width, std::ptrdiff_t rows, std::ptrdiff_t parts, const T *knots,
-    const T *density, const T *table, const T *x, const T *grad, T *out, T *grad_x)
+    const T *steps, const T *table, const T *x, const T *grad, T *out, T *grad_x)
 {
-    const Layer layer{width, knots, density, table};
+    const Layer layer{width, knots, steps, table};
     in_parts(rows, parts, [&](auto first, auto count, auto) {
         const T *own_x = x + first * width, *own_grad = grad + first * FEATURES * width;
         T *own_out = out + first * FEATURES * width, *own_grad_x = grad_x + first * width;

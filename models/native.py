@@ -58,14 +58,14 @@ def call(function: Callable[..., object], sizes: tuple[int, ...], *tensors: Tens
 
 
 def places(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
-    """Knots (in, M) whose last interval is closed, and their density where a kernel may use it.
+    """Knots (in, M) whose last interval is closed, and their `even_steps` if a kernel may use them.
 
     A value beside a knot may then be taken for one on its other side, which functions of order 0
     and slopes of order 1 do not forgive.
     """
     last = torch.nextafter(knots[:, -1:], knots.new_full((), torch.inf))
     closed = torch.where(knots < knots[:, -1:], knots, last)
-    return closed, splines.even_density(knots) if order >= 2 else None
+    return closed, splines.even_steps(knots) if order >= 2 else None
 
 
 def parts(values: int) -> int:

@@ -41,10 +41,10 @@ def uniform_knots(low: float, high: float, grid_size: int, order: int) -> Tensor
     return low + step * torch.arange(-order, grid_size + order + 1, dtype=torch.float64)
 
 
-def even_density(knots: Tensor) -> Tensor | None:
-    """Knots in a unit of x, (in,), if those of every feature, (in, M), are equally spaced.
+def even_steps(knots: Tensor) -> Tensor | None:
+    """The distance between knots and its inverse, (2, in); None if it differs in some feature.
 
-    But for rounding; None if those of some feature are not.
+    Differences of rounding do not count. Shape of the knots: (in, M).
     """
     exact = knots.double()
     number = torch.arange(exact.shape[1], dtype=torch.float64, device=knots.device)
@@ -53,7 +53,7 @@ def even_density(knots: Tensor) -> Tensor | None:
     apart = (exact - (exact[:, :1] + step * number)).abs()
     if not bool(((apart <= rounding) & (step > 0)).all()):
         return None
-    return (1 / step).squeeze(1).to(knots.dtype)
+    return torch.cat([step, 1 / step], dim=1).T.to(knots.dtype).contiguous()
 
 
 def adaptive_knots(

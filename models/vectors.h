@@ -119,11 +119,11 @@ struct Place {
         measure(x, first, last, start);
     }
 
-    // Of knots that are even, `step` apart. Beside a knot, rounding may choose the interval on its
+    // Of even knots, `step` apart and so `per_unit` in one. Beside a knot, rounding may choose the interval on its
     // other side; from order 2 on the functions and their slopes hardly differ there.
-    Place(Values x, Values first, Values last, Values step, Values density)
+    Place(Values x, Values first, Values last, Values step, Values per_unit)
     {
-        Values number = (x - first) * density + all(1);
+        Values number = (x - first) * per_unit + all(1);
         number = number > all(0) ? number : all(0);
         number = number < all(M) ? number : all(M);
         interval = __builtin_convertvector(number, Indices);

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import kan_features, kan_ops, native
+from models import kan_features, kan_ops, native, splines
 from models.kan import KAN, KANFeedForward, KANLinear
 from models.kan_features import features
 from models.kan_grid import refine_grid
@@ -125,9 +125,14 @@ def test_compiled_in_double_precision(activation: type[nn.Module]) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("even", [True, False])
 @pytest.mark.parametrize("order", range(6))
-def test_compiled_at_knots_and_far_outside(order: int) -> None:
+def test_compiled_at_knots_and_far_outside(order: int, even: bool) -> None:
     layer = uneven_layer(9, 1, order).float()
+    if even:  # from feature to feature the grid is another one
+        low, high = torch.rand(9, 1) - 4, torch.rand(9, 1) + 3
+        layer.grid = low + (high - low) * torch.linspace(0, 1, layer.grid.shape[1])
+        assert splines.even_steps(layer.grid) is not None
     knots = layer.grid.T
     x = torch.cat([
         knots, torch.nextafter(knots, knots + 1), torch.nextafter(knots, knots - 1),
@@ -137,9 +142,14 @@ def test_compiled_at_knots_and_far_outside(order: int) -> None:
     kernel = kan_features.make_kernel(len(x), layer.grid, order, None, torch.float32, True)
     assert isinstance(kernel, kan_features.NativeKernel)
     assert (kernel.features(x).double() - exact).abs().max() < 2e-6
-    found, slopes = kernel.gradients(x, torch.ones(exact.shape))
+    grad = torch.randn(exact.shape)
+    found, slopes = kernel.gradients(x, grad)
     assert (found.double() - exact).abs().max() < 2e-6
     assert slopes.isfinite().all()
+    if order >= 2:  # a slope of a lower order leaps at the knots
+        places = x.double().clamp(-1e30, 1e30).requires_grad_()
+        features(places, layer.grid.double(), order, None).backward(grad.double())
+        assert (slopes.double() - places.grad).abs().max() < 1e-4
 
 
 @needs_compiler

@@ -121,6 +121,19 @@ def test_refitting_to_a_nested_grid_keeps_the_function_everywhere_inside(order: 
     torch.testing.assert_close(after, before, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_even_knots_are_told_from_uneven_ones(dtype: torch.dtype) -> None:
+    rows = [splines.uniform_knots(*ends, 7, 3) for ends in ((-3, 3), (0, 0.1), (100, 101.3))]
+    knots = torch.stack(rows).to(dtype)
+    found = splines.even_steps(knots)
+    assert found is not None
+    step = torch.tensor([6 / 7, 0.1 / 7, 1.3 / 7], dtype=dtype)
+    torch.testing.assert_close(found, torch.stack([step, 1 / step]), rtol=1e-3, atol=0)
+    knots[1, 4] += 1e-4
+    assert splines.even_steps(knots) is None, "one of them is not even"
+    assert splines.even_steps(torch.ones(2, 5)) is None, "they have no distance"
+
+
 def test_fit_is_numpys_least_squares() -> None:
     knots = splines.uniform_knots(-1, 1, 5, 3).repeat(2, 1)
     x = torch.rand(50, 2, dtype=torch.float64) * 2 - 1
