@@ -92,36 +92,45 @@ def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
 
 
 def of_ablations(folder: Path) -> str | None:
-    """The table of changes, each beside the arm that it changes; None while it is not complete."""
+    """The table of changes, each beside the arm that it changes, as far as they are complete.
+
+    None if an arm as it is, from which the others differ, is not.
+    """
     records = read(folder / "ablations.jsonl")
     rows = ablations.rows()
-    if not all(job.key in records for _, _, jobs in rows for job in jobs):
-        return None
     accuracies = {
-        (arm, title): [accuracy(records[job.key]) for job in jobs] for arm, title, jobs in rows
+        (arm, title): [accuracy(records[job.key]) for job in jobs]
+        for arm, title, jobs in rows
+        if all(job.key in records for job in jobs)
     }
+    if not all((arm, ablations.PRESET) in accuracies for arm in ablations.CHANGES):
+        return None
     pictures = records[rows[0][2][0].key]["pictures"]
     lines = [
         "### One change at a time",
         "",
         f"{SETS[ablations.DATA].title}: {pictures['train']:,} training and {pictures['val']:,}"
         f" validation pictures; accuracy on these in %, {ablations.SEEDS} seeds, "
-        f"{SETS[ablations.DATA].settings['epochs']} epochs.",
+        f"{SETS[ablations.DATA].settings['epochs']} epochs. {len(accuracies)} of {len(rows)} rows"
+        " have been run.",
         "",
-        "| blocks | change | n | mean | spread | against the blocks as they are |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| blocks | change | n | mean | spread | against the blocks as they are | against mlp |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (arm, title), own in accuracies.items():
-        against = ""
-        if title != ablations.PRESET:
-            pairs = zip(own, accuracies[arm, ablations.PRESET], strict=True)
-            apart = [a - b for a, b in pairs]
-            against = difference(float(np.mean(apart)), paired_interval(apart))
+        others = [accuracies[other, ablations.PRESET] for other in (arm, BASELINE)]
+        columns = ["" if own is other else paired_difference(own, other) for other in others]
         lines.append(
             f"| {arm} | {title} | {len(own)} | {np.mean(own):.2f} | {np.std(own, ddof=1):.2f} |"
-            f" {against} |"
+            f" {columns[0]} | {columns[1]} |"
         )
     return "\n".join([*lines, ""])
+
+
+def paired_difference(accuracies: list[float], others: list[float]) -> str:
+    """The mean of the first less the second, seed by seed, with its interval."""
+    apart = [own - other for own, other in zip(accuracies, others, strict=True)]
+    return difference(float(np.mean(apart)), paired_interval(apart))
 
 
 def difference(mean: float, interval: tuple[float, float] | None) -> str:
