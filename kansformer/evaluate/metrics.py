@@ -45,6 +45,13 @@ def evaluate(
     }
 
 
-def best_epoch(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row of metrics.jsonl with the highest validation accuracy, at a tie the lower loss."""
+def best_epoch(history: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The row of metrics.jsonl that is the best by a metric of validation.
+
+    Args:
+        history: the rows, at least one.
+        metric: "acc1", the highest accuracy and at a tie the lower loss; or "loss", the lowest.
+    """
+    if metric == "loss":
+        return min(history, key=lambda row: row["val_loss"])
     return max(history, key=lambda row: (row["val_acc1"], -row["val_loss"]))

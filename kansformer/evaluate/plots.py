@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kansformer.evaluate.calibration import Reliability
-from kansformer.evaluate.metrics import best_epoch
 from kansformer.figures import BLACK, THEMES, WHITE, new_figure, style_axis
 
 if TYPE_CHECKING:
@@ -120,13 +119,16 @@ def lowest_f1(per_class: Sequence[dict[str, Any]], count: int) -> list[dict[str,
     return sorted(occur, key=lambda row: row["f1"])[:count]
 
 
-def draw_history(history: Sequence[dict[str, Any]], theme: str = "light") -> Figure:
-    """Loss, validation accuracy and learning rate by epoch, from rows of metrics.jsonl."""
+def draw_history(history: Sequence[dict[str, Any]], best: int, theme: str = "light") -> Figure:
+    """Loss, validation accuracy and learning rate by epoch, from rows of metrics.jsonl.
+
+    `best` is the epoch whose weights were kept.
+    """
     from matplotlib.ticker import MaxNLocator
 
     look = THEMES[theme]
     epochs = [row["epoch"] for row in history]
-    best = best_epoch(history)
+    ringed = next(row["val_acc1"] for row in history if row["epoch"] == best)
     figure = new_figure(look, 4.8, 5.4, DPI)
     # by hand: to have the layout found would take as long as drawing, and as a short training
     figure.set_layout_engine("none")
@@ -148,11 +150,10 @@ def draw_history(history: Sequence[dict[str, Any]], theme: str = "light") -> Fig
     loss.legend(frameon=False, fontsize=9, labelcolor=look.ink)
     line(accuracy, "val_acc1", ls="-", marker="s", color=look.function)
     accuracy.set_ylabel("val. accuracy (%)")
-    accuracy.plot(best["epoch"], best["val_acc1"], "o", ms=11, mfc="none", mec=look.ink)
+    accuracy.plot(best, ringed, "o", ms=11, mfc="none", mec=look.ink)
     accuracy.set_title(
-        f"best: {best['val_acc1']:.2f} % in epoch {best['epoch']}", fontsize=9.5, color=look.ink,
-        loc="left",
-    )  # fmt: skip
+        f"best: {ringed:.2f} % in epoch {best}", fontsize=9.5, color=look.ink, loc="left"
+    )
     line(rate, "lr", ls="-", color=look.muted)
     rate.set(xlabel="epoch", ylabel="rate")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -57,7 +57,9 @@ def write_report(folder: Path, data: PictureData, device: str = "cpu") -> Path:
 def draw(contents: Contents) -> "Iterator[tuple[str, Figure, str]]":
     """Name, figure and words of every plot."""
     names, found = contents.class_names, contents.figures
-    yield "curves", plots.draw_history(contents.history), plots.history_in_words(contents.history)
+    history = contents.history
+    curves = plots.draw_history(history, contents.summary["best_epoch"])
+    yield "curves", curves, plots.history_in_words(history)
     yield (
         "confusion",
         plots.draw_confusion(np.array(found["confusion"]), names),

@@ -146,6 +146,12 @@ class TrainConfig:
     random_erasing: float = _flag(0.0, "share of the pictures of which a part is erased")
     class_weights: bool = _flag(False, "weigh the loss so that all classes count alike")
     balanced_sampler: bool = _flag(False, "draw the pictures of every class as often")
+    eval_metric: str = _flag(
+        "acc1",
+        "of validation, by which the best epoch is kept: accuracy, or the loss, which tells more"
+        " where few pictures validate",
+        choices=("acc1", "loss"),
+    )
     ema: float = _flag(0.0, "decay of a moving average of the weights, which is kept; 0: none")
     teacher: str | None = _flag(None, "weights file of ours whose answers guide the training")
     teacher_weight: float = _flag(0.5, "share of the loss that the teacher's answers make")

@@ -70,7 +70,7 @@ def train(
     say: Callable[[str], None] = print,
     project_root: Path | None = None,
 ) -> dict[str, Any]:
-    """Trains a model and keeps the best by validation accuracy; see `RunFolder` for the files.
+    """Trains a model and keeps the best by validation; see `RunFolder` for the files.
 
     Under torchrun every rank calls this; the first one says and writes.
 
@@ -318,7 +318,7 @@ def close_epoch(run: Run, signals: StopSignals) -> None:
         "seconds": progress.seconds + val.pop("seconds"),
     }
     progress.history.append(row)
-    improved = progress.best is row
+    improved = run.best is row
     tensors = whole_state(run.judged) if improved else None
     if tensors is not None and run.ranks.is_first:
         begin_folder(run)
@@ -335,7 +335,7 @@ def close_epoch(run: Run, signals: StopSignals) -> None:
     progress.next_epoch()
     save(run)
     if run.ranks.is_first:
-        run.folder.write_history(progress.history)
+        run.folder.write_history(progress.history, run.best["epoch"])
     run.say(
         f"epoch {row['epoch']:>3}/{config.epochs}  train loss {row['train_loss']:.4f}"
         f"  val loss {val['loss']:.4f}  val accuracy {val['acc1']:6.2f} %"
@@ -398,7 +398,7 @@ def save_and_stop(run: Run, signal_number: int) -> None:
 def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
     """Evaluates the best weights on the test pictures and writes the summary."""
     data, config, history = run.data, run.config, run.progress.history
-    best = run.progress.best
+    best = run.best
     summary = {
         "data": data.name,
         "classes": len(data.class_names),

@@ -24,7 +24,8 @@ def digits() -> dict[str, Any]:
     """scikit-learn's scans of digits, 8x8 pixels, as 16 tokens.
 
     `python train.py --data-path digits`, 70 epochs: 99.16 % of 359 test pictures, in 179 s on
-    2 cores of an AMD EPYC with torch 2.14; one run, seed 0.
+    2 cores of an AMD EPYC with torch 2.14; one run, seed 0. Others, in which sums were rounded
+    otherwise, ended at 98.61 and 96.94 %.
     """
     return {
         "model": "kansformer_micro_patch2_8",

@@ -27,6 +27,7 @@ from kansformer.data import (
 from kansformer.data.augment import least_side, make_augmentation
 from kansformer.device import usable_cores
 from kansformer.errors import UserError
+from kansformer.evaluate import best_epoch
 from kansformer.train.build import build_model, fit_to_mlps, sizes_of_twin
 from kansformer.train.config import TrainConfig
 from kansformer.train.distributed import (
@@ -96,13 +97,18 @@ class Run:
         return self.model if self.average is None else self.average.module
 
     @property
+    def best(self) -> dict[str, Any]:
+        """The row of the epoch whose weights are kept."""
+        return best_epoch(self.progress.history, self.config.eval_metric)
+
+    @property
     def is_done(self) -> bool:
         """Whether no epoch is left, or patience or time are at an end."""
         progress, config = self.progress, self.config
         if progress.epoch >= config.epochs:
             return True
         if progress.history and progress.step == 0:
-            since = len(progress.history) - progress.best["epoch"]
+            since = len(progress.history) - self.best["epoch"]
             return 0 < config.patience <= since or self.is_out_of_time
         return False
 

@@ -72,7 +72,7 @@ class RunFolder:
         if also_in is not None and not lies_within(also_in, self.data_path):
             write_class_indices(also_in / "class_indices.json", class_names)
 
-    def write_history(self, history: Sequence[dict[str, Any]]) -> None:
+    def write_history(self, history: Sequence[dict[str, Any]], best: int) -> None:
         """metrics.jsonl, one object per epoch, the last one's TensorBoard event, and now and then
         the curves.
         """
@@ -83,17 +83,17 @@ class RunFolder:
         lines = "".join(json.dumps(row) + "\n" for row in history)
         write_bytes(self.path / "metrics.jsonl", lines.encode())
         if time.monotonic() > self.drawn + DRAW_SECONDS:
-            self._draw(history)
+            self._draw(history, best)
 
     def finish(self, history: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
         """The curves to the end and summary.json, after which nothing more is written."""
-        self._draw(history)
+        self._draw(history, summary["best_epoch"])
         write_json(self.path / "summary.json", summary)
         if self.events is not None:
             self.events.close()
 
-    def _draw(self, history: Sequence[dict[str, Any]]) -> None:
-        write_bytes(self.path / "curves.png", as_png(draw_history(history)))
+    def _draw(self, history: Sequence[dict[str, Any]], best: int) -> None:
+        write_bytes(self.path / "curves.png", as_png(draw_history(history, best)))
         self.drawn = time.monotonic()
 
     def save_state(self, state: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ import torch
 
 from kansformer.data import PictureData
 from kansformer.errors import UserError
-from kansformer.evaluate import best_epoch
 from kansformer.train.config import TrainConfig
 
 # settings that may differ between a run and its continuation
@@ -44,11 +43,6 @@ class Progress:
         """Counts the present epoch as finished."""
         self.epoch += 1
         self.step, self.loss, self.pictures, self.seconds, self.waited = 0, 0.0, 0, 0.0, 0.0
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The row of the epoch whose weights are kept."""
-        return best_epoch(self.history)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in last.pt."""

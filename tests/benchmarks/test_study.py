@@ -203,3 +203,10 @@ def test_the_other_projects_blocks_are_what_its_flags_say() -> None:
         for layer in (layers.fc1, layers.fc2):
             assert (layer.init, layer.grid_range) == ("efficient-kan", (-1, 1))
         assert layers.fc1.out_features == 64
+
+
+def test_the_stated_tables_are_what_the_raw_results_give() -> None:
+    text, pictures = tables.everything(comparison.RESULTS)
+    assert (comparison.RESULTS / "tables.md").read_text() == text
+    for name in pictures:
+        assert (comparison.RESULTS / f"{name}.png").is_file()

@@ -162,11 +162,13 @@ def test_pictures_have_no_clutter(classes: int) -> None:
 
 
 def test_the_ring_is_at_the_epoch_that_is_kept() -> None:
-    rows = [(50.0, 2.0), (90.0, 0.4), (90.0, 0.3), (90.0, 0.5)]
+    rows = [(50.0, 2.0), (90.0, 0.4), (90.0, 0.3), (90.0, 0.5), (80.0, 0.2)]
     history = [
         {"epoch": number, "train_loss": 1.0, "val_acc1": accuracy, "val_loss": loss, "lr": 0.1}
         for number, (accuracy, loss) in enumerate(rows, start=1)
     ]
-    assert best_epoch(history)["epoch"] == 3
-    title = draw_history(history).axes[1].get_title(loc="left")
+    best = best_epoch(history, "acc1")["epoch"]
+    assert best == 3
+    title = draw_history(history, best).axes[1].get_title(loc="left")
     assert title == "best: 90.00 % in epoch 3"
+    assert best_epoch(history, "loss")["epoch"] == 5

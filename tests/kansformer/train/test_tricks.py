@@ -232,6 +232,22 @@ def test_a_compiled_model_trains_alike(tmp_path: Path, colours: Path) -> None:
     assert max(float((a[n] - b[n]).abs().max()) for n in a) < 1e-4
 
 
+@pytest.mark.parametrize(("metric", "epoch"), [("acc1", 2), ("loss", 3)])
+def test_the_best_epoch_is_kept(
+    metric: str, epoch: int, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([(50.0, 2.0), (90.0, 0.4), (80.0, 0.2), (70.0, 0.3)])
+
+    def judged(*parts: object) -> dict[str, float]:
+        accuracy, loss = next(found)
+        return {"acc1": accuracy, "loss": loss, "count": 4, "seconds": 0.0}
+
+    monkeypatch.setattr(loop, "evaluate_on", judged)
+    summary = do(tiny_settings(colours, tmp_path / "out", epochs=4, eval_metric=metric))
+    assert summary["best_epoch"] == epoch
+    assert load_model(tmp_path / "out" / "best.safetensors").training_info["epoch"] == epoch
+
+
 def test_patience_ends_a_run(tmp_path: Path, colours: Path) -> None:
     lines: list[str] = []
     config = tiny_settings(colours, tmp_path / "out", epochs=9, patience=2, lr=0.0)
