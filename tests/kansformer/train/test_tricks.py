@@ -187,11 +187,16 @@ def test_an_unbalanced_set_gains(tmp_path: Path) -> None:
 def test_bf16_trains_as_well_as_float32(tmp_path: Path) -> None:
     accuracy = {}
     for amp in ("none", "bf16"):
-        config = tiny_settings(
-            "digits", tmp_path / amp, model="kansformer_micro_patch4_8", epochs=5, batch_size=32,
-            augment="none", lr=3e-3, amp=amp,
-        )  # fmt: skip
-        accuracy[amp] = do(config)["test_acc1"]
+        # Two seeds, and averaged weights: a picture of the 359 is 0.3 points, and how sums are
+        # rounded, also in float32, decides over two or three of them.
+        found = []
+        for seed in (0, 1):
+            config = tiny_settings(
+                "digits", tmp_path / f"{amp}-{seed}", model="kansformer_micro_patch4_8", epochs=5,
+                batch_size=32, augment="none", lr=3e-3, amp=amp, ema=0.98, seed=seed,
+            )  # fmt: skip
+            found.append(do(config)["test_acc1"])
+        accuracy[amp] = sum(found) / len(found)
     assert accuracy["none"] > 90
     assert abs(accuracy["bf16"] - accuracy["none"]) < 1, accuracy
 
