@@ -119,8 +119,8 @@ struct Place {
         measure(x, first, last, start);
     }
 
-    // Of even knots, `step` apart and so `per_unit` in one. Beside a knot, rounding may choose the interval on its
-    // other side; from order 2 on the functions and their slopes hardly differ there.
+    // Of even knots, `step` apart and so `per_unit` in one. Beside a knot, rounding may choose the
+    // interval on its other side; from order 2 on the functions and their slopes hardly differ there.
     Place(Values x, Values first, Values last, Values step, Values per_unit)
     {
         Values number = (x - first) * per_unit + all(1);

@@ -20,7 +20,7 @@ DATA, SEEDS = "fashion-mnist-20k", 3
 PRESET = "as it is"
 # How many times the learning rate splines have: the defaults, by name, so that a row stays what it
 # is if one of them changes.
-RATES = {"group-kan": 10.0, "kan": 1.0, "vision_kansformer": 1.0}
+SPLINE_RATES = {"group-kan": 10.0, "kan": 1.0, "vision_kansformer": 1.0}
 # By arm and title, what is different from the arm.
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     BASELINE: {PRESET: {}},
@@ -77,7 +77,7 @@ def rows() -> list[tuple[str, str, list[Job]]]:
 
 
 def _job(arm: str, seed: int, change: dict[str, Any]) -> Job:
-    rate = {"spline_lr": RATES[arm]} if arm in RATES else {}
+    rate = {"spline_lr": SPLINE_RATES[arm]} if arm in SPLINE_RATES else {}
     settings = {**SETS[DATA].settings, **ARMS[arm], **rate, **change}
     return Job(DATA, arm, seed, settings, test=False)
 
