@@ -94,7 +94,10 @@ def sign_digits() -> dict[str, Any]:
 
 
 def photos() -> dict[str, Any]:
-    """A folder of photographs: KANsformer-Tiny at 224x224. Meant for a GPU; not run yet."""
+    """A folder of photographs from scratch: KANsformer-Tiny at 224x224. Not run yet.
+
+    Meant for a GPU: `python train.py --data-path flower_photos --amp bf16`.
+    """
     return {
         "model": "kansformer_tiny_patch16_224",
         "augment": "photos",
@@ -106,9 +109,62 @@ def photos() -> dict[str, Any]:
     }
 
 
+def cifar10_gpu() -> dict[str, Any]:
+    """CIFAR-10 from scratch, at 32x32 as 64 tokens of overlapping patches. Not run yet.
+
+    Meant for a GPU: `python train.py --data-path cifar10 --download --recipe cifar10-gpu --amp
+    bf16`. Mixing, erasing and the many epochs are what DeiT (Touvron et al., 2021) needs on data
+    this small; on a CPU take the recipe that is chosen without `--recipe`.
+    """
+    return {
+        "model": "kansformer_tiny_patch4_32",
+        "stem": "conv",
+        "augment": "small",
+        "val_split": 0.1,
+        "epochs": 200,
+        "batch_size": 256,
+        "lr": 1e-3,
+        "warmup_epochs": 10.0,
+        "drop_path_rate": 0.1,
+        "mixup": 0.2,
+        "cutmix": 1.0,
+        "random_erasing": 0.25,
+        "ema": 0.999,
+    }
+
+
+def pretrained() -> dict[str, Any]:
+    """Photographs, or CIFAR-10 enlarged, from a pretrained ViT of 224x224 pixels. Not run yet.
+
+    Meant for a GPU: `python train.py --data-path flower_photos --weights
+    vit_base_patch16_224.safetensors --ffn group-kan --recipe pretrained --amp bf16`, and the same
+    with `--data-path cifar10 --download`. The rate and its decay from block to block are
+    FINE_TUNING's.
+    """
+    return {
+        "augment": "photos",
+        "val_split": 0.1,
+        "epochs": 20,
+        "batch_size": 64,
+        "warmup_epochs": 2.0,
+        "drop_path_rate": 0.1,
+        "mixup": 0.2,
+        "cutmix": 1.0,
+    }
+
+
 RECIPES = {
     recipe.__name__.replace("_", "-"): recipe
-    for recipe in (digits, fashion_mnist, mnist, small_pictures, sign_digits, photos)
+    for recipe in (
+        digits,
+        fashion_mnist,
+        mnist,
+        small_pictures,
+        sign_digits,
+        photos,
+        cifar10_gpu,
+        pretrained,
+    )
 }
 
 
