@@ -63,7 +63,8 @@ def main() -> None:
     add_flags(parser)
     options = parser.parse_args()
     path = options.results / "ablations.jsonl"
-    todo = [job for _, _, jobs in rows() for job in jobs]
+    by_seed = zip(*(jobs for _, _, jobs in rows()), strict=True)  # early on there is one of each
+    todo = [job for jobs in by_seed for job in jobs]
     run(todo, path, options.places, options.at_once)
 
 
