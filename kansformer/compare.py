@@ -25,6 +25,7 @@ from models.vit_model import FFNS
 
 BASELINE = "mlp"
 CONFIDENCE = 0.95
+LABEL = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1}  # readable on the lines
 
 
 def main() -> None:
@@ -193,7 +194,7 @@ def draw(runs: Sequence[dict[str, Any]]) -> bytes:
     for i, arm in enumerate(arms):
         mean = np.mean([run["accuracy"] for run in runs if run["arm"] == arm])
         axes.plot([i - 0.2, i + 0.2], [mean, mean], color=f"C{i}", lw=3)
-        axes.annotate(f"{mean:.2f}", (i + 0.24, mean), va="center", fontsize=9)
+        axes.annotate(f"{mean:.2f}", (i + 0.24, mean), va="center", fontsize=9, bbox=LABEL)
     axes.set_xticks(range(len(arms)), arms)
     axes.set_xlim(-0.5, len(arms) - 0.3)
     kind = "test" if "test_acc1" in runs[0] else "validation"

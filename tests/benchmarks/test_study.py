@@ -3,7 +3,8 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from scipy import stats
@@ -13,7 +14,7 @@ from benchmarks.study import ablations, comparison, repeat, tables
 from benchmarks.study.arms import ARMS, RATES
 from benchmarks.study.jobs import Job, append, read, run
 from benchmarks.study.sets import SETS
-from kansformer.data import load_data
+from kansformer.data import PictureData, load_data
 from kansformer.errors import UserError
 from kansformer.train import TrainConfig
 from kansformer.train.build import build_model
@@ -210,3 +211,22 @@ def test_the_stated_tables_are_what_the_raw_results_give() -> None:
     assert (comparison.RESULTS / "tables.md").read_text() == text
     for name in pictures:
         assert (comparison.RESULTS / f"{name}.png").is_file()
+
+
+def test_the_results_are_of_models_as_they_are_made_now() -> None:
+    """A default that has changed since would make them those of something else."""
+    seen = []
+    for path in comparison.RESULTS.glob("*.jsonl"):
+        for found in read(path).values():
+            config = TrainConfig(data_path="x", **found["job"]["settings"])
+            made = (config.model, config.match, config.model_overrides(), found["model"])
+            if made in seen:
+                continue
+            seen.append(made)
+            data = SimpleNamespace(
+                in_chans=found["model"]["in_chans"], class_names=["x"] * found["classes"]
+            )
+            model, _, _ = build_model(config, cast(PictureData, data))
+            now = json.loads(json.dumps(model.config.to_dict()))
+            assert {name: now[name] for name in found["model"]} == found["model"]
+    assert seen
