@@ -35,7 +35,7 @@ def in_processes(
     workers = min(workers or usable_cores(), len(items) // CHUNK)
 
     def bar(results: Iterable[Result]) -> Iterator[Result]:
-        yield from tqdm(results, title, len(items), leave=False, disable=not items)
+        yield from tqdm(results, title, len(items), leave=False) if items else results
 
     if workers <= 1:
         yield from bar(map(work, items))
