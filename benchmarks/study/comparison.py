@@ -3,7 +3,8 @@
     python -m benchmarks.study.comparison digits
 
 First each model's learning rate is chosen, by validation, from the same few. Then steps of all
-models are timed in turns, and those that are slower than the MLP get as many epochs less. Then all
+models are timed in turns, also with narrower blocks; at equal training time a model has the widest
+ones with which a step takes no longer than the MLP's, and so the same epochs and batches. Then all
 train with every seed; the test pictures are looked at here for the first time. It goes on where it
 was cut off.
 """
@@ -14,7 +15,6 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,17 +26,23 @@ from benchmarks.bench_step import training_step
 from benchmarks.study.arms import ARMS, BASELINE, RATES
 from benchmarks.study.jobs import Job, run
 from benchmarks.study.sets import SETS
+from kansformer.data import PictureData
 from kansformer.device import usable_cores
 from kansformer.errors import run_command
 from kansformer.files import write_json
 from kansformer.train import TrainConfig
 from kansformer.train.build import build_model
+from models.vit_model import VisionTransformer, ViTConfig
 
 RESULTS = Path(__file__).parent / "results"
 CHOOSING_SEED = 100  # the first; none of those that are compared
-ROUNDS = 60  # of timed steps
+ROUNDS = 40  # of timed steps
+SLOWER = 1.02  # of two steps that count as equally long
+EQUAL_SIZE, EQUAL_TIME = "equal size", "equal training time"
 
 Records = Mapping[str, dict[str, Any]]
+Sizes = Mapping[str, dict[str, Any]]  # by arm: "settings" of its width, "step_ms" with it
+FULL: Sizes = {arm: {"settings": {}} for arm in ARMS}
 
 
 def main() -> None:
@@ -53,8 +59,10 @@ def main() -> None:
         times = options.results / f"{name}.steps.json"
         if not times.is_file():
             write_json(times, step_times(name, options.places))
-        steps = json.loads(times.read_text())["step_ms"]
-        todo = [*equal_size(name, rates), *equal_time(name, rates, steps)]
+        timed = json.loads(times.read_text())
+        todo = [
+            job for title in (EQUAL_SIZE, EQUAL_TIME) for job in jobs(name, rates, timed[title])
+        ]
         run(todo, path, options.places, options.at_once)
 
 
@@ -97,42 +105,63 @@ def chosen(name: str, records: Records) -> dict[str, float]:
 
 
 def step_times(name: str, places: Path) -> dict[str, Any]:
-    """Milliseconds of a training step on one thread, by arm, and the machine.
+    """`Sizes` at equal size and at equal training time, and the machine, on one thread.
 
-    The lower quartile: what else a machine does can only add to a step.
+    A time is the lower quartile: what else a machine does can only add to a step.
     """
     torch.set_num_threads(1)
-    jobs = {}
+    steps, settings = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         data = SETS[name].load(places, Path(folder) / "data", 0)
     for arm in ARMS:
-        config = TrainConfig(**job_of(name, arm, 0, {}).settings, data_path=name)
-        model, _, _ = build_model(config, data)
-        made = model.config
-        shape = config.batch_size, made.in_chans, made.img_size, made.img_size
-        jobs[arm] = training_step(model, shape, made.num_classes, "cpu")
-    times = measure.interleaved(jobs, ROUNDS, "cpu")
-    quick = {arm: measure.quartiles(values)[0] for arm, values in times.items()}
-    return {"step_ms": quick, "machine": measure.machine("cpu")}
+        full = _model(name, arm, {}, data).config.ffn_hidden
+        for eighths in range(8, 0, -1) if arm != BASELINE else (8,):
+            settings[arm, eighths] = of_width(arm, full, eighths)
+            model = _model(name, arm, settings[arm, eighths], data)
+            made, size = model.config, SETS[name].settings["batch_size"]
+            shape = size, made.in_chans, made.img_size, made.img_size
+            steps[arm, eighths] = training_step(model, shape, made.num_classes, "cpu")
+    times = measure.interleaved(steps, ROUNDS, "cpu")
+    quick = {key: measure.quartiles(values)[0] for key, values in times.items()}
+    widths = {arm: fitting_width(arm, quick) for arm in ARMS}
+    return {
+        title: {
+            arm: {"settings": settings[arm, chosen[arm]], "step_ms": quick[arm, chosen[arm]]}
+            for arm in ARMS
+        }
+        for title, chosen in ((EQUAL_SIZE, dict.fromkeys(ARMS, 8)), (EQUAL_TIME, widths))
+    } | {"machine": measure.machine("cpu")}
 
 
-def equal_size(name: str, rates: Mapping[str, float]) -> list[Job]:
+def _model(
+    name: str, arm: str, settings: Mapping[str, Any], data: PictureData
+) -> VisionTransformer:
+    config = TrainConfig(**job_of(name, arm, 0, settings).settings, data_path=name)
+    return build_model(config, data)[0]
+
+
+def of_width(arm: str, full: int, eighths: int) -> dict[str, Any]:
+    """The settings for blocks with so many eighths of an arm's hidden width, which is `full`."""
+    if eighths == 8:
+        return {}
+    if ARMS[arm]["ffn"] == "kan":
+        return {"kan_hidden": max(round(full * eighths / 8), 1), "match": "none"}
+    return {"mlp_ratio": ViTConfig.mlp_ratio * eighths / 8}
+
+
+def fitting_width(arm: str, step_ms: Mapping[tuple[str, int], float]) -> int:
+    """The most eighths with which an arm's step takes no longer than the baseline's; at least 1."""
+    limit = SLOWER * step_ms[BASELINE, 8]
+    return max((n for own, n in step_ms if own == arm and step_ms[own, n] <= limit), default=1)
+
+
+def jobs(name: str, rates: Mapping[str, float], sizes: Sizes) -> list[Job]:
     """Every arm, with every seed."""
     return [
-        job_of(name, arm, seed, {"lr": rates[arm]})
+        job_of(name, arm, seed, {**sizes[arm]["settings"], "lr": rates[arm]})
         for seed in range(SETS[name].seeds)
         for arm in ARMS
     ]
-
-
-def equal_time(name: str, rates: Mapping[str, float], steps: Mapping[str, float]) -> list[Job]:
-    """The same with as many epochs as take the time of the MLP's."""
-    jobs = []
-    for job in equal_size(name, rates):
-        share = min(1.0, steps[BASELINE] / steps[job.arm])
-        epochs = max(1, round(share * job.settings["epochs"]))
-        jobs.append(replace(job, settings={**job.settings, "epochs": epochs}))
-    return jobs
 
 
 if __name__ == "__main__":

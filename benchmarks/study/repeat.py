@@ -28,7 +28,8 @@ def main() -> int:
     stated = read(options.results / f"{options.set}.jsonl")
     jobs = comparison.choosing(options.set)
     if all(job.key in stated for job in jobs):
-        jobs = comparison.equal_size(options.set, comparison.chosen(options.set, stated))
+        rates = comparison.chosen(options.set, stated)
+        jobs = comparison.jobs(options.set, rates, comparison.FULL)
     if not all(job.key in stated for job in jobs):
         raise UserError(f"{options.results}: no complete results on {options.set} to compare with")
     with tempfile.TemporaryDirectory() as folder:

@@ -60,35 +60,32 @@ def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
         return None
     rates = comparison.chosen(name, records)
     timed = json.loads(times.read_text())
-    jobs = {
-        "equal size": comparison.equal_size(name, rates),
-        "equal training time": comparison.equal_time(name, rates, timed["step_ms"]),
-    }
+    titles = comparison.EQUAL_SIZE, comparison.EQUAL_TIME
+    jobs = {title: comparison.jobs(name, rates, timed[title]) for title in titles}
     if not all(job.key in records for part in jobs.values() for job in part):
         return None
     runs = {title: [as_run(job, records[job.key]) for job in part] for title, part in jobs.items()}
-    first = runs["equal size"][0]
+    first = runs[comparison.EQUAL_SIZE][0]
     lines = [
         f"### {SETS[name].title}",
         "",
         f"{first['pictures']['train']:,} training, {first['pictures']['val']:,} validation and"
         f" {first['pictures']['test']:,} test pictures; test accuracy in %, {SETS[name].seeds}"
-        " seeds.",
+        f" seeds, {first['epochs']} epochs.",
         "",
-        "| at | blocks | n | mean | spread | against mlp | parameters | rate | epochs | step, ms |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| at | blocks | n | mean | spread | against mlp | parameters | rate | step, ms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for title, some in runs.items():
         for row in summarise(some):
             arm = row["arm"]
-            own = next(run for run in some if run["arm"] == arm)
             against = "" if arm == BASELINE else difference(row["difference"], row["interval"])
             lines.append(
                 f"| {title} | {arm} | {row['n']} | {row['mean']:.2f} | {row['spread']:.2f} |"
-                f" {against} | {row['parameters']:,} | {own['lr']:g} | {own['epochs']} |"
-                f" {timed['step_ms'][arm]:.0f} |"
+                f" {against} | {row['parameters']:,} | {rates[arm]:g} |"
+                f" {timed[title][arm]['step_ms']:.0f} |"
             )
-    return "\n".join([*lines, ""]), runs["equal size"]
+    return "\n".join([*lines, ""]), runs[comparison.EQUAL_SIZE]
 
 
 def of_ablations(folder: Path) -> str | None:

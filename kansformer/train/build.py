@@ -43,7 +43,7 @@ def sizes_of_twin(config: TrainConfig, settings: ViTConfig) -> dict[str, int]:
     """Parameters and FLOPs of the same model with MLP blocks."""
     twin = mlp_twin(settings)
     if config.match != "none":  # the model may have been given another width, its twin was not
-        twin = replace(twin, mlp_ratio=model_config(config.model).mlp_ratio)
+        twin = replace(twin, mlp_ratio=config.mlp_ratio or model_config(config.model).mlp_ratio)
     return {"parameters": count(twin, "params"), "flops_per_image": count(twin, "flops")}
 
 

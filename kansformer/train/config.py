@@ -81,6 +81,9 @@ class TrainConfig:
     kan_hidden: int | str | None = _flag(
         None, "hidden width of KAN blocks, or full", type=_kan_hidden, metavar="N"
     )
+    mlp_ratio: float | None = _flag(
+        None, "hidden width of mlp and group-kan blocks, as a multiple of the tokens' width"
+    )
     match: str = _flag(
         "none",
         "choose the hidden width by which the model has as many params or flops as its MLP twin",
@@ -207,8 +210,8 @@ class TrainConfig:
     def model_overrides(self) -> dict[str, Any]:
         """The fields of `ViTConfig` that were set."""
         names = (
-            "ffn", "head", "kan_hidden", "groups", "grid_size", "spline_order", "grid_range",
-            "kan_norm", "kan_init", "base_activation",
+            "ffn", "head", "kan_hidden", "mlp_ratio", "groups", "grid_size", "spline_order",
+            "grid_range", "kan_norm", "kan_init", "base_activation",
             "img_size", "patch_size", "stem", "num_heads", "in_chans",
             "drop_rate", "drop_path_rate",
         )  # fmt: skip

@@ -60,12 +60,38 @@ def test_rates_are_chosen_by_accuracy_and_then_by_loss() -> None:
     assert set(rates.values()) == {min(RATES)}
 
 
-def test_what_is_slower_trains_for_fewer_epochs() -> None:
-    rates, epochs = dict.fromkeys(ARMS, 1e-3), SETS["digits"].settings["epochs"]
-    steps = dict.fromkeys(ARMS, 2.0) | {"mlp": 1.0, "group-kan": 0.5}
-    for job in comparison.equal_time("digits", rates, steps):
-        fair = epochs if job.arm in ("mlp", "group-kan") else round(epochs / 2)
-        assert job.settings["epochs"] == fair, job.arm
+def test_at_equal_time_blocks_are_as_wide_as_a_step_of_the_mlp_allows() -> None:
+    step_ms = {("mlp", 8): 10.0, **{("kan", n): 4.0 + n for n in range(1, 9)}}
+    step_ms |= {("group-kan", n): 9.0 for n in range(1, 9)}
+    step_ms |= {("vision_kansformer", n): 11.0 for n in range(1, 9)}
+    widths = {arm: comparison.fitting_width(arm, step_ms) for arm in ARMS}
+    assert widths == {"mlp": 8, "kan": 6, "group-kan": 8, "vision_kansformer": 1}
+    data = load_data("digits")
+    for arm, full, half in (
+        ("kan", 39, 20),
+        ("group-kan", 384, 192),
+        ("vision_kansformer", 64, 32),
+    ):
+        for eighths, hidden in ((8, full), (4, half)):
+            settings = comparison.of_width(arm, full, eighths)
+            job = comparison.job_of("digits", arm, 0, settings)
+            model, _, _ = build_model(TrainConfig(data_path="digits", **job.settings), data)
+            assert model.config.ffn_hidden == hidden, arm
+
+
+def test_steps_are_timed_on_the_models_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(steps: dict[Any, Any], rounds: int, device: str) -> dict[Any, list[float]]:
+        return {(arm, n): [2.0 + n * (arm != "mlp")] for arm, n in steps}
+
+    monkeypatch.setattr(comparison.measure, "interleaved", timed)
+    found = comparison.step_times("digits", tmp_path)
+    assert found["equal size"]["mlp"] == {"settings": {}, "step_ms": 2.0}
+    assert found["equal size"]["kan"] == {"settings": {}, "step_ms": 10.0}
+    assert found["equal training time"]["mlp"] == {"settings": {}, "step_ms": 2.0}
+    narrow = {"settings": {"kan_hidden": 5, "match": "none"}, "step_ms": 3.0}
+    assert found["equal training time"]["kan"] == narrow
 
 
 def test_a_training_is_done_once(tmp_path: Path) -> None:
@@ -94,15 +120,15 @@ def test_the_table_is_made_of_the_trainings_that_belong_to_it(
     with pytest.raises(UserError, match="no complete results"):
         tables.main()
     rates = dict.fromkeys(ARMS, RATES[0]) | {"kan": RATES[1]}
-    steps = dict.fromkeys(ARMS, 1.0) | {"kan": 3.0}
-    (tmp_path / "digits.steps.json").write_text(json.dumps({"step_ms": steps}))
-    jobs = comparison.equal_size("digits", rates)
-    jobs += comparison.equal_time("digits", rates, steps)
+    wide = {arm: {"settings": {}, "step_ms": 3.0} for arm in ARMS}
+    narrow = wide | {"kan": {"settings": {"kan_hidden": 5, "match": "none"}, "step_ms": 1.0}}
+    times = {"equal size": wide, "equal training time": narrow}
+    (tmp_path / "digits.steps.json").write_text(json.dumps(times))
+    jobs = [job for sizes in times.values() for job in comparison.jobs("digits", rates, sizes)]
     wanted = {job.key: job for job in jobs}
-    full = SETS["digits"].settings["epochs"]
 
     def accuracy(job: Job) -> float:
-        gain = {"mlp": 0.0, "kan": 1.0 if job.settings["epochs"] == full else -1.0}
+        gain = {"mlp": 0.0, "kan": -1.0 if "kan_hidden" in job.settings else 1.0}
         return 90.0 + job.seed + gain.get(job.arm, 2.0)
 
     records = [record(job, accuracy(job)) for job in wanted.values()]
@@ -114,7 +140,7 @@ def test_the_table_is_made_of_the_trainings_that_belong_to_it(
     found = tables.of_set("digits", tmp_path)
     assert found is not None
     lines = found[0].splitlines()
-    assert "| equal size | mlp | 5 | 92.00 | 1.58 |  | 5 | 0.001 | 20 | 1 |" in lines
+    assert "| equal size | mlp | 5 | 92.00 | 1.58 |  | 5 | 0.001 | 3 |" in lines
     assert "| equal size | kan | 5 | 93.00 | 1.58 | +1.00 (+1.00 to +1.00) |" in found[0]
     assert "| equal training time | kan | 5 | 91.00 | 1.58 | -1.00 (-1.00 to -1.00) |" in found[0]
     tables.main()
@@ -132,7 +158,7 @@ def test_a_repeated_row_agrees_within_the_spread(
     write(tmp_path, by_rate(rates))
     with pytest.raises(UserError, match="no complete results on digits"):
         repeat.main()
-    jobs = comparison.equal_size("digits", rates)
+    jobs = comparison.jobs("digits", rates, comparison.FULL)
     write(tmp_path, [*by_rate(rates), *(record(job, 90.0 + job.seed) for job in jobs)])
 
     def trained(wanted: list[Job], *ways: object) -> dict[str, dict[str, Any]]:

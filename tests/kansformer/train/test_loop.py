@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from kansformer.checkpoint import load_model
 from kansformer.data import PictureDataset, load_data, make_loader
 from kansformer.errors import JobFailed, UserError
 from kansformer.train import loop, train
-from kansformer.train.build import freeze_layers
+from kansformer.train.build import build_model, freeze_layers, sizes_of_twin
 from kansformer.train.config import TrainConfig
 from kansformer.train.loss import make_mix
 from kansformer.train.optimiser import clip_gradients
 from kansformer.train.recipes import RECIPES, configure
 from kansformer.train.state import seed_step
-from models.twins import count_flops
+from models.twins import TOLERANCE, count_flops, count_parameters
 from models.vit_model import create_model
 from tests.conftest import COLOURS, ROOT, tiny_settings, write_folder
 from tests.kansformer.data.test_sources import fingerprint
@@ -365,6 +366,17 @@ def test_flops_are_those_of_the_matrix_products() -> None:
     per_block = n * (3 * d * d + d * d + 8 * d * d) + 2 * n * n * d
     expected = 2 * (4 * 16 * d + depth * per_block + d * 10)
     assert count_flops(model) == expected
+
+
+@pytest.mark.parametrize("ffn", ["kan", "group-kan"])
+def test_a_twin_has_the_width_that_was_asked_for(ffn: str) -> None:
+    config, data = configure({"data_path": "digits", "mlp_ratio": 2.0, "ffn": "mlp"})
+    mlp, _, _ = build_model(config, data)
+    assert mlp.config.mlp_hidden == 2 * mlp.config.embed_dim
+    config = replace(config, ffn=ffn, match="params")
+    model, _, _ = build_model(config, data)
+    assert sizes_of_twin(config, model.config)["parameters"] == count_parameters(mlp)
+    assert count_parameters(model) == pytest.approx(count_parameters(mlp), rel=TOLERANCE)
 
 
 def test_recipes_make_settings_and_flags_go_first(colours: Path, tmp_path: Path) -> None:
