@@ -45,6 +45,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "splines at 10 times the rate": {"spline_lr": 10.0},
         "splines decay as weights do": {"spline_decay": 0.05},
         "order 2, 3 intervals": {"spline_order": 2, "grid_size": 3},
+        "order 1, 2 intervals": {"spline_order": 1, "grid_size": 2},
         "10 intervals": {"grid_size": 10},
         "grid from -1 to 1": {"grid_range": (-1.0, 1.0)},
         "grids fitted to the first pictures": {"calibrate_grid": True},

@@ -89,44 +89,46 @@ def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
 
 
 def of_ablations(folder: Path) -> str | None:
-    """The table of changes, each beside the arm that it changes, as far as they are complete.
+    """The table of changes, each beside the arm that it changes, with the seeds that it has.
 
-    None if an arm as it is, from which the others differ, is not.
+    None if an arm as it is, from which the others differ, has not all of them.
     """
     records = read(folder / "ablations.jsonl")
     rows = ablations.rows()
     accuracies = {
-        (arm, title): [accuracy(records[job.key]) for job in jobs]
+        (arm, title): {job.seed: accuracy(records[job.key]) for job in jobs if job.key in records}
         for arm, title, jobs in rows
-        if all(job.key in records for job in jobs)
     }
-    if not all((arm, ablations.PRESET) in accuracies for arm in ablations.CHANGES):
+    if any(len(accuracies[arm, ablations.PRESET]) < ablations.SEEDS for arm in ablations.CHANGES):
         return None
     pictures = records[rows[0][2][0].key]["pictures"]
+    begun = {key: own for key, own in accuracies.items() if own}
     lines = [
         "### One change at a time",
         "",
         f"{SETS[ablations.DATA].title}: {pictures['train']:,} training and {pictures['val']:,}"
         f" validation pictures; accuracy on these in %, {ablations.SEEDS} seeds, "
-        f"{SETS[ablations.DATA].settings['epochs']} epochs. {len(accuracies)} of {len(rows)} rows"
-        " have been run.",
+        f"{SETS[ablations.DATA].settings['epochs']} epochs. Of {len(rows)} rows {len(begun)} have"
+        " been begun; those with n = 1 have one seed yet, and a difference without an interval.",
         "",
         "| blocks | change | n | mean | spread | against the blocks as they are | against mlp |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (arm, title), own in accuracies.items():
+    for (arm, title), own in begun.items():
         others = [accuracies[other, ablations.PRESET] for other in (arm, BASELINE)]
         columns = ["" if own is other else paired_difference(own, other) for other in others]
+        values = list(own.values())
+        spread = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
         lines.append(
-            f"| {arm} | {title} | {len(own)} | {np.mean(own):.2f} | {np.std(own, ddof=1):.2f} |"
+            f"| {arm} | {title} | {len(own)} | {np.mean(values):.2f} | {spread} |"
             f" {columns[0]} | {columns[1]} |"
         )
     return "\n".join([*lines, ""])
 
 
-def paired_difference(accuracies: list[float], others: list[float]) -> str:
-    """The mean of the first less the second, seed by seed, with its interval."""
-    apart = [own - other for own, other in zip(accuracies, others, strict=True)]
+def paired_difference(accuracies: dict[int, float], others: dict[int, float]) -> str:
+    """The mean of the first less the second, over the first's seeds, with its interval."""
+    apart = [own - others[seed] for seed, own in accuracies.items()]
     return difference(float(np.mean(apart)), paired_interval(apart))
 
 

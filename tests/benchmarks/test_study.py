@@ -181,17 +181,23 @@ def test_changes_are_compared_with_what_they_change(tmp_path: Path) -> None:
         for seed, job in enumerate(jobs)
     ]
     path = tmp_path / "ablations.jsonl"
-    later = [one for one in records if one["job"]["settings"].get("kan_norm") is False]
-    later = [one for one in later if one["job"]["arm"] == "kan"]
-    sooner = [one for one in records if one not in later]
+    first, *later = [
+        one for one in records
+        if one["job"]["arm"] == "kan" and one["job"]["settings"].get("kan_norm") is False
+    ]  # fmt: skip
+    sooner = [one for one in records if one not in (first, *later)]
     for one in sooner[:-1]:
         append(one, path)
     assert tables.of_ablations(tmp_path) is None  # of the last arm as it is, a seed is missing
     append(sooner[-1], path)
     text = tables.of_ablations(tmp_path)
     assert text is not None
-    assert f"{len(rows) - 1} of {len(rows)} rows have been run" in text
+    assert f"Of {len(rows)} rows {len(rows) - 1} have been begun" in text
     assert "no norm" not in text
+    append(first, path)
+    text = tables.of_ablations(tmp_path)
+    assert text is not None
+    assert "| kan | no norm between its layers | 1 | 86.00 |  | +1.00 | +6.00 |" in text
     for one in later:
         append(one, path)
     text = tables.of_ablations(tmp_path)
