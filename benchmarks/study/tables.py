@@ -109,7 +109,7 @@ def of_ablations(folder: Path) -> str | None:
         f"{SETS[ablations.DATA].title}: {pictures['train']:,} training and {pictures['val']:,}"
         f" validation pictures; accuracy on these in %, {ablations.SEEDS} seeds, "
         f"{SETS[ablations.DATA].settings['epochs']} epochs. Of {len(rows)} rows {len(begun)} have"
-        " been begun; those with n = 1 have one seed yet, and a difference without an interval.",
+        " been begun; n is how many seeds each has so far.",
         "",
         "| blocks | change | n | mean | spread | against the blocks as they are | against mlp |",
         "| --- | --- | --- | --- | --- | --- | --- |",
