@@ -196,7 +196,7 @@ def configure(
         ranks: the first one looks at the pictures before the others do.
 
     Raises:
-        UserError: no such data or recipe, or a value out of bounds.
+        UserError: no such data or recipe, a value out of bounds, or flags that need others.
     """
     with nullcontext() if ranks is None else ranks.first_before_others():
         data, findings = usable(
@@ -212,6 +212,8 @@ def configure(
     name = flags.get("recipe") or recipe_for(data)
     if name not in RECIPES:
         raise UserError(f"--recipe {name}: unknown; take one of {', '.join(RECIPES)}")
+    if name == "pretrained" and not flags.get("weights"):
+        raise UserError("--recipe pretrained needs --weights, the file of a ViT to start from")
     all_trains = not flags.get("freeze_layers") or flags.get("unfreeze_every")
     fine = FINE_TUNING if flags.get("weights") and all_trains else {}
     config = TrainConfig(**{**RECIPES[name](), **fine, **flags, "recipe": name})

@@ -390,6 +390,8 @@ def test_recipes_make_settings_and_flags_go_first(colours: Path, tmp_path: Path)
     assert config.model == RECIPES["photos"]()["model"]
     with pytest.raises(UserError, match="--recipe cooking: unknown"):
         configure({"data_path": "digits", "recipe": "cooking"})
+    with pytest.raises(UserError, match="--recipe pretrained needs --weights"):
+        configure({"data_path": "digits", "recipe": "pretrained"})
     large = tmp_path / "large"
     for name in ("a", "b"):
         (large / name).mkdir(parents=True)
