@@ -161,10 +161,8 @@ def as_markdown(rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) 
     ]
     for row in rows:
         spread = "" if row["spread"] is None else f"{row['spread']:.2f}"
-        against = "" if row["arm"] == BASELINE else f"{row['difference']:+.2f}"
-        if row["interval"]:
-            low, high = row["interval"]
-            against += f" ({low:+.2f} to {high:+.2f})"
+        against = difference_as_text(row["difference"], row["interval"])
+        against = "" if row["arm"] == BASELINE else against
         lines.append(
             f"| {row['arm']} | {row['n']} | {row['mean']:.2f} | {spread} | {against} |"
             f" {row['parameters']:,} | {row['flops_per_image'] / 1e6:.1f} | {row['seconds']:.0f} |"
@@ -176,6 +174,14 @@ def as_markdown(rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) 
         " it holds zero, the runs do not tell the arms apart."
     )
     return "\n".join([*lines, "", note, ""])
+
+
+def difference_as_text(mean: float, interval: tuple[float, float] | None) -> str:
+    """A mean difference, with its interval in brackets if there is one."""
+    if interval is None:
+        return f"{mean:+.2f}"
+    low, high = interval
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def draw(runs: Sequence[dict[str, Any]]) -> bytes:

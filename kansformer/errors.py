@@ -25,6 +25,10 @@ class Stopped(BaseException):
         super().__init__(text or f"stopped by {signal.Signals(signal_number).name}")
         self.status = 128 + signal_number  # as shells have it: 130 or 143
 
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[int, str]]:
+        """For pickle, in which a worker process hands it on: the number is not in `args`."""
+        return Stopped, (self.status - 128, str(self))
+
 
 def one_line(error: BaseException) -> str:
     """The error's own text, also when it comes wrapped in the traceback of a data loader worker."""

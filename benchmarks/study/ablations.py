@@ -10,10 +10,9 @@ import argparse
 import sys
 from typing import Any
 
-from benchmarks.study.arms import ARMS, BASELINE
-from benchmarks.study.comparison import add_flags
+from benchmarks.study.arms import BASELINE
+from benchmarks.study.comparison import add_flags, job_of
 from benchmarks.study.jobs import Job, run
-from benchmarks.study.sets import SETS
 from kansformer.errors import run_command
 
 DATA, SEEDS = "fashion-mnist-20k", 3
@@ -26,6 +25,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     BASELINE: {PRESET: {}},
     "group-kan": {
         PRESET: {},
+        "splines stay as they start": {"spline_lr": 0.0},
         "splines at 1 times the rate": {"spline_lr": 1.0},
         "splines at 30 times the rate": {"spline_lr": 30.0},
         "splines decay as weights do": {"spline_decay": 0.05},
@@ -42,6 +42,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "kan": {
         PRESET: {},
+        "splines stay as they start": {"spline_lr": 0.0},
         "splines at 10 times the rate": {"spline_lr": 10.0},
         "splines decay as weights do": {"spline_decay": 0.05},
         "order 2, 3 intervals": {"spline_order": 2, "grid_size": 3},
@@ -80,8 +81,7 @@ def rows() -> list[tuple[str, str, list[Job]]]:
 
 def _job(arm: str, seed: int, change: dict[str, Any]) -> Job:
     rate = {"spline_lr": SPLINE_RATES[arm]} if arm in SPLINE_RATES else {}
-    settings = {**SETS[DATA].settings, **ARMS[arm], **rate, **change}
-    return Job(DATA, arm, seed, settings, test=False)
+    return job_of(DATA, arm, seed, {**rate, **change}, test=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The models that the study compares; they differ in their feed-forward blocks alone."""
+"""The models that the study compares: other blocks, and in the last one another head, alone."""
 
 from typing import Any
 

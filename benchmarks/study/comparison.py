@@ -4,9 +4,9 @@
 
 First each model's learning rate is chosen, by validation, from the same few. Then steps of all
 models are timed in turns, also with narrower blocks; at equal training time a model has the widest
-ones with which a step takes no longer than the MLP's, and so the same epochs and batches. Then all
-train with every seed; the test pictures are looked at here for the first time. It goes on where it
-was cut off.
+ones with which a step takes no longer than the MLP's, and so the same epochs and batches, and the
+rate that was chosen at full width. Then all train with every seed. Test pictures play no part in
+what is chosen. It goes on where it was cut off.
 """
 
 import argparse
@@ -14,12 +14,13 @@ import json
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from numpy.polynomial import Polynomial
 
 from benchmarks import measure
 from benchmarks.bench_step import training_step
@@ -54,15 +55,13 @@ def main() -> None:
     for name in options.sets:
         path = options.results / f"{name}.jsonl"
         records = run(choosing(name), path, options.places, options.at_once)
-        rates = chosen(name, records)
+        rates = rates_by_validation(name, records)
         print(f"{name}: rates {rates}")
         times = options.results / f"{name}.steps.json"
         if not times.is_file():
             write_json(times, step_times(name, options.places))
-        timed = json.loads(times.read_text())
-        todo = [
-            job for title in (EQUAL_SIZE, EQUAL_TIME) for job in jobs(name, rates, timed[title])
-        ]
+        sizes = sizes_by_time(json.loads(times.read_text()))
+        todo = [job for title in sizes for job in jobs(name, rates, sizes[title])]
         run(todo, path, options.places, options.at_once)
 
 
@@ -70,11 +69,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """What all scripts of the study that train can be told."""
     parser.add_argument(
         "--places", type=Path, default=Path("data"), metavar="DIR",
-        help="folder with cifar10-jpeg/ and sign-digits/ (default data)",
+        help="folder with cifar10-jpeg/, sign-digits/ and, where Debian's package is not installed,"
+        " fashion-mnist/ (default data)",
     )  # fmt: skip
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument(
-        "--at-once", type=int, default=usable_cores(), metavar="N",
+        "--results", type=Path, default=RESULTS, metavar="DIR",
+        help="folder of the records (default: the stated results)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--at-once", default=usable_cores(), metavar="N",
         help="trainings side by side, a thread each (default one per core)",
     )  # fmt: skip
 
@@ -94,7 +97,12 @@ def job_of(name: str, arm: str, seed: int, own: Mapping[str, Any], *, test: bool
     return Job(name, arm, seed, {**SETS[name].settings, **ARMS[arm], **own}, test)
 
 
-def chosen(name: str, records: Records) -> dict[str, float]:
+def complete(jobs: Iterable[Job], records: Records) -> bool:
+    """Whether all have a record."""
+    return all(job.key in records for job in jobs)
+
+
+def rates_by_validation(name: str, records: Records) -> dict[str, float]:
     """The rate with the best mean validation accuracy, by arm; of equal ones, the lower loss."""
     found = defaultdict(list)
     for job in choosing(name):
@@ -105,32 +113,60 @@ def chosen(name: str, records: Records) -> dict[str, float]:
 
 
 def step_times(name: str, places: Path) -> dict[str, Any]:
-    """`Sizes` at equal size and at equal training time, and the machine, on one thread.
+    """By arm the "hidden" width, and "step_ms" by that and narrower ones; and the machine.
 
-    A time is the lower quartile: what else a machine does can only add to a step.
+    A time is the lower quartile, on one thread: what else a machine does can only add to a step.
     """
     torch.set_num_threads(1)
-    steps, settings = {}, {}
+    arms: dict[str, dict[str, Any]] = {}
+    steps = {}
     with tempfile.TemporaryDirectory() as folder:
-        data = SETS[name].load(places, Path(folder) / "data", 0)
+        data = SETS[name].load(places, Path(folder) / "data")
     for arm in ARMS:
         full = _model(name, arm, {}, data).config.ffn_hidden
-        for eighths in range(8, 0, -1) if arm != BASELINE else (8,):
-            settings[arm, eighths] = of_width(arm, full, eighths)
-            model = _model(name, arm, settings[arm, eighths], data)
+        arms[arm] = {"hidden": full, "step_ms": {}}
+        for hidden in widths(full):
+            model = _model(name, arm, of_width(arm, full, hidden), data)
             made, size = model.config, SETS[name].settings["batch_size"]
             shape = size, made.in_chans, made.img_size, made.img_size
-            steps[arm, eighths] = training_step(model, shape, made.num_classes, "cpu")
-    times = measure.interleaved(steps, ROUNDS, "cpu")
-    quick = {key: measure.quartiles(values)[0] for key, values in times.items()}
-    widths = {arm: fitting_width(arm, quick) for arm in ARMS}
+            steps[arm, hidden] = training_step(model, shape, made.num_classes, "cpu")
+    for (arm, hidden), values in measure.interleaved(steps, ROUNDS, "cpu").items():
+        arms[arm]["step_ms"][str(hidden)] = measure.quartiles(values)[0]
+    return {"arms": arms, "machine": measure.machine("cpu")}
+
+
+def widths(full: int) -> list[int]:
+    """A hidden width and about seven narrower ones, which are multiples of 8 as fast ones are."""
+    step = max(full // 64 * 8, 8)
+    return [*range(step, full, step), full]
+
+
+def sizes_by_time(timed: Mapping[str, Any]) -> dict[str, Sizes]:
+    """Sizes at equal size and at equal training time, from what `step_times` found.
+
+    A step's time by width is taken from the straight line through those of all widths: a single
+    one is off by some percent.
+    """
+    arms = timed["arms"]
+    lines = {
+        arm: Polynomial.fit([int(n) for n in own["step_ms"]], list(own["step_ms"].values()), 1)
+        for arm, own in arms.items()
+    }
+    limit = SLOWER * lines[BASELINE](arms[BASELINE]["hidden"])
+
+    def size(arm: str, hidden: int) -> dict[str, Any]:
+        settings = of_width(arm, arms[arm]["hidden"], hidden)
+        return {"settings": settings, "step_ms": float(lines[arm](hidden))}
+
+    def widest(arm: str) -> int:
+        timed_widths = [int(hidden) for hidden in arms[arm]["step_ms"]]
+        fitting = [hidden for hidden in timed_widths if lines[arm](hidden) <= limit]
+        return max(fitting, default=min(timed_widths))
+
     return {
-        title: {
-            arm: {"settings": settings[arm, chosen[arm]], "step_ms": quick[arm, chosen[arm]]}
-            for arm in ARMS
-        }
-        for title, chosen in ((EQUAL_SIZE, dict.fromkeys(ARMS, 8)), (EQUAL_TIME, widths))
-    } | {"machine": measure.machine("cpu")}
+        EQUAL_SIZE: {arm: size(arm, arms[arm]["hidden"]) for arm in arms},
+        EQUAL_TIME: {arm: size(arm, widest(arm)) for arm in arms},
+    }
 
 
 def _model(
@@ -140,19 +176,13 @@ def _model(
     return build_model(config, data)[0]
 
 
-def of_width(arm: str, full: int, eighths: int) -> dict[str, Any]:
-    """The settings for blocks with so many eighths of an arm's hidden width, which is `full`."""
-    if eighths == 8:
+def of_width(arm: str, full: int, hidden: int) -> dict[str, Any]:
+    """The settings for blocks with that hidden width, of an arm that has `full` by itself."""
+    if hidden == full:
         return {}
     if ARMS[arm]["ffn"] == "kan":
-        return {"kan_hidden": max(round(full * eighths / 8), 1), "match": "none"}
-    return {"mlp_ratio": ViTConfig.mlp_ratio * eighths / 8}
-
-
-def fitting_width(arm: str, step_ms: Mapping[tuple[str, int], float]) -> int:
-    """The most eighths with which an arm's step takes no longer than the baseline's; at least 1."""
-    limit = SLOWER * step_ms[BASELINE, 8]
-    return max((n for own, n in step_ms if own == arm and step_ms[own, n] <= limit), default=1)
+        return {"kan_hidden": hidden, "match": "none"}
+    return {"mlp_ratio": ViTConfig.mlp_ratio * hidden / full}
 
 
 def jobs(name: str, rates: Mapping[str, float], sizes: Sizes) -> list[Job]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.study.sets import SETS
+from kansformer.errors import UserError
 from kansformer.train import TrainConfig, train
 from kansformer.train.distributed import ignore
 
@@ -69,7 +70,12 @@ def run(jobs: Iterable[Job], path: Path, places: Path, at_once: int) -> dict[str
         path: the file of records; each is appended as soon as there is one.
         places: folder of the pictures, see `sets`.
         at_once: trainings that run side by side, with one thread each.
+
+    Raises:
+        UserError: less than one at once. Where a training fails, the rest is not begun.
     """
+    if at_once < 1:
+        raise UserError(f"--at-once must be at least 1, not {at_once}")
     records = read(path)
     wanted = {job.key: job for job in jobs}  # each once
     todo = [job for key, job in wanted.items() if key not in records]
@@ -77,16 +83,19 @@ def run(jobs: Iterable[Job], path: Path, places: Path, at_once: int) -> dict[str
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(at_once, get_context("spawn")) as pool:
         running = {pool.submit(record_of, job, places): job for job in todo}
-        for number, done in enumerate(as_completed(running), start=1):
-            job, record = running[done], done.result()
-            append(record, path)
-            records[job.key] = record
-            accuracy = record.get("test_acc1", record["val_acc1"])
-            print(
-                f"{number}/{len(todo)}  {job.data} {job.arm} seed {job.seed} rate"
-                f" {job.settings['lr']:g}: {accuracy:.2f} % in {record['seconds']:.0f} s",
-                flush=True,
-            )
+        try:
+            for number, done in enumerate(as_completed(running), start=1):
+                job, record = running[done], done.result()
+                append(record, path)
+                records[job.key] = record
+                accuracy = record.get("test_acc1", record["val_acc1"])
+                print(
+                    f"{number}/{len(todo)}  {job.data} {job.arm} seed {job.seed} rate"
+                    f" {job.settings['lr']:g}: {accuracy:.2f} % in {record['seconds']:.0f} s",
+                    flush=True,
+                )
+        finally:
+            pool.shutdown(cancel_futures=True)
     return {key: records[key] for key in wanted}
 
 
@@ -94,7 +103,7 @@ def record_of(job: Job, places: Path) -> dict[str, Any]:
     """Trains, and returns the summary with the course of the epochs."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        data = SETS[job.data].load(places, Path(folder) / "data", job.seed)
+        data = SETS[job.data].load(places, Path(folder) / "data")
         if not job.test:
             data = replace(data, test=None)
         output = Path(folder) / "run"

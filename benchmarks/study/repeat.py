@@ -27,10 +27,10 @@ def main() -> int:
     options = parser.parse_args()
     stated = read(options.results / f"{options.set}.jsonl")
     jobs = comparison.choosing(options.set)
-    if all(job.key in stated for job in jobs):
-        rates = comparison.chosen(options.set, stated)
+    if comparison.complete(jobs, stated):
+        rates = comparison.rates_by_validation(options.set, stated)
         jobs = comparison.jobs(options.set, rates, comparison.FULL)
-    if not all(job.key in stated for job in jobs):
+    if not comparison.complete(jobs, stated):
         raise UserError(f"{options.results}: no complete results on {options.set} to compare with")
     with tempfile.TemporaryDirectory() as folder:
         anew = run(jobs, Path(folder) / "anew.jsonl", options.places, options.at_once)

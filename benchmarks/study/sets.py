@@ -18,43 +18,42 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashi
 class PictureSet:
     """A data set of the study.
 
-    `load` takes the folder in which the pictures are, a folder of its own to write to, and the
-    seed. Fields of `TrainConfig` in `settings` are shared by all models; those in `choosing` take
-    their place where a model's learning rate is chosen, by so many seeds.
+    `load` takes the folder in which the pictures are and a folder of its own to write to. Fields of
+    `TrainConfig` in `settings` are shared by all models; those in `choosing` take their place where
+    a model's learning rate is chosen, by so many seeds.
     """
 
     title: str
-    load: Callable[[Path, Path, int], PictureData]
+    load: Callable[[Path, Path], PictureData]
     settings: dict[str, Any]
     choosing: dict[str, Any] = field(default_factory=dict)
     choosing_seeds: int = 1
     seeds: int = 3
 
 
-def _digits(places: Path, folder: Path, seed: int) -> PictureData:
+def _digits(places: Path, folder: Path) -> PictureData:
     return load_data("digits")
 
 
-def _fashion_mnist(places: Path, folder: Path, seed: int) -> PictureData:
-    name = str(FASHION) if FASHION.is_dir() else "fashion-mnist"
-    return load_data(name, download_dir=str(places))
+def _fashion_mnist(places: Path, folder: Path) -> PictureData:
+    return load_data(str(FASHION if FASHION.is_dir() else _there(places / "fashion-mnist")))
 
 
-def _fashion_mnist_20k(places: Path, folder: Path, seed: int) -> PictureData:
-    """Its first training pictures train and its last ones validate, for every seed."""
-    data = _fashion_mnist(places, folder, seed)
+def _fashion_mnist_20k(places: Path, folder: Path) -> PictureData:
+    """Its first training pictures train and its last ones validate."""
+    data = _fashion_mnist(places, folder)
     first, last = np.arange(20_000), np.arange(50_000, 60_000)
     return replace(data, train=data.train.take(first), val=data.train.take(last))
 
 
-def _sign_digits(places: Path, folder: Path, seed: int) -> PictureData:
+def _sign_digits(places: Path, folder: Path) -> PictureData:
     """Split by ranges of a hundred numbers, so that hardly a hand is on two sides; one for all."""
     source = _there(places / "sign-digits")
     split_folder(source, folder, (0.7, 0.1, 0.2), 0, symlink=True, group_regex=r"IMG_(\d\d)")
     return _in_memory(load_data(str(folder)))
 
 
-def _cifar10_jpeg(places: Path, folder: Path, seed: int) -> PictureData:
+def _cifar10_jpeg(places: Path, folder: Path) -> PictureData:
     """Its val/ is what is tested on here; what validates is a share of its train/."""
     data = load_data(str(_there(places / "cifar10-jpeg")))
     return _in_memory(replace(data, val=None, test=data.val))

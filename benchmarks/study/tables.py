@@ -17,9 +17,21 @@ from benchmarks.study import ablations, comparison
 from benchmarks.study.arms import BASELINE
 from benchmarks.study.jobs import Job, read
 from benchmarks.study.sets import SETS
-from kansformer.compare import accuracy, draw, paired_interval, summarise
+from kansformer.compare import (
+    accuracy,
+    difference_as_text,
+    draw,
+    paired_interval,
+    summarise,
+)
 from kansformer.errors import UserError, run_command
 from kansformer.files import write_bytes
+
+LEGEND = """\
+Spread is the standard deviation over seeds; in brackets are 95 % intervals of Student for the mean
+difference in pairs, seed by seed. They tell what other seeds would give, on the same test pictures.
+A step is timed on one thread; the trainings ran side by side, with a thread each.
+"""
 
 
 def main() -> None:
@@ -50,40 +62,42 @@ def everything(folder: Path) -> tuple[str, dict[str, bytes]]:
         raise UserError(
             f"{folder}: no complete results; run python -m benchmarks.study.comparison first"
         )
-    return "\n".join(parts), {name: draw(runs) for name, (_, runs) in sets.items()}
+    return "\n".join([LEGEND, *parts]), {name: draw(runs) for name, (_, runs) in sets.items()}
 
 
 def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
     """The text on a data set and its runs at equal size; None while it is not complete."""
     records, times = read(folder / f"{name}.jsonl"), folder / f"{name}.steps.json"
-    if not times.is_file():
+    if not times.is_file() or not comparison.complete(comparison.choosing(name), records):
         return None
-    rates = comparison.chosen(name, records)
+    rates = comparison.rates_by_validation(name, records)
     timed = json.loads(times.read_text())
-    titles = comparison.EQUAL_SIZE, comparison.EQUAL_TIME
-    jobs = {title: comparison.jobs(name, rates, timed[title]) for title in titles}
-    if not all(job.key in records for part in jobs.values() for job in part):
+    sizes = comparison.sizes_by_time(timed)
+    jobs = {title: comparison.jobs(name, rates, sizes[title]) for title in sizes}
+    if not comparison.complete((job for part in jobs.values() for job in part), records):
         return None
     runs = {title: [as_run(job, records[job.key]) for job in part] for title, part in jobs.items()}
-    first = runs[comparison.EQUAL_SIZE][0]
+    first, machine = runs[comparison.EQUAL_SIZE][0], timed["machine"]
     lines = [
         f"### {SETS[name].title}",
         "",
         f"{first['pictures']['train']:,} training, {first['pictures']['val']:,} validation and"
         f" {first['pictures']['test']:,} test pictures; test accuracy in %, {SETS[name].seeds}"
-        f" seeds, {first['epochs']} epochs.",
+        f" seeds, {first['epochs']} epochs; {machine['device']}, torch {machine['torch']}.",
         "",
-        "| at | blocks | n | mean | spread | against mlp | parameters | rate | step, ms |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| at | blocks | n | mean | spread | against mlp | parameters | rate | step, ms |"
+        " training, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for title, some in runs.items():
         for row in summarise(some):
             arm = row["arm"]
-            against = "" if arm == BASELINE else difference(row["difference"], row["interval"])
+            against = difference_as_text(row["difference"], row["interval"])
+            against = "" if arm == BASELINE else against
             lines.append(
                 f"| {title} | {arm} | {row['n']} | {row['mean']:.2f} | {row['spread']:.2f} |"
                 f" {against} | {row['parameters']:,} | {rates[arm]:g} |"
-                f" {timed[title][arm]['step_ms']:.0f} |"
+                f" {sizes[title][arm]['step_ms']:.0f} | {row['seconds']:.0f} |"
             )
     return "\n".join([*lines, ""]), runs[comparison.EQUAL_SIZE]
 
@@ -102,26 +116,31 @@ def of_ablations(folder: Path) -> str | None:
     if any(len(accuracies[arm, ablations.PRESET]) < ablations.SEEDS for arm in ablations.CHANGES):
         return None
     pictures = records[rows[0][2][0].key]["pictures"]
-    begun = {key: own for key, own in accuracies.items() if own}
+    begun = sum(bool(own) for own in accuracies.values())
     lines = [
         "### One change at a time",
         "",
         f"{SETS[ablations.DATA].title}: {pictures['train']:,} training and {pictures['val']:,}"
         f" validation pictures; accuracy on these in %, {ablations.SEEDS} seeds, "
-        f"{SETS[ablations.DATA].settings['epochs']} epochs. Of {len(rows)} rows {len(begun)} have"
+        f"{SETS[ablations.DATA].settings['epochs']} epochs. Of {len(rows)} rows {begun} have"
         " been begun; n is how many seeds each has so far.",
         "",
-        "| blocks | change | n | mean | spread | against the blocks as they are | against mlp |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| blocks | change | n | mean | spread | against the blocks as they are | against mlp |"
+        " parameters |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (arm, title), own in begun.items():
+    for arm, title, jobs in rows:
+        own = accuracies[arm, title]
+        if not own:
+            continue
         others = [accuracies[other, ablations.PRESET] for other in (arm, BASELINE)]
         columns = ["" if own is other else paired_difference(own, other) for other in others]
         values = list(own.values())
+        parameters = next(records[job.key]["parameters"] for job in jobs if job.key in records)
         spread = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
         lines.append(
             f"| {arm} | {title} | {len(own)} | {np.mean(values):.2f} | {spread} |"
-            f" {columns[0]} | {columns[1]} |"
+            f" {columns[0]} | {columns[1]} | {parameters:,} |"
         )
     return "\n".join([*lines, ""])
 
@@ -129,15 +148,7 @@ def of_ablations(folder: Path) -> str | None:
 def paired_difference(accuracies: dict[int, float], others: dict[int, float]) -> str:
     """The mean of the first less the second, over the first's seeds, with its interval."""
     apart = [own - others[seed] for seed, own in accuracies.items()]
-    return difference(float(np.mean(apart)), paired_interval(apart))
-
-
-def difference(mean: float, interval: tuple[float, float] | None) -> str:
-    """A mean difference with its interval, as text."""
-    if interval is None:
-        return f"{mean:+.2f}"
-    low, high = interval
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    return difference_as_text(float(np.mean(apart)), paired_interval(apart))
 
 
 def as_run(job: Job, record: dict[str, Any]) -> dict[str, Any]:

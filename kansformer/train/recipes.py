@@ -1,6 +1,7 @@
 """Settings for a data set, with what they gave.
 
-Each recipe's docstring holds the exact command, how long it took and the accuracy it gave.
+Each recipe's docstring holds the exact command, how long it took and the accuracy it gave, or says
+that it has not been run yet.
 """
 
 from collections.abc import Callable

@@ -49,32 +49,45 @@ def test_rates_are_chosen_by_accuracy_and_then_by_loss() -> None:
     assert not any(job.test for job in jobs)
     assert {job.seed for job in jobs}.isdisjoint(range(SETS["digits"].seeds))
     records = {job.key: record(job, 80.0, loss=job.settings["lr"]) for job in jobs}
-    assert set(comparison.chosen("digits", records).values()) == {min(RATES)}
+    assert set(comparison.rates_by_validation("digits", records).values()) == {min(RATES)}
     for job in jobs:
         if job.arm == "mlp" and job.settings["lr"] == RATES[1]:
             records[job.key]["val_acc1"] = 81.0
         if job.arm == "kan" and job.settings["lr"] == RATES[2]:  # good once, bad on average
             records[job.key]["val_acc1"] = 90.0 if job.seed == jobs[0].seed else 60.0
-    rates = comparison.chosen("digits", records)
+    rates = comparison.rates_by_validation("digits", records)
     assert rates.pop("mlp") == RATES[1]
     assert set(rates.values()) == {min(RATES)}
 
 
 def test_at_equal_time_blocks_are_as_wide_as_a_step_of_the_mlp_allows() -> None:
-    step_ms = {("mlp", 8): 10.0, **{("kan", n): 4.0 + n for n in range(1, 9)}}
-    step_ms |= {("group-kan", n): 9.0 for n in range(1, 9)}
-    step_ms |= {("vision_kansformer", n): 11.0 for n in range(1, 9)}
-    widths = {arm: comparison.fitting_width(arm, step_ms) for arm in ARMS}
-    assert widths == {"mlp": 8, "kan": 6, "group-kan": 8, "vision_kansformer": 1}
+    def line(full: int, start: float, slope: float, *off: float) -> dict[str, Any]:
+        widths = comparison.widths(full)
+        noise = off or (0.0,) * len(widths)
+        step_ms = {str(n): start + slope * n + x for n, x in zip(widths, noise, strict=True)}
+        return {"hidden": full, "step_ms": step_ms}
+
+    noise = (0.3, -0.6, 0.3, 0.0, 0.0, 0.3, -0.6, 0.3)  # no straight line through it, and no step
+    arms = {
+        "mlp": line(384, 2, 8 / 384, *noise),
+        "kan": line(39, 7.8, 0.1),
+        "group-kan": line(384, 1, 8 / 384),
+        "vision_kansformer": line(64, 11, 0.1 / 8),
+    }
+    sizes = comparison.sizes_by_time({"arms": arms})
+    assert all(sizes["equal size"][arm]["settings"] == {} for arm in ARMS)
+    steps = [sizes[title][arm]["step_ms"] for title in sizes for arm in ARMS]
+    assert steps == pytest.approx([10.0, 11.7, 9.0, 11.8, 10.0, 10.2, 9.0, 11.1])
+    assert {arm: size["settings"] for arm, size in sizes["equal training time"].items()} == {
+        "mlp": {},
+        "kan": {"kan_hidden": 24, "match": "none"},  # at 10.2 of 10 ms
+        "group-kan": {},
+        "vision_kansformer": {"kan_hidden": 8, "match": "none"},  # not even then
+    }
     data = load_data("digits")
-    for arm, full, half in (
-        ("kan", 39, 20),
-        ("group-kan", 384, 192),
-        ("vision_kansformer", 64, 32),
-    ):
-        for eighths, hidden in ((8, full), (4, half)):
-            settings = comparison.of_width(arm, full, eighths)
-            job = comparison.job_of("digits", arm, 0, settings)
+    for arm, full, narrow in (("kan", 39, 16), ("group-kan", 384, 144)):
+        for hidden in (full, narrow):
+            job = comparison.job_of("digits", arm, 0, comparison.of_width(arm, full, hidden))
             model, _, _ = build_model(TrainConfig(data_path="digits", **job.settings), data)
             assert model.config.ffn_hidden == hidden, arm
 
@@ -83,15 +96,14 @@ def test_steps_are_timed_on_the_models_of_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def timed(steps: dict[Any, Any], rounds: int, device: str) -> dict[Any, list[float]]:
-        return {(arm, n): [2.0 + n * (arm != "mlp")] for arm, n in steps}
+        return {(arm, n): [2.0 + n] for arm, n in steps}
 
     monkeypatch.setattr(comparison.measure, "interleaved", timed)
-    found = comparison.step_times("digits", tmp_path)
-    assert found["equal size"]["mlp"] == {"settings": {}, "step_ms": 2.0}
-    assert found["equal size"]["kan"] == {"settings": {}, "step_ms": 10.0}
-    assert found["equal training time"]["mlp"] == {"settings": {}, "step_ms": 2.0}
-    narrow = {"settings": {"kan_hidden": 5, "match": "none"}, "step_ms": 3.0}
-    assert found["equal training time"]["kan"] == narrow
+    arms = comparison.step_times("digits", tmp_path)["arms"]
+    eight = {str(n): 2.0 + n for n in range(48, 385, 48)}
+    assert arms["mlp"] == arms["group-kan"] == {"hidden": 384, "step_ms": eight}
+    few = {str(n): 2.0 + n for n in (8, 16, 24, 32, 39)}
+    assert arms["kan"] == {"hidden": 39, "step_ms": few}
 
 
 def test_a_training_is_done_once(tmp_path: Path) -> None:
@@ -113,6 +125,16 @@ def test_a_training_is_done_once(tmp_path: Path) -> None:
     assert set(read(path)) == {job.key, other.key}
 
 
+def test_a_training_that_fails_ends_the_others(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--at-once must be at least 1, not 0"):
+        run([], tmp_path / "digits.jsonl", tmp_path, at_once=0)
+    settings = {**SETS["digits"].settings, "lr": -1.0}
+    jobs = [Job("digits", "mlp", seed, settings) for seed in range(3)]
+    with pytest.raises(UserError, match="--lr must be at least 0"):
+        run(jobs, tmp_path / "digits.jsonl", tmp_path, at_once=1)
+    assert not (tmp_path / "digits.jsonl").exists()
+
+
 def test_the_table_is_made_of_the_trainings_that_belong_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,11 +142,12 @@ def test_the_table_is_made_of_the_trainings_that_belong_to_it(
     with pytest.raises(UserError, match="no complete results"):
         tables.main()
     rates = dict.fromkeys(ARMS, RATES[0]) | {"kan": RATES[1]}
-    wide = {arm: {"settings": {}, "step_ms": 3.0} for arm in ARMS}
-    narrow = wide | {"kan": {"settings": {"kan_hidden": 5, "match": "none"}, "step_ms": 1.0}}
-    times = {"equal size": wide, "equal training time": narrow}
+    arms = {arm: {"hidden": 384, "step_ms": {"48": 2.0, "384": 3.0}} for arm in ARMS}
+    arms["kan"] = {"hidden": 39, "step_ms": {"8": 1.0, "39": 9.0}}
+    times = {"arms": arms, "machine": {"device": "a processor", "torch": "3.0"}}
     (tmp_path / "digits.steps.json").write_text(json.dumps(times))
-    jobs = [job for sizes in times.values() for job in comparison.jobs("digits", rates, sizes)]
+    both = comparison.sizes_by_time(times).values()
+    jobs = [job for sizes in both for job in comparison.jobs("digits", rates, sizes)]
     wanted = {job.key: job for job in jobs}
 
     def accuracy(job: Job) -> float:
@@ -134,17 +157,19 @@ def test_the_table_is_made_of_the_trainings_that_belong_to_it(
     records = [record(job, accuracy(job)) for job in wanted.values()]
     other = [record(Job("digits", "kan", seed, {**job.settings, "lr": 1.0}), 0.0)
              for seed, job in enumerate(wanted.values())]  # fmt: skip
+    write(tmp_path, records)
+    assert tables.of_set("digits", tmp_path) is None  # no rate has been chosen
     write(tmp_path, [*by_rate(rates), *records[:-1]])
     assert tables.of_set("digits", tmp_path) is None  # one is missing
     write(tmp_path, [*by_rate(rates), *other, *records])
     found = tables.of_set("digits", tmp_path)
     assert found is not None
     lines = found[0].splitlines()
-    assert "| equal size | mlp | 5 | 92.00 | 1.58 |  | 5 | 0.001 | 3 |" in lines
+    assert "| equal size | mlp | 5 | 92.00 | 1.58 |  | 5 | 0.001 | 3 | 1 |" in lines
     assert "| equal size | kan | 5 | 93.00 | 1.58 | +1.00 (+1.00 to +1.00) |" in found[0]
     assert "| equal training time | kan | 5 | 91.00 | 1.58 | -1.00 (-1.00 to -1.00) |" in found[0]
     tables.main()
-    assert (tmp_path / "tables.md").read_text() == found[0]
+    assert (tmp_path / "tables.md").read_text() == f"{tables.LEGEND}\n{found[0]}"
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -197,12 +222,12 @@ def test_changes_are_compared_with_what_they_change(tmp_path: Path) -> None:
     append(first, path)
     text = tables.of_ablations(tmp_path)
     assert text is not None
-    assert "| kan | no norm between its layers | 1 | 86.00 |  | +1.00 | +6.00 |" in text
+    assert "| kan | no norm between its layers | 1 | 86.00 |  | +1.00 | +6.00 | 5 |" in text
     for one in later:
         append(one, path)
     text = tables.of_ablations(tmp_path)
     assert text is not None
-    assert "| mlp | as it is | 3 | 81.00 | 1.00 |  |  |" in text
+    assert "| mlp | as it is | 3 | 81.00 | 1.00 |  |  | 5 |" in text
     assert "| kan | as it is | 3 | 86.00 | 1.00 |  | +5.00 (+5.00 to +5.00) |" in text
     low, high = stats.t.interval(0.95, 2, loc=2, scale=1 / 3**0.5)
     change = f"| 88.00 | 2.00 | +2.00 ({low:+.2f} to {high:+.2f}) |"
