@@ -19,6 +19,7 @@ from kansformer.errors import UserError
 from kansformer.train import TrainConfig
 from kansformer.train.build import build_model
 from kansformer.train.config import add_flags
+from kansformer.train.optimiser import make_optimiser
 
 SIZES = {"train": 9, "val": 8, "test": 7}
 
@@ -244,6 +245,20 @@ def test_every_change_makes_another_model_or_another_training() -> None:
             model, _, _ = build_model(config, data)
             seen.add((repr(model), repr(config)))
         assert len(seen) == len(changes), arm
+
+
+def test_splines_learn_at_the_rates_that_the_ablations_name() -> None:
+    data = load_data("digits")
+    for arm, rate in ablations.SPLINE_RATES.items():
+        rates = []
+        for own in ({}, {"spline_lr": rate}):
+            settings = comparison.job_of("digits", arm, 0, own).settings
+            config = TrainConfig(data_path="digits", **settings)
+            model, _, _ = build_model(config, data)
+            rates.append(
+                [group["lr_scale"] for group in make_optimiser(model, config).param_groups]
+            )
+        assert rates[0] == rates[1], arm
 
 
 def test_the_other_projects_blocks_are_what_its_flags_say() -> None:
