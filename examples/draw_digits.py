@@ -1,4 +1,4 @@
-"""Draws predictions on test digits and functions that the model has learned.
+"""Draws predictions on test digits, and functions of the model with and without their splines.
 
 python examples/draw_digits.py FILE [--weights FILE]
 """
@@ -20,8 +20,11 @@ from kansformer.infer import Predictor
 COLUMNS = 8
 
 
-def strongest_functions(layer: torch.nn.Module, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places (P,) on the grid and values (P, count) of the edges with the largest spline."""
+def strongest_functions(layer: torch.nn.Module, count: int) -> tuple[np.ndarray, ...]:
+    """Of the edges with the largest splines: functions (P, count), and these without splines.
+
+    In front of both are the places (P,) on the grid.
+    """
     low, high = layer.grid[0, layer.spline_order], layer.grid[0, -layer.spline_order - 1]
     x = torch.linspace(float(low), float(high), 201)
     with torch.no_grad():
@@ -32,7 +35,7 @@ def strongest_functions(layer: torch.nn.Module, count: int) -> tuple[np.ndarray,
         basis = layer.b_splines(x[:, None].expand(-1, layer.in_features))  # (P, in, n)
         splines = torch.einsum("pen,en->pe", basis[:, into], weight[out, into])
         base = layer.base_activation(x)[:, None] * layer.base_weight[out, into]
-    return x.numpy(), (base + splines).numpy()
+    return x.numpy(), (base + splines).numpy(), base.numpy()
 
 
 def draw(predictor: Predictor) -> Figure:
@@ -41,7 +44,7 @@ def draw(predictor: Predictor) -> Figure:
     chosen = [int(np.flatnonzero(test.labels == digit)[0]) for digit in range(COLUMNS)]
     pictures = [test.open(index) for index in chosen]
     answers = predictor(pictures, topk=1)
-    x, functions = strongest_functions(predictor.model.blocks[0].mlp.fc1, COLUMNS)
+    x, functions, bases = strongest_functions(predictor.model.blocks[0].mlp.fc1, COLUMNS)
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     rows = figure.subplots(2, COLUMNS)
@@ -53,10 +56,11 @@ def draw(predictor: Predictor) -> Figure:
     for number, axes in enumerate(rows[1]):
         axes.axhline(0, color="0.8", lw=0.8)
         axes.plot(x, functions[:, number], color="C0")
+        axes.plot(x, bases[:, number], "--", color="C1", lw=1)
         axes.set(xticks=[x[0], 0, x[-1]], yticks=[])
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    figure.suptitle("predictions on test scans, and functions learned in the first block")
+    figure.suptitle("predictions on test scans, and functions of a block (dashed: without splines)")
     return figure
 
 

@@ -73,9 +73,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--weights", required=True, help="weights file, such as best.safetensors")
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
-    parser.add_argument(
-        "--int8", action="store_true", help="weights in 8 bits, a quarter of the size (onnx)"
-    )
+    parser.add_argument("--int8", action="store_true", help="weights in 8 bits (onnx)")
     parser.add_argument(
         "--data-path", metavar="DIR|NAME", help="say how good the file is beside the model on this"
     )

@@ -51,16 +51,20 @@ class TrainConfig:
     """Settings of a run. `None` in a field of the model keeps what the model's name implies."""
 
     data_path: str = _required("a folder per class, or a built-in data set such as digits")
-    output: str | None = _flag(None, "folder for the results (default weights/<data>-<model>)")
+    output: str | None = _flag(
+        None, "folder for the results (default: in weights/, named by data and model)"
+    )
     overwrite: bool = _flag(False, "replace an earlier run in the output folder")
     resume: bool = _flag(False, "go on with the run in the output folder")
-    recipe: str | None = _flag(None, "settings to start from (default: chosen by the data)")
+    recipe: str | None = _flag(None, "settings to start from (default: chosen by data and device)")
     download: bool = _flag(False, "fetch a built-in data set that is not there")
     download_dir: str = _flag("data", "where built-in data sets are looked for and put")
     val_split: float = _flag(0.2, "share of the training pictures that validates, without val/")
 
     model: str = _flag("kansformer_tiny_patch16_224", "model name, as for create_model")
-    weights: str | None = _flag(None, "weights file to start from, of any ViT; its model is kept")
+    weights: str | None = _flag(
+        None, "weights file of any plain ViT to start from; its model is kept"
+    )
     preprocessing: str | None = _flag(
         None,
         "mean and std of pixel values (default: as --weights had them, else half: 0.5)",

@@ -15,7 +15,7 @@ from torch import nn
 from kansformer.checkpoint import load_model
 from kansformer.data import PictureDataset, load_data, make_loader
 from kansformer.errors import JobFailed, UserError
-from kansformer.train import loop, train
+from kansformer.train import loop, recipes, train
 from kansformer.train.build import build_model, freeze_layers, sizes_of_twin
 from kansformer.train.config import TrainConfig
 from kansformer.train.loss import make_mix
@@ -379,7 +379,9 @@ def test_a_twin_has_the_width_that_was_asked_for(ffn: str) -> None:
     assert count_parameters(model) == pytest.approx(count_parameters(mlp), rel=TOLERANCE)
 
 
-def test_recipes_make_settings_and_flags_go_first(colours: Path, tmp_path: Path) -> None:
+def test_recipes_make_settings_and_flags_go_first(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, data = configure({"data_path": str(colours)})
     assert config.recipe == "small-pictures"
     assert data.val is not None
@@ -397,7 +399,11 @@ def test_recipes_make_settings_and_flags_go_first(colours: Path, tmp_path: Path)
         (large / name).mkdir(parents=True)
         Image.new("RGB", (200, 100)).save(large / name / "x.png")
         Image.new("RGB", (200, 100), "red").save(large / name / "y.png")
-    assert configure({"data_path": str(large), "val_split": 0.5})[0].recipe == "photos"
+    flags = {"data_path": str(large), "val_split": 0.5}
+    assert configure(flags)[0].recipe == "photos-cpu"
+    assert configure({**flags, "weights": "vit.safetensors"})[0].recipe == "pretrained"
+    monkeypatch.setattr(recipes, "choose_device", lambda name: torch.device("cuda"))
+    assert configure(flags)[0].recipe == "photos"
     large.rename(tmp_path / "digits")  # a name alone proves nothing
     config, _ = configure({"data_path": str(tmp_path / "digits"), "val_split": 0.5})
     assert config.recipe == "photos"
