@@ -39,6 +39,12 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "32 splines": {"groups": 32},
         "SiLU for GELU": {"base_activation": ("identity", "silu")},
         "splines' size in the loss": {"spline_penalty": 1e-4},
+        "grid from -2 to 2, splines at 30 times the rate": {
+            "grid_range": (-2.0, 2.0), "spline_lr": 30.0,
+        },
+        "the same, and SiLU for GELU": {
+            "grid_range": (-2.0, 2.0), "spline_lr": 30.0, "base_activation": ("identity", "silu"),
+        },
     },
     "kan": {
         PRESET: {},
