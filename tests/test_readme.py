@@ -142,5 +142,10 @@ def test_it_opens_with_a_picture_and_the_two_commands() -> None:
     readme = PAGES["README.md"]
     assert re.match(r"# .*\n\n!\[[^]]+\]\(([^)]+)\)\n", readme)
     assert SHELL["README.md"][:2] == ["make demo", "make test"]
-    for _, target in re.findall(r"(!?\[[^]]*\])\(([^)]+)\)", readme):
-        assert (ROOT / target).exists(), target
+    titles = re.findall(r"^#+ (.*)$", readme, re.M)
+    headings = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    for target in re.findall(r"!?\[[^]]*\]\(([^)]+)\)", readme):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif not target.startswith("https://"):
+            assert (ROOT / target).exists(), target
