@@ -77,7 +77,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="folder of the records (default: the stated results)",
     )  # fmt: skip
     parser.add_argument(
-        "--at-once", default=usable_cores(), metavar="N",
+        "--at-once", type=int, default=usable_cores(), metavar="N",
         help="trainings side by side, a thread each (default one per core)",
     )  # fmt: skip
 

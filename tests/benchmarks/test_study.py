@@ -126,6 +126,14 @@ def test_a_training_is_done_once(tmp_path: Path) -> None:
     assert set(read(path)) == {job.key, other.key}
 
 
+def test_the_places_and_how_many_at_once_can_be_told(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    comparison.add_flags(parser)
+    given = ["--at-once", "3", "--places", str(tmp_path), "--results", str(tmp_path / "r")]
+    told = vars(parser.parse_args(given))
+    assert told == {"at_once": 3, "places": tmp_path, "results": tmp_path / "r"}
+
+
 def test_a_training_that_fails_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--at-once must be at least 1, not 0"):
         run([], tmp_path / "digits.jsonl", tmp_path, at_once=0)
