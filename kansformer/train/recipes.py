@@ -102,8 +102,8 @@ def sign_digits() -> dict[str, Any]:
 def photos() -> dict[str, Any]:
     """A folder of photographs from scratch: KANsformer-Tiny at 224x224. Not run yet.
 
-    What `python train.py --data-path flower_photos --amp bf16` takes on a GPU; on a CPU 3,000
-    pictures would take 8 hours.
+    What `python train.py --data-path flower_photos --amp bf16` takes on a GPU. On 2 cores 3,000
+    pictures would take about 8 hours, by the time of its steps.
     """
     return {
         "model": "kansformer_tiny_patch16_224",
@@ -119,7 +119,10 @@ def photos() -> dict[str, Any]:
 def photos_cpu() -> dict[str, Any]:
     """A folder of photographs from scratch, at 64x64 as 64 tokens of overlapping patches.
 
-    What `python train.py --data-path flower_photos` takes on a CPU. Not run yet.
+    What `python train.py --data-path flower_photos` takes on a CPU; not run on these yet. On the
+    hand signs, split as `sign_digits` says, `python train.py --data-path sign-split` gave 96.96 %
+    of 230 test pictures, in 681 s for 1,622 to train on, on 2 cores of an AMD EPYC with torch 2.14;
+    one run, seed 0.
     """
     return {
         "model": "kansformer_micro_patch8_64",
