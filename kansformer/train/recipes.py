@@ -222,7 +222,7 @@ def configure(
     Args:
         flags: fields of `TrainConfig` that were given, `data_path` among them.
         say: takes each line on pictures that are left out.
-        ranks: the first one looks at the pictures before the others do.
+        ranks: the first one looks at the pictures before the others do; each has its device.
 
     Raises:
         UserError: no such data or recipe, a value out of bounds, or flags that need others.
@@ -239,7 +239,8 @@ def configure(
         for line in finding.lines():
             say(line)
     weights = bool(flags.get("weights"))
-    cpu = choose_device(flags.get("device", TrainConfig.device)).type == "cpu"
+    device = ranks.device if ranks else choose_device(flags.get("device", TrainConfig.device))
+    cpu = device.type == "cpu"
     name = flags.get("recipe") or recipe_for(data, weights=weights, cpu=cpu)
     if name not in RECIPES:
         raise UserError(f"--recipe {name}: unknown; take one of {', '.join(RECIPES)}")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,6 +12,7 @@ from scipy import stats
 from torch import nn
 
 from benchmarks.study import ablations, comparison, repeat, tables
+from benchmarks.study import jobs as jobs_module
 from benchmarks.study.arms import ARMS, RATES
 from benchmarks.study.jobs import Job, append, read, run
 from benchmarks.study.sets import SETS
@@ -134,13 +136,24 @@ def test_the_places_and_how_many_at_once_can_be_told(tmp_path: Path) -> None:
     assert told == {"at_once": 3, "places": tmp_path, "results": tmp_path / "r"}
 
 
-def test_a_training_that_fails_ends_the_others(tmp_path: Path) -> None:
+def test_a_training_that_fails_ends_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="--at-once must be at least 1, not 0"):
         run([], tmp_path / "digits.jsonl", tmp_path, at_once=0)
+    begun: list[Future[Any]] = []
+
+    class Pool(ProcessPoolExecutor):
+        def submit(self, *work: Any, **named: Any) -> Future[Any]:
+            begun.append(super().submit(*work, **named))
+            return begun[-1]
+
+    monkeypatch.setattr(jobs_module, "ProcessPoolExecutor", Pool)
     settings = {**SETS["digits"].settings, "lr": -1.0}
-    jobs = [Job("digits", "mlp", seed, settings) for seed in range(3)]
+    jobs = [Job("digits", "mlp", seed, settings) for seed in range(30)]
     with pytest.raises(UserError, match="--lr must be at least 0"):
         run(jobs, tmp_path / "digits.jsonl", tmp_path, at_once=1)
+    assert begun[-1].cancelled()
     assert not (tmp_path / "digits.jsonl").exists()
 
 

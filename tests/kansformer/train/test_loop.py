@@ -18,6 +18,7 @@ from kansformer.errors import JobFailed, UserError
 from kansformer.train import loop, recipes, train
 from kansformer.train.build import build_model, freeze_layers, sizes_of_twin
 from kansformer.train.config import TrainConfig
+from kansformer.train.distributed import Ranks
 from kansformer.train.loss import make_mix
 from kansformer.train.optimiser import clip_gradients
 from kansformer.train.recipes import RECIPES, configure
@@ -404,6 +405,8 @@ def test_recipes_make_settings_and_flags_go_first(
     assert configure({**flags, "weights": "vit.safetensors"})[0].recipe == "pretrained"
     monkeypatch.setattr(recipes, "choose_device", lambda name: torch.device("cuda"))
     assert configure(flags)[0].recipe == "photos"
+    # ranks have chosen theirs: choosing anew would put all of a machine on its first GPU
+    assert configure(flags, ranks=Ranks(0, 1, torch.device("cpu")))[0].recipe == "photos-cpu"
     large.rename(tmp_path / "digits")  # a name alone proves nothing
     config, _ = configure({"data_path": str(tmp_path / "digits"), "val_split": 0.5})
     assert config.recipe == "photos"
