@@ -20,7 +20,7 @@ struct Layer {
     const T *knots, *steps, *table;
 };
 
-// Eight values of a group in its spline.
+// A vector of a group's values in its spline.
 struct InGroup : Place {
     std::ptrdiff_t row[LANES];  // where each one's polynomial is in the group's table
 
@@ -54,17 +54,19 @@ struct InGroup : Place {
             Values *own = power + part;
             transpose(own[0], own[1], own[2], own[3]);
             for (int i = 0; i < 4; i++) {
-                T *first = sums + i * TABLE + row[i] + part;
-                store(first, load<Four>(first) + half<false>(own[i]));
-                T *second = sums + i * TABLE + row[i + 4] + part;
-                store(second, load<Four>(second) + half<true>(own[i]));
+                Four fours[LANES / 4];
+                std::memcpy(fours, own + i, sizeof fours);
+                for (int j = 0; j < LANES / 4; j++) {
+                    T *sum = sums + i * TABLE + row[i + 4 * j] + part;
+                    store(sum, load<Four>(sum) + fours[j]);
+                }
             }
         }
     }
 };
 
-// Calls step(window, place, group, seen) on all values of some rows. The last eight of a group's
-// channels may overlap those before, which had `seen` of them.
+// Calls step(window, place, group, seen) on all values of some rows. The last vector of a group's
+// channels may overlap the one before, which had `seen` of them.
 template <class Step>
 static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x, Step step)
 {
@@ -110,7 +112,9 @@ static void gradients(
     const Layer &layer, std::ptrdiff_t rows, const T *x, const T *grad, T *out, T *grad_x,
     T *moments)
 {
-    const Indices lane{0, 1, 2, 3, 4, 5, 6, 7};
+    Indices lane;
+    for (int i = 0; i < LANES; i++)
+        lane[i] = i;
     std::vector<T> sums(4 * layer.groups * TABLE);
     for_each(layer, rows, x, [&](auto window, const InGroup &place, auto group, auto seen) {
         Values c[SIZE];

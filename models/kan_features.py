@@ -146,8 +146,11 @@ class Kernel(Protocol):
     def features(self, x: Tensor) -> Tensor:
         """(rows, features, in) of x (rows, in)."""
 
-    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The features again, and from their gradient (rows, features, in) that in x (rows, in)."""
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
+        """The features again; from their gradient `grad`, of that shape, writes that in x.
+
+        Shapes: x and grad_x (rows, in), contiguous and of one dtype.
+        """
 
 
 class EagerKernel:
@@ -175,8 +178,9 @@ class EagerKernel:
             self._compute(few, part)
         return out.to(self.dtype)
 
-    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        out, grad_x = self.out[: len(x)], torch.zeros_like(x)
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
+        out = self.out[: len(x)]
+        grad_x.zero_()
         count = out.shape[1] - self.base
         parts = (tensor.split(self.rows) for tensor in (x, out, grad[:, self.base :], grad_x))
         for few, part, grad_part, total in zip(*parts, strict=True):
@@ -187,7 +191,8 @@ class EagerKernel:
                 torch.sub(shares[:, :-1], shares[:, 1:], out=slopes)
                 torch.sum(slopes.mul_(grad_part), dim=1, out=total)
         grad_x.mul_(self.order)
-        return out.to(self.dtype), _add_base_gradient(grad_x, x, grad, self.activation)
+        _add_base_gradient(grad_x, x, grad, self.activation)
+        return out.to(self.dtype)
 
     def _compute(self, x: Tensor, out: Tensor) -> None:
         """Writes the features of x (rows, in); leaves distances and the last degree's shares."""
@@ -230,15 +235,16 @@ class LocalKernel:
     def features(self, x: Tensor) -> Tensor:
         return self._compute(x)[0]
 
-    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
         out, span, slopes = self._compute(x)
-        grad_x = torch.zeros_like(x)
+        grad_x.zero_()
         for r, slope in enumerate(slopes):
             index = span - self.order + r
             mine = grad.gather(1, (index.clamp(0, self.count - 1) + self.base)[:, None])[:, 0]
             inside = (index >= 0) & (index < self.count)
             grad_x += torch.where(inside, slope * mine, 0.0)
-        return out, _add_base_gradient(grad_x, x, grad, self.activation)
+        _add_base_gradient(grad_x, x, grad, self.activation)
+        return out
 
     def _compute(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         out = self.out[: len(x)].zero_()
@@ -251,10 +257,9 @@ class LocalKernel:
         return out[:, self.before - self.base : self.before + self.count], span, slopes
 
 
-def _add_base_gradient(grad_x: Tensor, x: Tensor, grad: Tensor, activation: str | None) -> Tensor:
+def _add_base_gradient(grad_x: Tensor, x: Tensor, grad: Tensor, activation: str | None) -> None:
     if activation is not None:
         grad_x += ACTIVATIONS[activation][1](grad[:, 0].to(x.dtype), x)
-    return grad_x
 
 
 # ---- compiled ----
@@ -358,10 +363,10 @@ class CompiledKernel:
         self.write_features(x, self.table, out)
         return out
 
-    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        out, grad_x = self.out[: len(x)], torch.empty_like(x)
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
+        out = self.out[: len(x)]
         self.write_gradients(x, self.table, out, grad, grad_x)
-        return out, grad_x
+        return out
 
 
 class NativeKernel:
@@ -385,10 +390,10 @@ class NativeKernel:
         self._run(self.library.kan_features, x, out)
         return out.to(self.dtype)
 
-    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        out, grad_x = self.out[: len(x)], torch.empty_like(x)
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
+        out = self.out[: len(x)]
         self._run(self.library.kan_gradients, x, grad.to(x.dtype).contiguous(), out, grad_x)
-        return out.to(self.dtype), grad_x
+        return out.to(self.dtype)
 
     def _run(self, function: Any, x: Tensor, *tensors: Tensor) -> None:
         sizes = x.shape[1], len(x), native.parts(x.numel())

@@ -12,8 +12,8 @@ constexpr int COUNT = M - ORDER - 1;  // functions
 constexpr int FIRST = BASE != NONE;  // features before the splines
 constexpr int FEATURES = FIRST + COUNT;
 constexpr std::ptrdiff_t TABLE = (M + 1) * POWERS * LOCAL;  // numbers of one input
-constexpr std::ptrdiff_t LINE = 2 * LANES;  // inputs at a time: a cache line of floats
-constexpr std::ptrdiff_t ROWS = 8;  // at a time
+// Of uneven knots, inputs and rows at a time, so that the inputs' tables stay in the cache.
+constexpr std::ptrdiff_t INPUTS = 2 * LANES, ROWS = 8;
 
 // What is known of the layer. `knots` (M, width); `steps` (2, width) the distance between knots and
 // its inverse, or null if they are not even; `table` (width, M + 1, POWERS, LOCAL) the
@@ -47,7 +47,7 @@ struct Cardinal {
     }
 };
 
-// The B-splines that are not zero at eight values, neighbours in a row of x.
+// The B-splines that are not zero at a vector of neighbours in a row of x.
 struct Local : Place {
     Values value[LOCAL], slope[LOCAL];
 
@@ -101,7 +101,7 @@ struct Local : Place {
     }
 };
 
-// Calls step(window, row, place) for some inputs of some rows; FULL, if there are eight inputs.
+// Calls step(window, row, place) for some inputs of some rows; FULL, if they fill a vector.
 template <bool EVEN, bool FULL, class Step>
 static inline void for_inputs(
     const Layer &layer, std::ptrdiff_t first_row, std::ptrdiff_t last_row, std::ptrdiff_t begin,
@@ -128,22 +128,23 @@ static inline void for_inputs(
         }
 }
 
-// The same for all; the last eight inputs may overlap those before. A few inputs of a few rows at a
-// time: their tables stay in the cache, and what is written lies on few pages of memory.
+// The same for all; the last vector of a row may overlap the one before.
 template <bool EVEN, class Step>
 static inline void for_blocks(const Layer &layer, std::ptrdiff_t rows, const T *x, Step step)
 {
-    for (std::ptrdiff_t first = 0; first < rows; first += ROWS) {
-        const std::ptrdiff_t last = first + ROWS < rows ? first + ROWS : rows;
-        if (layer.width < LANES)
-            for_inputs<EVEN, false>(layer, first, last, 0, 1, x, step);
-        else
-            for (std::ptrdiff_t begin = 0; begin < layer.width; begin += LINE) {
-                const std::ptrdiff_t end = begin + LINE;
+    if (layer.width < LANES)
+        for_inputs<EVEN, false>(layer, 0, rows, 0, 1, x, step);
+    else if (EVEN)
+        for_inputs<EVEN, true>(layer, 0, rows, 0, layer.width, x, step);
+    else
+        for (std::ptrdiff_t first = 0; first < rows; first += ROWS) {
+            const std::ptrdiff_t last = first + ROWS < rows ? first + ROWS : rows;
+            for (std::ptrdiff_t begin = 0; begin < layer.width; begin += INPUTS) {
+                const std::ptrdiff_t end = begin + INPUTS;
                 for_inputs<EVEN, true>(
                     layer, first, last, begin, end < layer.width ? end : layer.width, x, step);
             }
-    }
+        }
 }
 
 template <class Step>

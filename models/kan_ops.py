@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from models import native
 from models.kan_features import Kernel, features, make_kernel, workspace
 from models.splines import basis_dtype
 
@@ -23,12 +24,13 @@ MODES = ("auto", "compiled", "eager", "plain")
 MODE_VARIABLE = "KAN_MODE"  # of the environment; for layers whose mode is "auto"
 COMPILE_ELEMENTS = 2**13  # inputs smaller than this do not repay the compiler
 
-# MKL, which torch takes for float32 products on a CPU, ran at half of oneDNN's speed on AMD's
-# processors with AVX-512; without AVX-512 it was the faster one, for a weight's gradient twice.
+# MKL, which torch takes for float32 products on a CPU, ran at half of oneDNN's speed on an AMD
+# processor with AVX-512. Without AVX-512, and on Intel's with it, MKL was the faster one.
 ONEDNN = (
     torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and "AuthenticAMD" in native.processor()
 )
 
 # On a CPU a block's features stay in the cache; measured best on 2 cores with 32 MB of L3.
@@ -179,7 +181,8 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients in x, if asked for, and then in those of the weights that are there."""
     weights = Weights(base, spline, scaler)
-    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    exact = basis_dtype(x, knots)
+    grad_x = torch.empty_like(x, dtype=exact, memory_format=torch.contiguous_format)
     with no_autocast(x):
         packed = _packed(weights, dtype)  # (out, features · in)
         grad = grad.to(dtype).contiguous()
@@ -188,14 +191,14 @@ def _backward(
             if for_x:
                 shape = len(block), packed.shape[1] // x.shape[1], x.shape[1]
                 grad_features = gradient_before(grad[rows], packed).view(shape)
-                values, grad_x[rows] = kernel.gradients(block, grad_features)
+                values = kernel.gradients(block, grad_features, grad_x[rows])
             else:
                 values = kernel.features(block)
             if for_weights:
                 product = times_transposed(grad[rows].T, values.flatten(1).T)
                 product = product.to(basis_dtype(product, product))
                 grad_packed = product if grad_packed is None else grad_packed.add_(product)
-        found = [grad_x] if for_x else []
+        found = [grad_x.to(x.dtype)] if for_x else []
         if for_weights:
             grad_packed = torch.zeros_like(packed) if grad_packed is None else grad_packed
             found += _unpacked(grad_packed, weights)

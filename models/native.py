@@ -81,7 +81,7 @@ def library(source: Path, **defines: object) -> ctypes.CDLL:
     """
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in defines.items())]
     texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
-    known = texts, flags, WANTED, _processor()
+    known = texts, flags, WANTED, processor()
     key = hashlib.sha256(repr(known).encode()).hexdigest()[:24]
     path = cache_folder() / f"{source.stem}-{key}.so"
     if path.exists():
@@ -129,10 +129,12 @@ def cache_folder() -> Path:
     return Path(home) / "kansformer" / "kernels"
 
 
-def _processor() -> str:
-    """What the processor can do; a home folder may be shared by machines of several kinds."""
+@cache
+def processor() -> str:
+    """Who made the processor, and what it can do; a home folder may be shared by several kinds."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.platform() + platform.processor()
-    return platform.machine() + next((li for li in lines if li.startswith(("flags", "Feat"))), "")
+    wanted = [line for line in lines if line.startswith(("vendor", "flags", "Feat"))]
+    return " ".join([platform.machine(), *dict.fromkeys(wanted)])  # cores are alike

@@ -1,5 +1,5 @@
-// What the kernels of this folder share: eight values at a time, by the vector extensions of GCC and
-// Clang.
+// What the kernels of this folder share: a vector of values at a time, by the vector extensions
+// of GCC and Clang.
 //
 // Given by the compiler's command line: T, float or double; ORDER of the splines; M, the number of
 // knots, without which the compiler would not unroll loops over them; BASE, the activation beside
@@ -14,7 +14,11 @@
 
 enum { NONE, SILU, GELU, RELU, TANH, IDENTITY };
 
+#ifdef __AVX512F__
+constexpr int LANES = 16;
+#else
 constexpr int LANES = 8;
+#endif
 using Index = std::conditional<sizeof(T) == 4, std::int32_t, std::int64_t>::type;
 typedef T Values __attribute__((vector_size(LANES * sizeof(T))));
 typedef Index Indices __attribute__((vector_size(LANES * sizeof(T))));
@@ -39,71 +43,70 @@ static inline Values all(T value)
     return Values{} + value;
 }
 
-// Shuffles, and eight values as two times four, for compilers that have no __builtin_shufflevector.
+#ifdef __AVX512F__
+#define FOURS(a, b, c, d) \
+    a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12
+#else
+#define FOURS(a, b, c, d) a, b, c, d, a + 4, b + 4, c + 4, d + 4
+#endif
+
+// Shuffles, also for compilers that have no __builtin_shufflevector.
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 
-static inline Values join(Four first, Four second)
+static inline Values join(const Four *fours)
 {
-    return __builtin_shufflevector(first, second, 0, 1, 2, 3, 4, 5, 6, 7);
-}
-
-template <bool SECOND>
-static inline Four half(Values both)
-{
-    if constexpr (SECOND)
-        return __builtin_shufflevector(both, both, 4, 5, 6, 7);
-    else
-        return __builtin_shufflevector(both, both, 0, 1, 2, 3);
+    const auto eight = [](Four a, Four b) { return SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7); };
+#ifdef __AVX512F__
+    return SHUFFLE(
+        eight(fours[0], fours[1]), eight(fours[2], fours[3]),
+        0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    return eight(fours[0], fours[1]);
+#endif
 }
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Indices{__VA_ARGS__})
 
-static inline Values join(Four first, Four second)
+static inline Values join(const Four *fours)
 {
-    const Four halves[2] = {first, second};
-    Values both;
-    std::memcpy(&both, halves, sizeof both);
-    return both;
-}
-
-template <bool SECOND>
-static inline Four half(Values both)
-{
-    Four halves[2];
-    std::memcpy(halves, &both, sizeof both);
-    return halves[SECOND];
+    return load<Values>(reinterpret_cast<const T *>(fours));
 }
 #endif
 
-// Four rows of eight, of which the halves are rows of four, to four columns; and back.
+// Four rows, of which each four numbers are a row of four, to four columns; and back.
 static inline void transpose(Values &a, Values &b, Values &c, Values &d)
 {
-    const Values ab = SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
-    const Values AB = SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-    const Values cd = SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13);
-    const Values CD = SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
-    a = SHUFFLE(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13);
-    b = SHUFFLE(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
-    c = SHUFFLE(AB, CD, 0, 1, 8, 9, 4, 5, 12, 13);
-    d = SHUFFLE(AB, CD, 2, 3, 10, 11, 6, 7, 14, 15);
+    constexpr int B = LANES;  // where the second one's numbers begin
+    const Values ab = SHUFFLE(a, b, FOURS(0, B, 1, B + 1));
+    const Values AB = SHUFFLE(a, b, FOURS(2, B + 2, 3, B + 3));
+    const Values cd = SHUFFLE(c, d, FOURS(0, B, 1, B + 1));
+    const Values CD = SHUFFLE(c, d, FOURS(2, B + 2, 3, B + 3));
+    a = SHUFFLE(ab, cd, FOURS(0, 1, B, B + 1));
+    b = SHUFFLE(ab, cd, FOURS(2, 3, B + 2, B + 3));
+    c = SHUFFLE(AB, CD, FOURS(0, 1, B, B + 1));
+    d = SHUFFLE(AB, CD, FOURS(2, 3, B + 2, B + 3));
 }
 
-// Rows of four from eight places, to four columns.
+// Rows of four from as many places as there are lanes, to four columns.
 static inline void look_up(const T *const *from, std::ptrdiff_t at, Values *columns)
 {
-    for (int i = 0; i < 4; i++)
-        columns[i] = join(load<Four>(from[i] + at), load<Four>(from[i + 4] + at));
+    for (int i = 0; i < 4; i++) {
+        Four fours[LANES / 4];
+        for (int j = 0; j < LANES / 4; j++)
+            fours[j] = load<Four>(from[i + 4 * j] + at);
+        columns[i] = join(fours);
+    }
     transpose(columns[0], columns[1], columns[2], columns[3]);
 }
 
-// The places of eight values among the knots of each. Where the last interval is to be closed, its
+// The places of a vector's values among the knots of each. Where the last interval is to be closed, its
 // end is given as the next number.
 struct Place {
     Indices interval;  // 0 before the first knot, M behind the last
     Values distance;  // from the interval's first knot
 
-    // knot(m): the m-th knots, as eight values.
+    // knot(m): the m-th knots, as a vector.
     template <class Knot>
     Place(Values x, Knot knot)
     {
@@ -140,7 +143,7 @@ private:
     }
 };
 
-// Eight neighbours in memory from a place on; or `count`, if there are fewer.
+// A vector of neighbours in memory from a place on; or `count`, if there are fewer.
 template <bool FULL>
 struct Window {
     std::ptrdiff_t at, count;
@@ -207,7 +210,7 @@ static inline void normal(Values x, Values &cdf, Values &density)
     cdf = x < all(0) ? tail : all(1) - tail;
 }
 
-// The base activation at eight places, and its slope.
+// The base activation at a vector of places, and its slope.
 struct Base {
     Values value, slope;
 

@@ -143,7 +143,8 @@ def test_compiled_at_knots_and_far_outside(order: int, even: bool) -> None:
     assert isinstance(kernel, kan_features.NativeKernel)
     assert (kernel.features(x).double() - exact).abs().max() < 2e-6
     grad = torch.randn(exact.shape)
-    found, slopes = kernel.gradients(x, grad)
+    slopes = torch.empty_like(x)
+    found = kernel.gradients(x, grad, slopes)
     assert (found.double() - exact).abs().max() < 2e-6
     assert slopes.isfinite().all()
     if order >= 2:  # a slope of a lower order leaps at the knots
@@ -184,8 +185,12 @@ def test_the_kernel_of_other_devices_equals_the_eager_one(order: int) -> None:
     )  # fmt: skip
     values = [kernel.features(x).clone() for kernel in kernels]
     torch.testing.assert_close(*values)
-    found = [[t.clone() for t in kernel.gradients(x, grad)] for kernel in kernels]
+    slopes = [torch.empty_like(x) for _ in kernels]
+    found = [
+        kernel.gradients(x, grad, own).clone() for kernel, own in zip(kernels, slopes, strict=True)
+    ]
     torch.testing.assert_close(*found)
+    torch.testing.assert_close(*slopes)
 
 
 def test_without_a_compiler_it_falls_back_with_one_warning(tmp_path: Path) -> None:
