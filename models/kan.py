@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 from models import kan_grid, splines
 from models.group_ops import group_kan_linear
 from models.kan_features import activation_name, features
-from models.kan_ops import Weights, check_mode, kan_linear, no_autocast
+from models.kan_ops import check_mode, kan_linear, no_autocast
+from models.kan_weights import Weights
 
 Activation = Callable[[], Callable[[Tensor], Tensor]]  # makes an activation, as nn.SiLU does
 INITS = ("variance", "efficient-kan")

@@ -410,6 +410,16 @@ def _native_tables(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None, Te
     return closed.T.contiguous(), steps, F.pad(pieces, (0, -pieces.shape[-1] % 4)).contiguous()
 
 
+def native_library(
+    knots: Tensor, order: int, activation: str | None, compiled: bool
+) -> ctypes.CDLL | None:
+    """The functions of kan_kernels.cpp for a layer, or None; arguments as of `make_kernel`."""
+    M = knots.shape[1]
+    if not compiled or knots.device.type != "cpu" or M > DENSE_KNOTS or order > NATIVE_ORDER:
+        return None
+    return native.kernels("kan", knots.dtype, order, M, activation)
+
+
 def make_kernel(
     rows: int,
     knots: Tensor,
@@ -429,11 +439,10 @@ def make_kernel(
     M, settings = knots.shape[1], (rows, knots, order, activation, dtype)
     if M > DENSE_KNOTS:
         return LocalKernel(*settings)
-    if compiled and knots.device.type == "cpu" and order <= NATIVE_ORDER:
-        library = native.kernels("kan", knots.dtype, order, M, activation)
-        if library is not None:
-            return NativeKernel(library, *settings)
-    elif compiled and knots.device.type != "cpu":
+    library = native_library(knots, order, activation, compiled)
+    if library is not None:
+        return NativeKernel(library, *settings)
+    if compiled and knots.device.type != "cpu":
         functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
         if functions is not None:
             return CompiledKernel(functions, *settings)

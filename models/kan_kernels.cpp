@@ -1,4 +1,5 @@
-// The features of a KAN layer on a CPU, [b(x), B_1(x) ... B_n(x)], for models/kan_features.py.
+// The features of a KAN layer on a CPU, [b(x), B_1(x) ... B_n(x)], for models/kan_features.py; and its
+// weights in the order of the features, for models/kan_weights.py.
 //
 // A value is looked up among the knots of its feature. The ORDER + 1 B-splines that are not zero
 // there are polynomials: of even knots always the same, of others looked up as well. Each of the n
@@ -204,5 +205,55 @@ extern "C" void kan_gradients(
             }
             window.store_to(own_grad_x + row * width, total);
         });
+    });
+}
+
+// base and scaler (out, width), or null; spline (out, width, COUNT); packed (out, FEATURES, width).
+
+// Writes the weights into packed.
+extern "C" void kan_pack(
+    std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t parts, const T *base, const T *spline,
+    const T *scaler, T *packed)
+{
+    in_parts(out, parts, [&](auto first, auto count, auto) {
+        for (std::ptrdiff_t o = first; o < first + count; o++) {
+            const T *from = spline + o * width * COUNT;
+            T *to = packed + o * FEATURES * width;
+            if (FIRST)
+                std::memcpy(to, base + o * width, width * sizeof(T));
+            for (int j = 0; j < COUNT; j++) {
+                T *row = to + (FIRST + j) * width;
+                const T *scale = scaler + o * width;
+#pragma GCC ivdep
+                for (std::ptrdiff_t i = 0; i < width; i++)
+                    row[i] = (scaler == nullptr ? T(1) : scale[i]) * from[i * COUNT + j];
+            }
+        }
+    });
+}
+
+// From the gradient in packed, grad, writes those in the weights that are there.
+extern "C" void kan_unpack(
+    std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t parts, const T *grad, const T *spline,
+    const T *scaler, T *grad_base, T *grad_spline, T *grad_scaler)
+{
+    in_parts(out, parts, [&](auto first, auto count, auto) {
+        for (std::ptrdiff_t o = first; o < first + count; o++) {
+            const T *from = grad + o * FEATURES * width, *weight = spline + o * width * COUNT;
+            T *to = grad_spline + o * width * COUNT;
+            if (FIRST)
+                std::memcpy(grad_base + o * width, from, width * sizeof(T));
+            for (std::ptrdiff_t i = 0; i < width; i++) {
+                const T scale = scaler == nullptr ? T(1) : scaler[o * width + i];
+                T sum = 0;
+                for (int j = 0; j < COUNT; j++) {
+                    const T own = from[(FIRST + j) * width + i];
+                    to[i * COUNT + j] = scale * own;
+                    sum += own * weight[i * COUNT + j];
+                }
+                if (scaler != nullptr)
+                    grad_scaler[o * width + i] = sum;
+            }
+        }
     });
 }

@@ -5,11 +5,12 @@ again in the backward pass, block by block, so that they need not leave the cach
 it is one opaque operator, which is faster than what it would make of the formula.
 """
 
+import ctypes
 import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from models import native
-from models.kan_features import Kernel, features, make_kernel, workspace
+from models.kan_features import Kernel, features, make_kernel, native_library, workspace
+from models.kan_weights import Weights, pack, unpack
 from models.splines import basis_dtype
 
 MODES = ("auto", "compiled", "eager", "plain")
@@ -36,14 +38,6 @@ ONEDNN = (
 # On a CPU a block's features stay in the cache; measured best on 2 cores with 32 MB of L3.
 BLOCK_FEATURES, BLOCK_ROWS = 3 * 2**20, (256, 2048)
 DEVICE_BLOCK_FEATURES = 2**27  # elsewhere a block is there to bound the memory
-
-
-class Weights(NamedTuple):
-    """The parameters of a layer; base is None where the base term is computed elsewhere."""
-
-    base: Tensor | None  # (out, in)
-    spline: Tensor  # (out, in, n)
-    scaler: Tensor | None  # (out, in)
 
 
 def kan_linear(
@@ -152,7 +146,9 @@ def _forward(
 ) -> Tensor:
     """The layer in blocks, (N, in) -> (N, out)."""
     with no_autocast(x):
-        packed = _packed(Weights(base, spline, scaler), dtype)  # (out, features · in)
+        weights = Weights(base, spline, scaler)
+        library = _library(x, knots, order, activation, weights, compiled)
+        packed = pack(weights, dtype, library)  # (out, features · in)
         y = packed.new_empty(len(x), len(packed))
         for rows, block, kernel in _blocks(x, knots, order, activation, dtype, compiled):
             times_transposed(kernel.features(block).flatten(1), packed, out=y[rows])
@@ -184,7 +180,8 @@ def _backward(
     exact = basis_dtype(x, knots)
     grad_x = torch.empty_like(x, dtype=exact, memory_format=torch.contiguous_format)
     with no_autocast(x):
-        packed = _packed(weights, dtype)  # (out, features · in)
+        library = _library(x, knots, order, activation, weights, compiled)
+        packed = pack(weights, dtype, library)  # (out, features · in)
         grad = grad.to(dtype).contiguous()
         grad_packed = None
         for rows, block, kernel in _blocks(x, knots, order, activation, dtype, compiled):
@@ -201,7 +198,7 @@ def _backward(
         found = [grad_x.to(x.dtype)] if for_x else []
         if for_weights:
             grad_packed = torch.zeros_like(packed) if grad_packed is None else grad_packed
-            found += _unpacked(grad_packed, weights)
+            found += unpack(grad_packed, weights, library)
         return found
 
 
@@ -287,36 +284,20 @@ def gradient_before(grad: Tensor, weight: Tensor) -> Tensor:
     return times_transposed(grad, weight.T, out=out)
 
 
-def _packed(weights: Weights, dtype: torch.dtype) -> Tensor:
-    """All weights as (out, features · in), in the order of the features; in shared memory."""
-    out, width, count = weights.spline.shape
-    base = int(weights.base is not None)
-    packed = workspace.empty("weights", (out, base + count, width), weights.spline, dtype)
-    if weights.base is not None:
-        packed[:, 0] = weights.base
-    spline = weights.spline.transpose(1, 2)  # (out, n, in)
-    if weights.scaler is None:
-        packed[:, base:] = spline
-    else:
-        torch.mul(spline, weights.scaler[:, None], out=packed[:, base:])
-    return packed.flatten(1)
-
-
-def _unpacked(grad: Tensor, weights: Weights) -> list[Tensor]:
-    """Gradients of the weights that are there from that of the packed ones."""
-    out, width, count = weights.spline.shape
-    base = int(weights.base is not None)
-    packed = grad.view(out, base + count, width)
-    spline = packed[:, base:].transpose(1, 2)  # (out, in, n)
-    grads = [torch.empty_like(tensor) for tensor in weights if tensor is not None]
-    if weights.base is not None:
-        grads[0].copy_(packed[:, 0])
-    if weights.scaler is None:
-        grads[-1].copy_(spline)
-    else:
-        torch.mul(spline, weights.scaler[..., None], out=grads[-2])
-        grads[-1].copy_((spline * weights.spline).sum(dim=-1))
-    return grads
+def _library(
+    x: Tensor,
+    knots: Tensor,
+    order: int,
+    activation: str | None,
+    weights: Weights,
+    compiled: bool,
+) -> ctypes.CDLL | None:
+    """What packs the weights of a layer; None where torch does it."""
+    exact = basis_dtype(x, knots)
+    alike = all(tensor.dtype == exact for tensor in weights.present)
+    if not alike or (weights.base is None) != (activation is None):
+        return None
+    return native_library(knots.to(exact), order, activation, compiled)
 
 
 def _blocks(

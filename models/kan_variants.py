@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from models.kan import KAN, KANLinear
 from models.kan_features import BASE_ACTIVATIONS, activation_name
-from models.kan_ops import Weights, kan_linear
+from models.kan_ops import kan_linear
+from models.kan_weights import Weights
 
 AFTER_NORM = (-3.0, 3.0)  # spans the N(0, 1) behind a LayerNorm
 ROUNDING = 100  # an input whose range is so many roundings of its largest value is constant

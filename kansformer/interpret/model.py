@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from kansformer.interpret.functions import FUNCTIONS, function_named
 from models.kan import KAN, KANLinear
 from models.kan_features import activation_name, features
-from models.kan_ops import COMPILE_ELEMENTS, Weights, kan_linear
+from models.kan_ops import COMPILE_ELEMENTS, kan_linear
+from models.kan_weights import Weights
 
 Width = int | Sequence[int]  # sums, or (sums, products)
 
