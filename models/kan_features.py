@@ -3,8 +3,9 @@
 `features` is the definition, in operations that autograd, export and functional transforms know.
 The kernels compute the same for a block of rows without autograd, and the gradient in x with it:
 `NativeKernel` on a CPU, in C++; `CompiledKernel` on other devices, through torch.compile;
-`EagerKernel` without a compiler, in buffers that stay in the processor's cache; `LocalKernel` for
-large grids. The first and the last touch only the functions that are not zero.
+`EagerKernel` and, for even knots, `EvenKernel` without a compiler, in buffers that stay in the
+processor's cache; `LocalKernel` for large grids. The first and the last touch only the functions
+that are not zero.
 
 Features are laid out (rows, features, in), so that neighbours in memory differ in their knots only.
 """
@@ -215,6 +216,86 @@ class EagerKernel:
             shares = torch.mul(values(degree - 1), inverse, out=self.shares[:rows, :count])
             raised = torch.mul(distance[:, : count - 1], shares[:, :-1], out=values(degree))
             raised.addcmul_(distance[:, degree + 1 :], shares[:, 1:], value=-1)
+
+
+class EvenKernel:
+    """All functions at once, as one that is moved along even knots, for a few rows at a time.
+
+    With p_i = max((k + 1) / 2 - i - |u|, 0), at u steps from its middle a B-spline of order k is
+    Σ_i (-1)^i C(k + 1, i) p_i^k / k!, over i ≤ k / 2 (Schoenberg, 1946). Takes fewer operations
+    than the recursion.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        knots: Tensor,
+        steps: Tensor,
+        order: int,
+        activation: str | None,
+        dtype: torch.dtype,
+    ) -> None:
+        """`steps` are `splines.even_steps` of the knots."""
+        width, M = knots.shape
+        self.order, self.activation, self.dtype = order, activation, dtype
+        self.base = int(activation is not None)  # features before the splines
+        self.unit = math.factorial(order) ** (-1 / order)  # of u, so that no sum has to be divided
+        self.signed = [(-1.0) ** i * math.comb(order + 1, i) for i in range(order // 2 + 1)]
+        # counted from a knot in the middle, where numbers are small and so exact
+        self.origin, self.per_step = knots[:, M // 2].contiguous(), steps[1] * self.unit
+        middles = torch.arange(M - order - 1).to(knots) + ((order + 1) / 2 - M // 2)
+        self.middles = (middles[:, None] * self.unit).expand(-1, width).contiguous()
+        self.half = knots.new_tensor((order + 1) / 2 * self.unit)
+        self.rows = max(CACHED_VALUES // (M * width), 1)
+        shape = min(self.rows, rows), *self.middles.shape
+        kind = knots, knots.dtype
+        self.distance = workspace.empty("distance", shape, *kind)  # u
+        self.within = workspace.empty("within", shape, *kind)  # p
+        self.powers = workspace.empty("powers", shape, *kind)  # p^(order - 1)
+        self.slopes = workspace.empty("slopes", shape, *kind)
+        self.out = _room(rows, knots, order, activation, knots.dtype)
+
+    def features(self, x: Tensor) -> Tensor:
+        out = self.out[: len(x)]
+        for few, part in zip(x.split(self.rows), out.split(self.rows), strict=True):
+            self._compute(few, part)
+        return out.to(self.dtype)
+
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
+        out = self.out[: len(x)]
+        parts = (tensor.split(self.rows) for tensor in (x, out, grad[:, self.base :], grad_x))
+        for few, part, grad_part, total in zip(*parts, strict=True):
+            self._compute(few, part, slopes=True)
+            slopes = self.slopes[: len(few)]
+            # functions fall from their middles on
+            torch.copysign(slopes, self.distance[: len(few)], out=slopes).mul_(grad_part)
+            torch.sum(slopes, dim=1, out=total)
+        grad_x.mul_(self.per_step * -self.order)
+        _add_base_gradient(grad_x, x, grad, self.activation)
+        return out.to(self.dtype)
+
+    def _compute(self, x: Tensor, out: Tensor, slopes: bool = False) -> None:
+        """Writes the features of x (rows, in); if asked for, slopes but for sign and factors."""
+        rows = len(x)
+        if self.activation is not None:
+            out[:, 0] = ACTIVATIONS[self.activation][0](x)
+        place = ((x - self.origin) * self.per_step)[:, None]
+        distance = torch.sub(place, self.middles, out=self.distance[:rows])
+        within = torch.abs(distance, out=self.within[:rows])
+        torch.sub(self.half, within, out=within)
+        values = out[:, self.base :]
+        for i, factor in enumerate(self.signed):
+            if i == 0:
+                powers = self._powers(within, self.slopes[:rows])
+                torch.mul(powers, within, out=values)
+                continue
+            powers = self._powers(within.sub_(self.unit), self.powers[:rows])
+            values.addcmul_(powers, within, value=factor)
+            if slopes:
+                self.slopes[:rows].add_(powers, alpha=factor)
+
+    def _powers(self, within: Tensor, out: Tensor) -> Tensor:
+        return torch.pow(within.clamp_(min=0), self.order - 1, out=out)
 
 
 class LocalKernel:
@@ -446,4 +527,8 @@ def make_kernel(
         functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
         if functions is not None:
             return CompiledKernel(functions, *settings)
+    if knots.device.type == "cpu" and order <= NATIVE_ORDER:
+        _, steps = splines.remembered(native.places, knots, order)
+        if steps is not None:
+            return EvenKernel(rows, knots, steps, order, activation, dtype)
     return EagerKernel(*settings)

@@ -51,7 +51,7 @@ def even_steps(knots: Tensor) -> Tensor | None:
     number = torch.arange(exact.shape[1], dtype=torch.float64, device=knots.device)
     step = (exact[:, -1:] - exact[:, :1]) / (exact.shape[1] - 1)
     apart = (exact - (exact[:, :1] + step * number)).abs()
-    if not bool(((apart <= 16 * torch.finfo(knots.dtype).eps * step) & (step > 0)).all()):
+    if not bool(((apart <= 10 * torch.finfo(knots.dtype).eps * step) & (step > 0)).all()):
         return None
     return torch.cat([step, 1 / step], dim=1).T.to(knots.dtype).contiguous()
 
