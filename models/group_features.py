@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import kan_compile, native, splines
-from models.kan_features import ACTIVATIONS, DENSE_KNOTS, workspace
+from models.kan_features import ACTIVATIONS, workspace
+from models.kan_kernels import DENSE_KNOTS
 
 
 def group_functions(x: Tensor, knots: Tensor, pieces: Tensor, activation: str | None) -> Tensor:

@@ -1,4 +1,4 @@
-// The features of a KAN layer on a CPU, [b(x), B_1(x) ... B_n(x)], for models/kan_features.py; and its
+// The features of a KAN layer on a CPU, [b(x), B_1(x) ... B_n(x)], for models/kan_kernels.py; and its
 // weights in the order of the features, for models/kan_weights.py.
 //
 // A value is looked up among the knots of its feature. The ORDER + 1 B-splines that are not zero

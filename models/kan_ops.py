@@ -18,7 +18,8 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from models import native
-from models.kan_features import Kernel, features, make_kernel, native_library, workspace
+from models.kan_features import features, workspace
+from models.kan_kernels import Kernel, make_kernel, native_library
 from models.kan_weights import Weights, pack, unpack
 from models.splines import basis_dtype
 

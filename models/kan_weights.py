@@ -27,7 +27,7 @@ def pack(weights: Weights, dtype: torch.dtype, library: ctypes.CDLL | None) -> T
     """All weights as (out, features · in), in memory that the next call writes to.
 
     Args:
-        library: of `kan_features.native_library`, for weights of the type that it computes in.
+        library: of `kan_kernels.native_library`, for weights of the type that it computes in.
     """
     out, width, count = weights.spline.shape
     base = int(weights.base is not None)

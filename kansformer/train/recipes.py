@@ -45,21 +45,24 @@ def digits() -> dict[str, Any]:
 
 
 def fashion_mnist() -> dict[str, Any]:
-    """Fashion-MNIST, 28x28 pixels, as 16 tokens.
+    """Fashion-MNIST, 28x28 pixels, at 32x32 as 16 overlapping patches.
 
     `python train.py --data-path /usr/share/datasets/fashion-mnist` (Debian's package
-    dataset-fashion-mnist), 10 epochs: 89.30 % on the official 10,000 test pictures, in 976 s on
-    2 cores of an AMD EPYC with torch 2.14; one run, seed 0.
+    dataset-fashion-mnist), 25 epochs: 92.23 % on the official 10,000 test pictures with 461,306
+    parameters, in 2,452 s on one core of an Intel Xeon with torch 2.14; one run, seed 0.
     """
     return {
-        "model": "kansformer_micro_patch7_28",
+        "model": "kansformer_micro_patch8_32",
+        "stem": "conv",
         "augment": "mirror",
         "val_split": 0.1,
-        "epochs": 10,
+        "epochs": 25,
         "batch_size": 128,
         "lr": 2e-3,
         "warmup_epochs": 1.0,
         "label_smoothing": 0.0,
+        "random_erasing": 0.1,
+        "ema": 0.999,
     }
 
 

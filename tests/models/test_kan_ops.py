@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import kan_features, kan_ops, native, splines
+from models import kan_features, kan_kernels, kan_ops, native, splines
 from models.kan import KAN, KANFeedForward, KANLinear
 from models.kan_features import features
 from models.kan_grid import refine_grid
@@ -142,7 +142,7 @@ def test_a_kernel_at_knots_and_far_outside(order: int, kind: str) -> None:
     ])  # fmt: skip
     exact = features(x.double().clamp(-1e30, 1e30), layer.grid.double(), order, None)
     compiled = kind != "EvenKernel"
-    kernel = kan_features.make_kernel(len(x), layer.grid, order, None, torch.float32, compiled)
+    kernel = kan_kernels.make_kernel(len(x), layer.grid, order, None, torch.float32, compiled)
     assert type(kernel).__name__ == kind.split()[0]
     assert (kernel.features(x).double() - exact).abs().max() < 2e-6
     grad = torch.randn(exact.shape)
@@ -161,15 +161,15 @@ def test_a_kernel_at_knots_and_far_outside(order: int, kind: str) -> None:
 def test_compiled_at_the_end_of_a_grid_with_equal_knots(order: int) -> None:
     knots = torch.tensor([0.0] * (order + 1) + [0.3, 0.6] + [1.0] * (order + 1)).repeat(8, 1)
     x = torch.tensor([[0.0], [0.3], [0.9], [1.0], [1.1]]).repeat(1, 8)
-    kernel = kan_features.make_kernel(len(x), knots, order, None, torch.float32, True)
-    assert isinstance(kernel, kan_features.NativeKernel)
+    kernel = kan_kernels.make_kernel(len(x), knots, order, None, torch.float32, True)
+    assert isinstance(kernel, kan_kernels.NativeKernel)
     torch.testing.assert_close(kernel.features(x), features(x, knots, order, None))
 
 
 def test_polynomials_of_a_high_degree_are_not_looked_up() -> None:
     layer = uneven_layer(3, 1, 9)
-    kernel = kan_features.make_kernel(1, layer.grid, 9, None, torch.float64, True)
-    assert not isinstance(kernel, kan_features.NativeKernel)
+    kernel = kan_kernels.make_kernel(1, layer.grid, 9, None, torch.float64, True)
+    assert not isinstance(kernel, kan_kernels.NativeKernel)
 
 
 @pytest.mark.parametrize("order", [0, 3])
@@ -177,14 +177,14 @@ def test_the_kernel_of_other_devices_equals_the_eager_one(order: int) -> None:
     """Its functions are not compiled here."""
     layer = uneven_layer(12, 1, order).float()
     functions = (
-        partial(kan_features.write_features, order, "gelu"),
-        partial(kan_features.write_gradients, order, "gelu"),
+        partial(kan_kernels.write_features, order, "gelu"),
+        partial(kan_kernels.write_gradients, order, "gelu"),
     )
     settings = 50, layer.grid, order, "gelu", torch.float32
     x, count = torch.randn(50, 12), layer.grid_size + order + 1
     grad = torch.randn(50, count, 12)
     kernels = (
-        kan_features.CompiledKernel(functions, *settings), kan_features.EagerKernel(*settings)
+        kan_kernels.CompiledKernel(functions, *settings), kan_kernels.EagerKernel(*settings)
     )  # fmt: skip
     values = [kernel.features(x).clone() for kernel in kernels]
     torch.testing.assert_close(*values)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.kan_features import native_library
+from models.kan_kernels import native_library
 from models.kan_weights import Weights, pack, unpack
 from tests.models.test_kan_ops import needs_compiler
 
