@@ -72,13 +72,22 @@ def mnist() -> dict[str, Any]:
 
 
 def small_pictures() -> dict[str, Any]:
-    """Pictures of up to 64 pixels, such as CIFAR-10's, at 32x32 as 64 tokens. Not run yet."""
+    """Pictures of up to 64 pixels, such as CIFAR-10's, at 32x32 as 64 overlapping patches.
+
+    `python train.py --data-path cifar10-jpeg`, a folder with 20,000 training and 3,000 validation
+    pictures of CIFAR-10 as JPEG files, 40 epochs: 75.03 % of those that validate, by which the
+    epoch was chosen too (the 23rd; the last one had 74.03), in 3,665 s on one core of an Intel Xeon
+    with torch 2.14; one run, seed 0.
+    """
     return {
         "model": "kansformer_micro_patch4_32",
+        "stem": "conv",
         "augment": "small",
-        "epochs": 30,
+        "epochs": 40,
         "batch_size": 128,
-        "lr": 1e-3,
+        "lr": 2e-3,
+        "warmup_epochs": 3.0,
+        "ema": 0.995,
     }
 
 
