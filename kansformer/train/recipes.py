@@ -228,8 +228,9 @@ def configure(
 ) -> tuple[TrainConfig, PictureData]:
     """The settings of a run and its data: flags go before the recipe, the recipe before defaults.
 
-    Between flags and recipe stand the rates of FINE_TUNING, for a run from weights. Pictures that
-    cannot be read are left out, which is said.
+    Between flags and recipe stand the rates of FINE_TUNING, for a run from weights; their model has
+    a stem already, whatever the recipe's is. Pictures that cannot be read are left out, which is
+    said.
 
     Args:
         flags: fields of `TrainConfig` that were given, `data_path` among them.
@@ -259,8 +260,10 @@ def configure(
     if name == "pretrained" and not weights:
         raise UserError("--recipe pretrained needs --weights, the file of a ViT to start from")
     all_trains = not flags.get("freeze_layers") or flags.get("unfreeze_every")
-    fine = FINE_TUNING if weights and all_trains else {}
-    config = TrainConfig(**{**RECIPES[name](), **fine, **flags, "recipe": name})
+    settings = {**RECIPES[name](), **(FINE_TUNING if weights and all_trains else {})}
+    if weights:
+        settings.pop("stem", None)
+    config = TrainConfig(**{**settings, **flags, "recipe": name})
     data = data.with_validation(config.val_split, config.seed)
     if config.cache:
         data = replace(data, train=data.train.cached(), val=data.val and data.val.cached())

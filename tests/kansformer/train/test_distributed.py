@@ -182,6 +182,7 @@ def test_a_killed_rank_is_started_again_and_the_job_finishes(tmp_path: Path) -> 
     flags = (
         f"--data-path {colours} --output {tmp_path / 'out'} --model kansformer_micro_patch8_16"
         " --augment small --epochs 3 --batch-size 4 --workers 0 --device cpu --no-report"
+        " --stem patch --lr 0.001 --warmup-epochs 2 --ema 0"
     )
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",

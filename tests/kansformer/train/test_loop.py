@@ -391,6 +391,9 @@ def test_recipes_make_settings_and_flags_go_first(
     assert config.lr == RECIPES["digits"]()["lr"]
     config, _ = configure({"data_path": "digits", "recipe": "photos"})
     assert config.model == RECIPES["photos"]()["model"]
+    flags = {"data_path": str(colours), "weights": "vit.safetensors"}
+    assert configure(flags)[0].stem is None, "the recipe's would not fit a plain ViT"
+    assert configure({**flags, "stem": "conv"})[0].stem == "conv"
     with pytest.raises(UserError, match="--recipe cooking: unknown"):
         configure({"data_path": "digits", "recipe": "cooking"})
     with pytest.raises(UserError, match="--recipe pretrained needs --weights"):
