@@ -4,8 +4,9 @@
 
 Measured in one process, in turns: this project's layer in each way to run, the textbook recursion,
 the matrix product alone ("packed GEMM": an nn.Linear of nine times the inputs, the floor of a dense
-formulation), the same by the library that this project's layer uses for it (on a CPU oneDNN; torch
-takes MKL), an nn.Linear of the layer's own size, and inkan and flashkan if they are installed.
+formulation), the same by the library that this project's layer uses for it (oneDNN on AMD's
+processors with AVX-512, else torch's choice, MKL), an nn.Linear of the layer's own size, and inkan
+and flashkan if they are installed.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def layers(width: int, out: int, grid_size: int) -> dict[str, nn.Module]:
     found["textbook"] = TextbookKANLinear(copied("plain"))
     features = grid_size + ours.spline_order + 1
     found["packed GEMM"] = PackedGEMM(width, out, features)
-    found["packed GEMM, oneDNN"] = OneDNNPackedGEMM(width, out, features)
+    found["packed GEMM, layer's way"] = PackedGEMMOfLayer(width, out, features)
     found["nn.Linear"] = nn.Linear(width, out)
     for package in ("inkan", "flashkan"):
         try:
@@ -72,15 +73,15 @@ class PackedGEMM(nn.Linear):
         self.features = features
 
 
-class OneDNNPackedGEMM(PackedGEMM):
+class PackedGEMMOfLayer(PackedGEMM):
     """The same, by the library that a KAN layer takes for it."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, features · in) -> (N, out)."""
-        return _OneDNNLinear.apply(input, self.weight)
+        return _LinearOfLayer.apply(input, self.weight)
 
 
-class _OneDNNLinear(torch.autograd.Function):
+class _LinearOfLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -211,8 +212,8 @@ def summary(records: list[dict[str, Any]], worst: dict[str, dict[str, float]]) -
         return math.exp(sum(map(math.log, found)) / len(found)) if found else math.nan
 
     return {
-        "oneDNN's packed GEMM: times the packed GEMM": mean(
-            values("packed GEMM, oneDNN", "times_packed_gemm")
+        "packed GEMM, layer's way: times the packed GEMM": mean(
+            values("packed GEMM, layer's way", "times_packed_gemm")
         ),
         "compiled: times the packed GEMM": mean(values("compiled", "times_packed_gemm")),
         "compiled: times faster than the textbook": mean(values("compiled", "textbook_times_this")),

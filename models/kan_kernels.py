@@ -10,7 +10,7 @@ Features are laid out (rows, features, in), so that neighbours in memory differ 
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import pairwise
 from typing import Any, Protocol
@@ -68,6 +68,11 @@ class Kernel(Protocol):
         """
 
 
+def _few_at_a_time(rows: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The tensors' rows, so many at a time."""
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
 class EagerKernel:
     """The recursion over all functions at once, in place, for a few rows at a time."""
 
@@ -89,7 +94,7 @@ class EagerKernel:
 
     def features(self, x: Tensor) -> Tensor:
         out = self.out[: len(x)]
-        for few, part in zip(x.split(self.rows), out.split(self.rows), strict=True):
+        for few, part in _few_at_a_time(self.rows, x, out):
             self._compute(few, part)
         return out.to(self.dtype)
 
@@ -97,8 +102,8 @@ class EagerKernel:
         out = self.out[: len(x)]
         grad_x.zero_()
         count = out.shape[1] - self.base
-        parts = (tensor.split(self.rows) for tensor in (x, out, grad[:, self.base :], grad_x))
-        for few, part, grad_part, total in zip(*parts, strict=True):
+        tensors = x, out, grad[:, self.base :], grad_x
+        for few, part, grad_part, total in _few_at_a_time(self.rows, *tensors):
             self._compute(few, part)
             if self.order > 0:
                 shares = self.shares[: len(few), : count + 1]  # those of the last degree
@@ -171,14 +176,14 @@ class EvenKernel:
 
     def features(self, x: Tensor) -> Tensor:
         out = self.out[: len(x)]
-        for few, part in zip(x.split(self.rows), out.split(self.rows), strict=True):
+        for few, part in _few_at_a_time(self.rows, x, out):
             self._compute(few, part)
         return out.to(self.dtype)
 
     def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
         out = self.out[: len(x)]
-        parts = (tensor.split(self.rows) for tensor in (x, out, grad[:, self.base :], grad_x))
-        for few, part, grad_part, total in zip(*parts, strict=True):
+        tensors = x, out, grad[:, self.base :], grad_x
+        for few, part, grad_part, total in _few_at_a_time(self.rows, *tensors):
             self._compute(few, part, slopes=True)
             slopes = self.slopes[: len(few)]
             # functions fall from their middles on

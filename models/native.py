@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -133,8 +134,9 @@ def cache_folder() -> Path:
 def processor() -> str:
     """Who made the processor, and what it can do; a home folder may be shared by several kinds."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        with Path("/proc/cpuinfo").open() as file:
+            lines = list(takewhile(str.strip, file))  # on the first core, which the others are like
     except OSError:
         return platform.platform() + platform.processor()
     wanted = [line for line in lines if line.startswith(("vendor", "flags", "Feat"))]
-    return " ".join([platform.machine(), *dict.fromkeys(wanted)])  # cores are alike
+    return platform.machine() + "".join(wanted)

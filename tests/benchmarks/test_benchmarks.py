@@ -16,7 +16,7 @@ def test_the_textbooks_layer_computes_the_same() -> None:
 
 
 def test_packed_gemms_agree() -> None:
-    first, second = (kind(6, 4, 9) for kind in (bench_kan.PackedGEMM, bench_kan.OneDNNPackedGEMM))
+    first, second = (kind(6, 4, 9) for kind in (bench_kan.PackedGEMM, bench_kan.PackedGEMMOfLayer))
     second.load_state_dict(first.state_dict())
     results = []
     for module in (first, second):
