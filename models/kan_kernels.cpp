@@ -1,11 +1,10 @@
-// The features of a KAN layer on a CPU, [b(x), B_1(x) ... B_n(x)], for models/kan_kernels.py; and its
-// weights in the order of the features, for models/kan_weights.py.
+// A KAN layer on a CPU, for models/kan_native.py: its features [b(x), B_1(x) ... B_n(x)] times weights.
 //
 // A value is looked up among the knots of its feature. The ORDER + 1 B-splines that are not zero
 // there are polynomials: of even knots always the same, of others looked up as well. Each of the n
 // functions then is one of them, or zero.
 
-#include "vectors.h"
+#include "products.h"
 
 constexpr int POWERS = ORDER + 1;
 constexpr int LOCAL = (ORDER / 4 + 1) * 4;  // functions that are not zero, with padding
@@ -14,7 +13,7 @@ constexpr int FIRST = BASE != NONE;  // features before the splines
 constexpr int FEATURES = FIRST + COUNT;
 constexpr std::ptrdiff_t TABLE = (M + 1) * POWERS * LOCAL;  // numbers of one input
 // Of uneven knots, inputs and rows at a time, so that the inputs' tables stay in the cache.
-constexpr std::ptrdiff_t INPUTS = 2 * LANES, ROWS = 8;
+constexpr std::ptrdiff_t TABLES = 2 * LANES, TABLE_ROWS = 8;
 
 // What is known of the layer. `knots` (M, width); `steps` (2, width) the distance between knots and
 // its inverse, or null if they are not even; `table` (width, M + 1, POWERS, LOCAL) the
@@ -102,158 +101,300 @@ struct Local : Place {
     }
 };
 
-// Calls step(window, row, place) for some inputs of some rows; FULL, if they fill a vector.
-template <bool EVEN, bool FULL, class Step>
+// Calls step(window, row, place) for the inputs from `begin` to `end` of some rows.
+template <bool EVEN, class Step>
 static inline void for_inputs(
     const Layer &layer, std::ptrdiff_t first_row, std::ptrdiff_t last_row, std::ptrdiff_t begin,
     std::ptrdiff_t end, const T *x, Step step)
 {
     const std::ptrdiff_t width = layer.width;
-    for (std::ptrdiff_t row = first_row; row < last_row; row++)
-        for (std::ptrdiff_t i = begin; i < end; i += LANES) {
-            const std::ptrdiff_t at = FULL && i + LANES > width ? width - LANES : i;
-            const Window<FULL> window{at, width < LANES ? width : LANES};
-            const Values value = window.load_from(x + row * width);
-            const auto knot = [&](int m) { return window.load_from(layer.knots + m * width); };
-            if (EVEN) {
-                const Values apart = window.load_from(layer.steps);
-                const Values per_unit = window.load_from(layer.steps + width);
-                const Place place(value, knot(0), knot(M - 1), apart, per_unit);
-                step(window, row, Local(place, per_unit));
-                continue;
-            }
-            const T *tables[LANES];
-            for (int lane = 0; lane < LANES; lane++)
-                tables[lane] = layer.table + (at + (FULL || lane < width ? lane : 0)) * TABLE;
-            step(window, row, Local(Place(value, knot), tables));
+    const auto at_window = [&](auto window, std::ptrdiff_t row) {
+        const Values value = window.load_from(x + row * width);
+        const auto knot = [&](int m) { return window.load_from(layer.knots + m * width); };
+        if (EVEN) {
+            const Values apart = window.load_from(layer.steps);
+            const Values per_unit = window.load_from(layer.steps + width);
+            const Place place(value, knot(0), knot(M - 1), apart, per_unit);
+            return step(window, row, Local(place, per_unit));
         }
+        const T *tables[LANES];
+        for (int lane = 0; lane < LANES; lane++)
+            tables[lane] = layer.table + (window.at + (lane < window.count ? lane : 0)) * TABLE;
+        step(window, row, Local(Place(value, knot), tables));
+    };
+    for (std::ptrdiff_t row = first_row; row < last_row; row++)
+        for (std::ptrdiff_t i = begin; i < end; i += LANES)
+            if (i + LANES <= end)
+                at_window(Window<true>{i, LANES}, row);
+            else
+                at_window(Window<false>{i, end - i}, row);
 }
 
-// The same for all; the last vector of a row may overlap the one before.
-template <bool EVEN, class Step>
-static inline void for_blocks(const Layer &layer, std::ptrdiff_t rows, const T *x, Step step)
-{
-    if (layer.width < LANES)
-        for_inputs<EVEN, false>(layer, 0, rows, 0, 1, x, step);
-    else if (EVEN)
-        for_inputs<EVEN, true>(layer, 0, rows, 0, layer.width, x, step);
-    else
-        for (std::ptrdiff_t first = 0; first < rows; first += ROWS) {
-            const std::ptrdiff_t last = first + ROWS < rows ? first + ROWS : rows;
-            for (std::ptrdiff_t begin = 0; begin < layer.width; begin += INPUTS) {
-                const std::ptrdiff_t end = begin + INPUTS;
-                for_inputs<EVEN, true>(
-                    layer, first, last, begin, end < layer.width ? end : layer.width, x, step);
-            }
-        }
-}
+// A block of the inputs: those from `begin` to `end`, whose features are padded to whole vectors.
+struct Block {
+    std::ptrdiff_t begin, end;
+
+    std::ptrdiff_t inputs() const { return rounded_up(end - begin, LANES); }
+    std::ptrdiff_t columns() const { return FEATURES * inputs(); }
+    // of features in the cache; an odd number of vectors, since rows that are a power of two apart
+    // would be in each other's way there
+    std::ptrdiff_t row() const { return columns() + (columns() / LANES % 2 == 0 ? LANES : 0); }
+};
 
 template <class Step>
-static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x, Step step)
+static inline void for_each(
+    const Layer &layer, std::ptrdiff_t rows, Block block, const T *x, Step step)
 {
-    if (layer.steps == nullptr)
-        for_blocks<false>(layer, rows, x, step);
-    else
-        for_blocks<true>(layer, rows, x, step);
+    if (layer.steps != nullptr)
+        return for_inputs<true>(layer, 0, rows, block.begin, block.end, x, step);
+    for (std::ptrdiff_t first = 0; first < rows; first += TABLE_ROWS)
+        for (std::ptrdiff_t i = block.begin; i < block.end; i += TABLES)
+            for_inputs<false>(
+                layer, first, std::min(first + TABLE_ROWS, rows), i, std::min(i + TABLES, block.end),
+                x, step);
 }
 
-// x and grad_x are (rows, width), out and grad (rows, FEATURES, width), contiguous.
-
-// Writes the features of x into out.
-extern "C" void kan_features(
-    std::ptrdiff_t width, std::ptrdiff_t rows, std::ptrdiff_t parts, const T *knots,
-    const T *steps, const T *table, const T *x, T *out)
+// Writes the features of a block of some rows of x (rows, width) into `features` (rows, FEATURES, inputs).
+static void write_features(
+    const Layer &layer, std::ptrdiff_t rows, Block block, const T *x, T *features)
 {
-    const Layer layer{width, knots, steps, table};
-    in_parts(rows, parts, [&](auto first, auto count, auto) {
-        const T *own_x = x + first * width;
-        T *own_out = out + first * FEATURES * width;
-        for_each(layer, count, own_x, [&](auto window, auto row, const Local &place) {
-            T *to = own_out + row * FEATURES * width;
-            if (FIRST) {
-                const Base base(window.load_from(own_x + row * width));
-                window.store_to(to, base.value);
-            }
-            for (int j = 0; j < COUNT; j++)
-                window.store_to(to + (FIRST + j) * width, place.of_function(j, place.value));
-        });
+    for_each(layer, rows, block, x, [&](auto window, auto row, const Local &place) {
+        T *to = features + row * block.row() + window.at - block.begin;
+        if (FIRST)
+            store(to, Base(window.load_from(x + row * layer.width)).value);
+        for (int j = 0; j < COUNT; j++)
+            store(to + (FIRST + j) * block.inputs(), place.of_function(j, place.value));
     });
 }
 
-// The same, and from the features' gradient grad that in x into grad_x.
-extern "C" void kan_gradients(
-    std::ptrdiff_t width, std::ptrdiff_t rows, std::ptrdiff_t parts, const T *knots,
-    const T *steps, const T *table, const T *x, const T *grad, T *out, T *grad_x)
+// The same, and from the features' gradient grad, which lies like them, that in x into grad_x.
+static void write_gradients(
+    const Layer &layer, std::ptrdiff_t rows, Block block, const T *x, const T *grad, T *features,
+    T *grad_x)
 {
-    const Layer layer{width, knots, steps, table};
-    in_parts(rows, parts, [&](auto first, auto count, auto) {
-        const T *own_x = x + first * width, *own_grad = grad + first * FEATURES * width;
-        T *own_out = out + first * FEATURES * width, *own_grad_x = grad_x + first * width;
-        for_each(layer, count, own_x, [&](auto window, auto row, const Local &place) {
-            T *to = own_out + row * FEATURES * width;
-            const T *from = own_grad + row * FEATURES * width;
-            Values total{};
-            if (FIRST) {
-                const Base base(window.load_from(own_x + row * width));
-                window.store_to(to, base.value);
-                total = base.slope * window.load_from(from);
-            }
-            for (int j = 0; j < COUNT; j++) {
-                const std::ptrdiff_t at = (FIRST + j) * width;
-                window.store_to(to + at, place.of_function(j, place.value));
-                total += place.of_function(j, place.slope) * window.load_from(from + at);
-            }
-            window.store_to(own_grad_x + row * width, total);
-        });
+    for_each(layer, rows, block, x, [&](auto window, auto row, const Local &place) {
+        const std::ptrdiff_t at = row * block.row() + window.at - block.begin;
+        Values total{};
+        if (FIRST) {
+            const Base base(window.load_from(x + row * layer.width));
+            store(features + at, base.value);
+            total = base.slope * load<Values>(grad + at);
+        }
+        for (int j = 0; j < COUNT; j++) {
+            const std::ptrdiff_t own = at + (FIRST + j) * block.inputs();
+            store(features + own, place.of_function(j, place.value));
+            total += place.of_function(j, place.slope) * load<Values>(grad + own);
+        }
+        window.store_to(grad_x + row * layer.width, total);
     });
 }
 
-// base and scaler (out, width), or null; spline (out, width, COUNT); packed (out, FEATURES, width).
+// The inputs in blocks, and a few rows at a time, so that a block's features are in the cache when
+// they are multiplied.
+struct Blocks {
+    static constexpr std::ptrdiff_t ROWS_AT_ONCE = 16 * ROWS;
+    // features of a row, and weights of them, in a block
+    static constexpr std::ptrdiff_t COLUMNS = 64 * LANES, WEIGHTS = (1 << 13) * LANES;
 
-// Writes the weights into packed.
-extern "C" void kan_pack(
-    std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t parts, const T *base, const T *spline,
-    const T *scaler, T *packed)
+    std::ptrdiff_t width, out, inputs;  // these, in all blocks but perhaps the last
+
+    Blocks(std::ptrdiff_t width, std::ptrdiff_t out)
+        : width(width), out(out)
+    {
+        const std::ptrdiff_t most = std::min(COLUMNS, WEIGHTS / out) / FEATURES;
+        const std::ptrdiff_t fitting = std::max<std::ptrdiff_t>(most / LANES, 1) * LANES;
+        const std::ptrdiff_t count = (width + fitting - 1) / fitting;
+        inputs = rounded_up((width + count - 1) / count, LANES);
+    }
+
+    std::ptrdiff_t count() const { return (width + inputs - 1) / inputs; }
+    Block block(std::ptrdiff_t number) const
+    {
+        return {number * inputs, std::min((number + 1) * inputs, width)};
+    }
+    std::ptrdiff_t padded_out() const { return rounded_up(out, LANES); }
+    // of numbers, for all blocks
+    std::ptrdiff_t columns() const { return FEATURES * rounded_up(width, LANES); }
+    // what a caller has to give for each part of the rows: features, their gradient, and sums
+    std::ptrdiff_t room() const { return ROWS_AT_ONCE * (2 * block(0).row() + padded_out()); }
+};
+
+// Calls step(block, number) on each, shared among threads.
+template <class Step>
+static inline void for_blocks(const Blocks &blocks, std::ptrdiff_t parts, Step step)
 {
-    in_parts(out, parts, [&](auto first, auto count, auto) {
-        for (std::ptrdiff_t o = first; o < first + count; o++) {
-            const T *from = spline + o * width * COUNT;
-            T *to = packed + o * FEATURES * width;
-            if (FIRST)
-                std::memcpy(to, base + o * width, width * sizeof(T));
-            for (int j = 0; j < COUNT; j++) {
-                T *row = to + (FIRST + j) * width;
-                const T *scale = scaler + o * width;
+    in_parts(blocks.count(), std::min(parts, blocks.count()), [&](auto first, auto count, auto part) {
+        for (std::ptrdiff_t number = first; number < first + count; number++)
+            step(blocks.block(number), part);
+    });
+}
+
+// Calls step(first row, rows) on some rows, a few at a time.
+template <class Step>
+static inline void for_rows(std::ptrdiff_t first, std::ptrdiff_t count, Step step)
+{
+    for (std::ptrdiff_t at = first; at < first + count; at += Blocks::ROWS_AT_ONCE)
+        step(at, std::min(Blocks::ROWS_AT_ONCE, first + count - at));
+}
+
+// The parameters: base and scaler (out, width), or null; spline (out, width, COUNT).
+struct Weights {
+    const T *base, *spline, *scaler;
+};
+
+// Packs a block's weights as the right factor of its features, (columns, out).
+static void pack_forward(const Blocks &blocks, Weights weights, Block block, T *packed)
+{
+    const std::ptrdiff_t depth = block.columns(), begin = block.begin, end = block.end;
+    for_tiles(blocks.padded_out(), [&](auto first, auto count) {
+        T *to = packed + first * depth;
+        const std::ptrdiff_t there = std::min(count, blocks.out - first);
+        if (there < count || end - begin < block.inputs())
+            std::memset(to, 0, count * depth * sizeof(T));
+        for (std::ptrdiff_t i = begin; i < end; i++)
+            for (std::ptrdiff_t o = 0; o < there; o++) {
+                const std::ptrdiff_t edge = (first + o) * blocks.width + i;
+                T *column = to + (i - begin) * count + o;
+                if (FIRST)
+                    *column = weights.base[edge];
+                const T scale = weights.scaler == nullptr ? T(1) : weights.scaler[edge];
+                for (int j = 0; j < COUNT; j++)
+                    column[(FIRST + j) * block.inputs() * count] = scale * weights.spline[edge * COUNT + j];
+            }
+    });
+}
+
+// Packs them as the right factor of the gradient, (out, columns); `row` has room for one row.
+static void pack_backward(const Blocks &blocks, Weights weights, Block block, T *packed, T *row)
+{
+    const std::ptrdiff_t width = blocks.width, begin = block.begin, end = block.end;
+    std::memset(row, 0, block.columns() * sizeof(T));
+    for (std::ptrdiff_t o = 0; o < blocks.out; o++) {
+        const T *own = weights.spline + o * width * COUNT, *scale = weights.scaler + o * width;
+        if (FIRST)
+            std::memcpy(row, weights.base + o * width + begin, (end - begin) * sizeof(T));
+        for (int j = 0; j < COUNT; j++) {
+            T *to = row + (FIRST + j) * block.inputs() - begin;
 #pragma GCC ivdep
-                for (std::ptrdiff_t i = 0; i < width; i++)
-                    row[i] = (scaler == nullptr ? T(1) : scale[i]) * from[i * COUNT + j];
-            }
+            for (std::ptrdiff_t i = begin; i < end; i++)
+                to[i] = (weights.scaler == nullptr ? T(1) : scale[i]) * own[i * COUNT + j];
         }
+        for_tiles(block.columns(), [&](auto first, auto count) {
+            std::memcpy(packed + first * blocks.out + o * count, row + first, count * sizeof(T));
+        });
+    }
+}
+
+// How many numbers of room kan_forward and kan_backward need: `packed` for the weights, where the
+// latter needs them also for each part in `moments`; and `room` for each part.
+extern "C" void kan_room(
+    std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t *packed, std::ptrdiff_t *room)
+{
+    const Blocks blocks(width, out);
+    *packed = blocks.columns() * blocks.padded_out();
+    *room = blocks.room();
+}
+
+// y (rows, out) of x (rows, width).
+extern "C" void kan_forward(
+    std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t rows, std::ptrdiff_t parts,
+    const T *knots, const T *steps, const T *table, const T *x, const T *base, const T *spline,
+    const T *scaler, T *packed, T *room, T *y)
+{
+    const Layer layer{width, knots, steps, table};
+    const Blocks blocks(width, out);
+    const std::ptrdiff_t y_row = blocks.padded_out();
+    const auto weights = [&](Block block) { return packed + block.begin * FEATURES * y_row; };
+    for_blocks(blocks, parts, [&](Block block, auto) {
+        pack_forward(blocks, {base, spline, scaler}, block, weights(block));
+    });
+    in_parts(rows, parts, [&](auto first, auto count, auto part) {
+        T *features = room + part * blocks.room();
+        T *padded = features + Blocks::ROWS_AT_ONCE * blocks.block(0).row();
+        for_rows(first, count, [&](auto at, auto n) {
+            T *sums = y_row == out ? y + at * out : padded;
+            for (std::ptrdiff_t number = 0; number < blocks.count(); number++) {
+                const Block block = blocks.block(number);
+                write_features(layer, n, block, x + at * width, features);
+                multiply(
+                    n, y_row, block.columns(), {features, block.row(), 1}, weights(block), 0, sums,
+                    y_row, number > 0);
+            }
+            for (std::ptrdiff_t r = 0; r < n && sums == padded; r++)
+                std::memcpy(y + (at + r) * out, padded + r * y_row, out * sizeof(T));
+        });
     });
 }
 
-// From the gradient in packed, grad, writes those in the weights that are there.
-extern "C" void kan_unpack(
-    std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t parts, const T *grad, const T *spline,
-    const T *scaler, T *grad_base, T *grad_spline, T *grad_scaler)
+// From grad (rows, out), the gradient in x and those in the parameters that are there. Without grad_x, or
+// without `moments`, the one or the others are left out.
+extern "C" void kan_backward(
+    std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t rows, std::ptrdiff_t parts,
+    const T *knots, const T *steps, const T *table, const T *x, const T *base, const T *spline,
+    const T *scaler, const T *grad, T *packed, T *room, T *moments, T *grad_x, T *grad_base,
+    T *grad_spline, T *grad_scaler)
 {
-    in_parts(out, parts, [&](auto first, auto count, auto) {
-        for (std::ptrdiff_t o = first; o < first + count; o++) {
-            const T *from = grad + o * FEATURES * width, *weight = spline + o * width * COUNT;
-            T *to = grad_spline + o * width * COUNT;
-            if (FIRST)
-                std::memcpy(grad_base + o * width, from, width * sizeof(T));
-            for (std::ptrdiff_t i = 0; i < width; i++) {
-                const T scale = scaler == nullptr ? T(1) : scaler[o * width + i];
-                T sum = 0;
-                for (int j = 0; j < COUNT; j++) {
-                    const T own = from[(FIRST + j) * width + i];
-                    to[i * COUNT + j] = scale * own;
-                    sum += own * weight[i * COUNT + j];
+    const Layer layer{width, knots, steps, table};
+    const Blocks blocks(width, out);
+    const auto place = [&](Block block) { return block.begin * FEATURES * out; };
+    const std::ptrdiff_t size = blocks.columns() * out;
+    if (grad_x != nullptr)
+        for_blocks(blocks, parts, [&](Block block, auto part) {
+            pack_backward(
+                blocks, {base, spline, scaler}, block, packed + place(block),
+                room + part * blocks.room());
+        });
+    in_parts(rows, parts, [&](auto first, auto count, auto part) {
+        T *features = room + part * blocks.room();
+        T *grad_features = features + Blocks::ROWS_AT_ONCE * blocks.block(0).row();
+        for (std::ptrdiff_t number = 0; number < blocks.count(); number++) {
+            const Block block = blocks.block(number);
+            for_rows(first, count, [&](auto at, auto n) {
+                const T *own = grad + at * out, *own_x = x + at * width;
+                if (grad_x == nullptr) {
+                    write_features(layer, n, block, own_x, features);
+                } else {
+                    multiply(
+                        n, block.columns(), out, {own, out, 1}, packed + place(block), 0,
+                        grad_features, block.row(), false);
+                    write_gradients(
+                        layer, n, block, own_x, grad_features, features, grad_x + at * width);
                 }
-                if (scaler != nullptr)
-                    grad_scaler[o * width + i] = sum;
-            }
+                if (moments != nullptr)
+                    multiply(
+                        out, block.columns(), n, {own, 1, out}, features, block.row(),
+                        moments + part * size + place(block), block.columns(), at > first);
+            });
         }
+    });
+    if (moments == nullptr)
+        return;
+    in_parts(out, std::min(parts, out), [&](auto first, auto count, auto part) {
+        T *sums = room + part * blocks.room();  // of all parts, a row
+        for (std::ptrdiff_t o = first; o < first + count; o++)
+            for (std::ptrdiff_t number = 0; number < blocks.count(); number++) {
+                const Block block = blocks.block(number);
+                const std::ptrdiff_t inputs = block.end - block.begin;
+                const std::ptrdiff_t edge = o * width + block.begin;
+                const T *from = moments + place(block) + o * block.columns();
+                for (std::ptrdiff_t i = 0; i < block.columns(); i++) {
+                    sums[i] = from[i];
+                    for (std::ptrdiff_t p = 1; p < parts; p++)
+                        sums[i] += from[p * size + i];
+                }
+                if (FIRST)
+                    std::memcpy(grad_base + edge, sums, inputs * sizeof(T));
+                for (std::ptrdiff_t i = 0; i < inputs; i++) {
+                    const T scale = scaler == nullptr ? T(1) : scaler[edge + i];
+                    T sum = 0;
+                    for (int j = 0; j < COUNT; j++) {
+                        const T value = sums[(FIRST + j) * block.inputs() + i];
+                        grad_spline[(edge + i) * COUNT + j] = scale * value;
+                        sum += value * spline[(edge + i) * COUNT + j];
+                    }
+                    if (scaler != nullptr)
+                        grad_scaler[edge + i] = sum;
+                }
+            }
     });
 }

@@ -8,15 +8,13 @@ for large grids. The first and the last touch only the functions that are not ze
 Features are laid out (rows, features, in), so that neighbours in memory differ in their knots only.
 """
 
-import ctypes
 import math
 from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models import kan_compile, native, splines
@@ -369,57 +367,6 @@ class CompiledKernel:
         return out
 
 
-class NativeKernel:
-    """Looks the functions that are not zero up as polynomials, by kan_kernels.cpp."""
-
-    def __init__(
-        self,
-        library: ctypes.CDLL,
-        rows: int,
-        knots: Tensor,
-        order: int,
-        activation: str | None,
-        dtype: torch.dtype,
-    ) -> None:
-        self.library, self.dtype = library, dtype
-        self.tables = splines.remembered(_native_tables, knots, order)
-        self.out = _room(rows, knots, order, activation, knots.dtype)
-
-    def features(self, x: Tensor) -> Tensor:
-        out = self.out[: len(x)]
-        self._run(self.library.kan_features, x, out)
-        return out.to(self.dtype)
-
-    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
-        out = self.out[: len(x)]
-        self._run(self.library.kan_gradients, x, grad.to(x.dtype).contiguous(), out, grad_x)
-        return out.to(self.dtype)
-
-    def _run(self, function: Any, x: Tensor, *tensors: Tensor) -> None:
-        sizes = x.shape[1], len(x), native.parts(x.numel())
-        native.call(function, sizes, *self.tables, x, *tensors)
-
-
-def _native_tables(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Knots (M, in), their steps (2, in) if they are even, and the polynomials of each place.
-
-    Those are padded to fours of functions.
-    """
-    pieces = splines.local_pieces(knots.double(), order).to(knots.dtype)
-    closed, steps = native.places(knots, order)
-    return closed.T.contiguous(), steps, F.pad(pieces, (0, -pieces.shape[-1] % 4)).contiguous()
-
-
-def native_library(
-    knots: Tensor, order: int, activation: str | None, compiled: bool
-) -> ctypes.CDLL | None:
-    """The functions of kan_kernels.cpp for a layer, or None; arguments as of `make_kernel`."""
-    M = knots.shape[1]
-    if not compiled or knots.device.type != "cpu" or M > DENSE_KNOTS or order > NATIVE_ORDER:
-        return None
-    return native.kernels("kan", knots.dtype, order, M, activation)
-
-
 def make_kernel(
     rows: int,
     knots: Tensor,
@@ -439,9 +386,6 @@ def make_kernel(
     M, settings = knots.shape[1], (rows, knots, order, activation, dtype)
     if M > DENSE_KNOTS:
         return LocalKernel(*settings)
-    library = native_library(knots, order, activation, compiled)
-    if library is not None:
-        return NativeKernel(library, *settings)
     if compiled and knots.device.type != "cpu":
         functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
         if functions is not None:

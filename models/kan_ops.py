@@ -5,7 +5,6 @@ again in the backward pass, block by block, so that they need not leave the cach
 it is one opaque operator, which is faster than what it would make of the formula.
 """
 
-import ctypes
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -17,9 +16,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from models import native
+from models import kan_native, native
 from models.kan_features import features, workspace
-from models.kan_kernels import Kernel, make_kernel, native_library
+from models.kan_kernels import Kernel, make_kernel
 from models.kan_weights import Weights, pack, unpack
 from models.splines import basis_dtype
 
@@ -148,10 +147,13 @@ def _forward(
     compiled: bool,
 ) -> Tensor:
     """The layer in blocks, (N, in) -> (N, out)."""
+    weights = Weights(base, spline, scaler)
+    exact = basis_dtype(x, knots)
+    library = kan_native.library_for(knots.to(exact), order, activation, compiled)
+    if library is not None:
+        return kan_native.forward(library, x, knots, order, weights, exact).to(dtype)
     with no_autocast(x):
-        weights = Weights(base, spline, scaler)
-        library = _library(x, knots, order, activation, weights, compiled)
-        packed = pack(weights, dtype, library)  # (out, features · in)
+        packed = pack(weights, dtype)  # (out, features · in)
         y = packed.new_empty(len(x), len(packed))
         for rows, block, kernel in _blocks(x, knots, order, activation, dtype, compiled):
             times_transposed(kernel.features(block).flatten(1), packed, out=y[rows])
@@ -181,10 +183,13 @@ def _backward(
     """Gradients in x, if asked for, and then in those of the weights that are there."""
     weights = Weights(base, spline, scaler)
     exact = basis_dtype(x, knots)
+    library = kan_native.library_for(knots.to(exact), order, activation, compiled)
+    if library is not None:
+        wanted = for_x, for_weights
+        return kan_native.backward(library, grad, x, knots, order, weights, exact, *wanted)
     grad_x = torch.empty_like(x, dtype=exact, memory_format=torch.contiguous_format)
     with no_autocast(x):
-        library = _library(x, knots, order, activation, weights, compiled)
-        packed = pack(weights, dtype, library)  # (out, features · in)
+        packed = pack(weights, dtype)  # (out, features · in)
         grad = grad.to(dtype).contiguous()
         grad_packed = None
         for rows, block, kernel in _blocks(x, knots, order, activation, dtype, compiled):
@@ -201,7 +206,7 @@ def _backward(
         found = [grad_x.to(x.dtype)] if for_x else []
         if for_weights:
             grad_packed = torch.zeros_like(packed) if grad_packed is None else grad_packed
-            found += unpack(grad_packed, weights, library)
+            found += unpack(grad_packed, weights)
         return found
 
 
@@ -285,22 +290,6 @@ def gradient_before(grad: Tensor, weight: Tensor) -> Tensor:
     # oneDNN's operator cannot write into a tensor that is there
     out = None if ONEDNN else workspace.empty("gradient", shape, grad, grad.dtype)
     return times_transposed(grad, weight.T, out=out)
-
-
-def _library(
-    x: Tensor,
-    knots: Tensor,
-    order: int,
-    activation: str | None,
-    weights: Weights,
-    compiled: bool,
-) -> ctypes.CDLL | None:
-    """What packs the weights of a layer; None where torch does it."""
-    exact = basis_dtype(x, knots)
-    alike = all(tensor.dtype == exact for tensor in weights.present)
-    if not alike or (weights.base is None) != (activation is None):
-        return None
-    return native_library(knots.to(exact), order, activation, compiled)
 
 
 def _blocks(

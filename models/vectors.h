@@ -5,20 +5,23 @@
 // knots, without which the compiler would not unroll loops over them; BASE, the activation beside
 // the splines, one of those below.
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
 #include <type_traits>
+#include <utility>
 
 enum { NONE, SILU, GELU, RELU, TANH, IDENTITY };
 
 #ifdef __AVX512F__
-constexpr int LANES = 16;
+constexpr int BYTES = 64;
 #else
-constexpr int LANES = 8;
+constexpr int BYTES = 32;
 #endif
+constexpr int LANES = BYTES / sizeof(T);
 using Index = std::conditional<sizeof(T) == 4, std::int32_t, std::int64_t>::type;
 typedef T Values __attribute__((vector_size(LANES * sizeof(T))));
 typedef Index Indices __attribute__((vector_size(LANES * sizeof(T))));
@@ -40,52 +43,59 @@ static inline void store(T *to, Vector vector)
 
 static inline Values all(T value)
 {
-    return Values{} + value;
+    return value - Values{};  // a sum would be computed, since 0 + -0 is not -0
 }
 
-#ifdef __AVX512F__
-#define FOURS(a, b, c, d) \
-    a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12
-#else
-#define FOURS(a, b, c, d) a, b, c, d, a + 4, b + 4, c + 4, d + 4
-#endif
-
-// Shuffles, also for compilers that have no __builtin_shufflevector.
+// Of two vectors, numbers A to D of the first four of both, and so of all fours.
+template <int A, int B, int C, int D, std::size_t... I>
+static inline Values shuffled(Values a, Values b, std::index_sequence<I...>)
+{
+    constexpr int chosen[] = {A, B, C, D};
+    constexpr auto of = [](int i, const int *from) {
+        const int in_four = from[i % 4];
+        return in_four % 4 + i / 4 * 4 + (in_four < 4 ? 0 : LANES);
+    };
 #if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-
-static inline Values join(const Four *fours)
-{
-    const auto eight = [](Four a, Four b) { return SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7); };
-#ifdef __AVX512F__
-    return SHUFFLE(
-        eight(fours[0], fours[1]), eight(fours[2], fours[3]),
-        0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return __builtin_shufflevector(a, b, of(I, chosen)...);
 #else
-    return eight(fours[0], fours[1]);
+    return __builtin_shuffle(a, b, Indices{of(I, chosen)...});
 #endif
 }
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Indices{__VA_ARGS__})
 
-static inline Values join(const Four *fours)
+template <int A, int B, int C, int D>
+static inline Values shuffle(Values a, Values b)
 {
-    return load<Values>(reinterpret_cast<const T *>(fours));
+    return shuffled<A, B, C, D>(a, b, std::make_index_sequence<LANES>{});
 }
-#endif
 
 // Four rows, of which each four numbers are a row of four, to four columns; and back.
 static inline void transpose(Values &a, Values &b, Values &c, Values &d)
 {
-    constexpr int B = LANES;  // where the second one's numbers begin
-    const Values ab = SHUFFLE(a, b, FOURS(0, B, 1, B + 1));
-    const Values AB = SHUFFLE(a, b, FOURS(2, B + 2, 3, B + 3));
-    const Values cd = SHUFFLE(c, d, FOURS(0, B, 1, B + 1));
-    const Values CD = SHUFFLE(c, d, FOURS(2, B + 2, 3, B + 3));
-    a = SHUFFLE(ab, cd, FOURS(0, 1, B, B + 1));
-    b = SHUFFLE(ab, cd, FOURS(2, 3, B + 2, B + 3));
-    c = SHUFFLE(AB, CD, FOURS(0, 1, B, B + 1));
-    d = SHUFFLE(AB, CD, FOURS(2, 3, B + 2, B + 3));
+    const Values ab = shuffle<0, 4, 1, 5>(a, b), AB = shuffle<2, 6, 3, 7>(a, b);
+    const Values cd = shuffle<0, 4, 1, 5>(c, d), CD = shuffle<2, 6, 3, 7>(c, d);
+    a = shuffle<0, 1, 4, 5>(ab, cd);
+    b = shuffle<2, 3, 6, 7>(ab, cd);
+    c = shuffle<0, 1, 4, 5>(AB, CD);
+    d = shuffle<2, 3, 6, 7>(AB, CD);
+}
+
+template <int N = LANES>
+static inline auto join(const Four *fours)
+{
+#if defined(__clang__) || __GNUC__ >= 12
+    if constexpr (N > 4) {
+        const auto eight = [](Four a, Four b) {
+            return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+        };
+        if constexpr (N > 8)
+            return __builtin_shufflevector(
+                eight(fours[0], fours[1]), eight(fours[2], fours[3]),
+                0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        else
+            return eight(fours[0], fours[1]);
+    } else
+#endif
+        return load<Values>(reinterpret_cast<const T *>(fours));
 }
 
 // Rows of four from as many places as there are lanes, to four columns.

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import kan_features, kan_kernels, kan_ops, native, splines
+from models import kan_features, kan_kernels, kan_native, kan_ops, native, splines
 from models.kan import KAN, KANFeedForward, KANLinear
 from models.kan_features import features
 from models.kan_grid import refine_grid
+from models.kan_weights import Weights
 from models.vit_model import create_model
 from tests.conftest import ROOT
 from tests.models.test_kan import random_layer, uneven_layer
@@ -125,17 +126,39 @@ def test_compiled_in_double_precision(activation: type[nn.Module]) -> None:
         torch.testing.assert_close(value, plain[name], rtol=1e-10, atol=1e-10)
 
 
+class NativeKernel:
+    """Features by the kernel of a whole layer, which has an output for each."""
+
+    def __init__(self, knots: Tensor, order: int) -> None:
+        width, M = knots.shape
+        self.knots, self.order, self.shape = knots, order, (width, M - order - 1)
+        spline = torch.eye(width * self.shape[1]).view(width, self.shape[1], *self.shape)
+        self.weights = Weights(None, spline.transpose(0, 1).flatten(0, 1), None)
+        self.library = kan_native.library_for(knots, order, None, True)
+        assert self.library is not None
+
+    def features(self, x: Tensor) -> Tensor:
+        settings = self.knots, self.order, self.weights, torch.float32
+        return kan_native.forward(self.library, x, *settings).unflatten(1, self.shape[::-1])
+
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
+        settings = self.knots, self.order, self.weights, torch.float32
+        given = grad.flatten(1), x, *settings, True, False
+        grad_x.copy_(kan_native.backward(self.library, *given)[0])
+        return self.features(x)
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     ("kind", "order"),
     [
-        *product(["NativeKernel", "NativeKernel of even knots"], range(6)),
+        *product(["native", "native, of even knots"], range(6)),
         *product(["EvenKernel"], range(2, 6)),  # it leaves lower orders to the recursion
     ],
 )
 def test_a_kernel_at_knots_and_far_outside(kind: str, order: int) -> None:
     layer = uneven_layer(9, 1, order).float()
-    if kind != "NativeKernel":  # even knots, from feature to feature other ones
+    if kind != "native":  # even knots, from feature to feature other ones
         low, high = torch.rand(2, 9, 1, dtype=torch.float64) + torch.tensor([-4, 3])[:, None, None]
         layer.grid = (low + (high - low) * torch.linspace(0, 1, layer.grid.shape[1])).float()
         assert splines.even_steps(layer.grid) is not None
@@ -145,9 +168,10 @@ def test_a_kernel_at_knots_and_far_outside(kind: str, order: int) -> None:
         torch.full((1, 9), 1e30), torch.full((1, 9), -1e30), torch.full((1, 9), torch.inf),
     ])  # fmt: skip
     exact = features(x.double().clamp(-1e30, 1e30), layer.grid.double(), order, None)
-    compiled = kind != "EvenKernel"
-    kernel = kan_kernels.make_kernel(len(x), layer.grid, order, None, torch.float32, compiled)
-    assert type(kernel).__name__ == kind.split()[0]
+    kernel: NativeKernel | kan_kernels.Kernel = NativeKernel(layer.grid, order)
+    if kind == "EvenKernel":
+        kernel = kan_kernels.make_kernel(len(x), layer.grid, order, None, torch.float32, True)
+        assert isinstance(kernel, kan_kernels.EvenKernel)
     assert (kernel.features(x).double() - exact).abs().max() < 2e-6
     grad = torch.randn(exact.shape)
     slopes = torch.empty_like(x)
@@ -160,20 +184,34 @@ def test_a_kernel_at_knots_and_far_outside(kind: str, order: int) -> None:
         assert (slopes.double() - places.grad).abs().max() < 1e-4
 
 
+# more inputs than a block has, outputs than a tile, and rows than are computed at a time; and a few
+@needs_compiler
+@pytest.mark.parametrize("shape", [(1, 1, 1), (97, 401, 3), (200, 37, 131), (5, 130, 900)])
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_in_blocks_of_all_sizes(
+    shape: tuple[int, int, int], even: bool, dtype: torch.dtype
+) -> None:
+    rows, width, out = shape
+    layer = (KANLinear(width, out) if even else uneven_layer(width, out, 3)).to(dtype)
+    x = torch.randn(rows, width, dtype=dtype)
+    assert_ways_agree(layer, x, "compiled")
+    x[0] = torch.nan
+    layer.mode = "compiled"
+    assert layer(x[1:]).equal(layer(x)[1:])
+
+
 @needs_compiler
 @pytest.mark.parametrize("order", [0, 1, 3])
 def test_compiled_at_the_end_of_a_grid_with_equal_knots(order: int) -> None:
     knots = torch.tensor([0.0] * (order + 1) + [0.3, 0.6] + [1.0] * (order + 1)).repeat(8, 1)
     x = torch.tensor([[0.0], [0.3], [0.9], [1.0], [1.1]]).repeat(1, 8)
-    kernel = kan_kernels.make_kernel(len(x), knots, order, None, torch.float32, True)
-    assert isinstance(kernel, kan_kernels.NativeKernel)
-    torch.testing.assert_close(kernel.features(x), features(x, knots, order, None))
+    found = NativeKernel(knots, order).features(x)
+    torch.testing.assert_close(found, features(x, knots, order, None))
 
 
 def test_polynomials_of_a_high_degree_are_not_looked_up() -> None:
-    layer = uneven_layer(3, 1, 9)
-    kernel = kan_kernels.make_kernel(1, layer.grid, 9, None, torch.float64, True)
-    assert not isinstance(kernel, kan_kernels.NativeKernel)
+    assert kan_native.library_for(uneven_layer(3, 1, 9).grid, 9, None, True) is None
 
 
 @pytest.mark.parametrize("order", [0, 3])
