@@ -7,7 +7,6 @@ and the gradients with it: `NativeKernel` on a CPU, in C++; `SelectKernel` on ot
 torch.compile; `GatherKernel` without a compiler and for large grids.
 """
 
-import ctypes
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import kan_compile, native, splines
+from models import kan_compile
 from models.kan_features import ACTIVATIONS, workspace
 from models.kan_kernels import DENSE_KNOTS
 
@@ -250,40 +249,6 @@ class SelectKernel:
         return x.view(len(x), len(self.pieces), -1)
 
 
-class NativeKernel:
-    """Looks the polynomial of each value up, by group_kernels.cpp."""
-
-    def __init__(
-        self, library: ctypes.CDLL, knots: Tensor, pieces: Tensor, dtype: torch.dtype
-    ) -> None:
-        self.library, self.dtype = library, dtype
-        self.powers = pieces.shape[2]
-        self.knots, self.steps = splines.remembered(native.places, knots, self.powers - 1)
-        padding = -self.powers % 4
-        self.table = F.pad(pieces, (0, padding)) if padding else pieces.contiguous()
-
-    def values(self, x: Tensor) -> Tensor:
-        out = workspace.empty("features", x.shape, x, x.dtype)
-        native.call(self.library.group_values, self._sizes(x), *self._layer(), x, out)
-        return out.to(self.dtype)
-
-    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
-        grad = grad.to(x.dtype).contiguous()
-        out = workspace.empty("features", x.shape, x, x.dtype)
-        sizes = self._sizes(x)
-        moments = x.new_empty(sizes[-1], *self.table.shape)
-        tensors = *self._layer(), x, grad, out, grad_x, moments
-        native.call(self.library.group_gradients, sizes, *tensors)
-        return out.to(self.dtype), moments.sum(dim=0)[..., : self.powers]
-
-    def _layer(self) -> tuple[Tensor | None, ...]:
-        return self.knots, self.steps, self.table
-
-    def _sizes(self, x: Tensor) -> tuple[int, int, int, int]:
-        groups = len(self.table)
-        return groups, x.shape[1] // groups, len(x), native.parts(x.numel())
-
-
 def make_group_kernel(
     knots: Tensor, pieces: Tensor, activation: str | None, dtype: torch.dtype, compiled: bool
 ) -> GroupKernel:
@@ -297,13 +262,8 @@ def make_group_kernel(
         compiled: whether to compile where that is possible and the grid is not large.
     """
     M, order, settings = knots.shape[1], pieces.shape[2] - 1, (knots, pieces, activation, dtype)
-    if compiled and M <= DENSE_KNOTS:
-        if knots.device.type == "cpu":
-            library = native.kernels("group", knots.dtype, order, M, activation)
-            if library is not None:
-                return NativeKernel(library, knots, pieces, dtype)
-        else:
-            functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
-            if functions is not None:
-                return SelectKernel(functions, *settings)
+    if compiled and knots.device.type != "cpu" and M <= DENSE_KNOTS:
+        functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
+        if functions is not None:
+            return SelectKernel(functions, *settings)
     return GatherKernel(*settings)

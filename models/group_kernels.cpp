@@ -1,10 +1,10 @@
-// The functions of a group-KAN layer on a CPU, for models/group_features.py.
+// A group-KAN layer on a CPU, for models/group_native.py: one spline per group of channels, then weights.
 //
 // A value is looked up among its group's knots and becomes the polynomial of its interval, to which
 // the base is added. The polynomials, each four numbers (or eight, from order 4 on) side by side in
 // memory, are turned into vectors of equal powers by shuffles.
 
-#include "vectors.h"
+#include "products.h"
 
 #include <vector>
 
@@ -18,6 +18,10 @@ constexpr std::ptrdiff_t TABLE = (M + 1) * SIZE;  // those of a group
 struct Layer {
     std::ptrdiff_t groups, channels;
     const T *knots, *steps, *table;
+
+    std::ptrdiff_t width() const { return groups * channels; }
+    std::ptrdiff_t padded_width() const { return rounded_up(width(), LANES); }
+    std::ptrdiff_t row() const { return row_apart(padded_width()); }
 };
 
 // A vector of a group's values in its spline.
@@ -65,58 +69,56 @@ struct InGroup : Place {
     }
 };
 
-// Calls step(window, place, group, seen) on all values of some rows. The last vector of a group's
-// channels may overlap the one before, which had `seen` of them.
+// Calls step(x, at, place, group, seen) on all vectors of values of some rows, each at `at` among rows
+// that are row() apart. The last vector of a group's channels may overlap the one before, which had
+// `seen` of them.
 template <class Step>
 static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x, Step step)
 {
     const std::ptrdiff_t n = layer.channels;
-    std::ptrdiff_t at = 0;
-    for (std::ptrdiff_t row = 0; row < rows; row++)
-        for (std::ptrdiff_t group = 0; group < layer.groups; group++, at += n) {
+    for (std::ptrdiff_t row = 0; row < rows; row++, x += layer.width())
+        for (std::ptrdiff_t group = 0; group < layer.groups; group++) {
             const T *knots = layer.knots + group * M;
-            const auto find = [&](Values value) {
+            const auto at_window = [&](auto window, std::ptrdiff_t seen) {
+                const Values value = window.load_from(x);
                 const auto knot = [&](int m) { return all(knots[m]); };
-                if (layer.steps == nullptr)
-                    return Place(value, knot);
                 const T *steps = layer.steps + group;
-                return Place(value, knot(0), knot(M - 1), all(steps[0]), all(steps[layer.groups]));
+                const Place place = layer.steps == nullptr
+                    ? Place(value, knot)
+                    : Place(value, knot(0), knot(M - 1), all(steps[0]), all(steps[layer.groups]));
+                step(value, window, row, InGroup(place), group, seen);
             };
-            if (n < LANES) {
-                const Window<false> window{at, n};
-                step(window, InGroup(find(window.load_from(x))), group, 0);
-                continue;
-            }
-            for (std::ptrdiff_t i = 0; i < n; i += LANES) {
+            if (n < LANES)
+                at_window(Window<false>{group * n, n}, 0);
+            for (std::ptrdiff_t i = 0; n >= LANES && i < n; i += LANES) {
                 const std::ptrdiff_t first = i + LANES > n ? n - LANES : i;
-                const Window<true> window{at + first, LANES};
-                step(window, InGroup(find(window.load_from(x))), group, i - first);
+                at_window(Window<true>{group * n + first, LANES}, i - first);
             }
         }
 }
 
-static void values(const Layer &layer, std::ptrdiff_t rows, const T *x, T *out)
+// Writes the base plus the splines of some rows of x (rows, width) into `out`, whose rows are row() apart.
+static void write_values(const Layer &layer, std::ptrdiff_t rows, const T *x, T *out)
 {
-    for_each(layer, rows, x, [&](auto window, const InGroup &place, auto group, auto) {
+    for_each(layer, rows, x, [&](Values x, auto window, auto row, const InGroup &place, auto group, auto) {
         Values c[SIZE];
         place.coefficients(layer.table + group * TABLE, c);
         Values value = c[ORDER];
         for (int i = ORDER - 1; i >= 0; i--)
             value = value * place.distance + c[i];
-        const Base base(window.load_from(x));
-        window.store_to(out, base.value + value);
+        window.store_to(out + row * layer.row(), Base(x).value + value);
     });
 }
 
-static void gradients(
-    const Layer &layer, std::ptrdiff_t rows, const T *x, const T *grad, T *out, T *grad_x,
-    T *moments)
+// The same, and from the gradient grad in it, whose rows are as far apart, that in x into grad_x; that in
+// the table is added to `sums`.
+static void write_gradients(
+    const Layer &layer, std::ptrdiff_t rows, const T *x, const T *grad, T *out, T *grad_x, T *sums)
 {
     Indices lane;
     for (int i = 0; i < LANES; i++)
         lane[i] = i;
-    std::vector<T> sums(4 * layer.groups * TABLE);
-    for_each(layer, rows, x, [&](auto window, const InGroup &place, auto group, auto seen) {
+    for_each(layer, rows, x, [&](Values x, auto window, auto row, const InGroup &place, auto group, auto seen) {
         Values c[SIZE];
         place.coefficients(layer.table + group * TABLE, c);
         Values value = c[ORDER], slope{};
@@ -124,46 +126,97 @@ static void gradients(
             slope = slope * place.distance + value;
             value = value * place.distance + c[i];
         }
-        const Base base(window.load_from(x));
-        const Values weight = window.load_from(grad);
-        window.store_to(out, base.value + value);
-        window.store_to(grad_x, (base.slope + slope) * weight);
+        const Base base(x);
+        const Values weight = window.load_from(grad + row * layer.row());
+        window.store_to(out + row * layer.row(), base.value + value);
+        window.store_to(grad_x + row * layer.width(), (base.slope + slope) * weight);
         const Indices is_new = lane >= static_cast<Index>(seen);
-        place.add_moments(is_new ? weight : all(0), sums.data() + 4 * group * TABLE);
-    });
-    for (std::ptrdiff_t group = 0; group < layer.groups; group++)
-        for (std::ptrdiff_t i = 0; i < TABLE; i++) {
-            const T *sum = sums.data() + 4 * group * TABLE + i;
-            moments[group * TABLE + i] = sum[0] + sum[TABLE] + sum[2 * TABLE] + sum[3 * TABLE];
-        }
-}
-
-// All of x, grad, out and grad_x are (rows, groups, channels), contiguous.
-
-// Writes the base plus the splines of x into out.
-extern "C" void group_values(
-    std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t rows, std::ptrdiff_t parts,
-    const T *knots, const T *steps, const T *table, const T *x, T *out)
-{
-    const Layer layer{groups, channels, knots, steps, table};
-    in_parts(rows, parts, [&](auto first, auto count, auto) {
-        const std::ptrdiff_t at = first * groups * channels;
-        values(layer, count, x + at, out + at);
+        place.add_moments(is_new ? weight : all(0), sums + 4 * group * TABLE);
     });
 }
 
-// The same, from the gradient grad in that the one in x into grad_x, and for each part of the rows
-// that in the table into moments (parts, groups, M + 1, SIZE).
-extern "C" void group_gradients(
-    std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t rows, std::ptrdiff_t parts,
-    const T *knots, const T *steps, const T *table, const T *x, const T *grad, T *out, T *grad_x,
-    T *moments)
+// How many numbers of room group_forward and group_backward need: `packed` for the weights, where the
+// latter needs them also for each part in `weight_sums`; and `room` for each part.
+extern "C" void group_room(
+    std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t *packed,
+    std::ptrdiff_t *room)
+{
+    const Layer layer{groups, channels, nullptr, nullptr, nullptr};
+    *packed = layer.padded_width() * rounded_up(out, LANES);
+    *room = ROWS_AT_ONCE * (2 * layer.row() + rounded_up(out, LANES)) + 4 * groups * TABLE;
+}
+
+// y (rows, out) of x (rows, width), with weight (out, width) and bias (out) or null.
+extern "C" void group_forward(
+    std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t rows,
+    std::ptrdiff_t parts, std::ptrdiff_t room_size, const T *knots, const T *steps, const T *table,
+    const T *x, const T *weight, const T *bias, T *packed, T *room, T *y)
 {
     const Layer layer{groups, channels, knots, steps, table};
+    const std::ptrdiff_t width = layer.width(), y_row = rounded_up(out, LANES);
+    for_tiles(y_row, [&](auto first, auto count) {
+        T *to = packed + first * width;
+        for (std::ptrdiff_t i = 0; i < width; i++)
+            for (std::ptrdiff_t o = 0; o < count; o++)
+                to[i * count + o] = first + o < out ? weight[(first + o) * width + i] : 0;
+    });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
-        const std::ptrdiff_t at = first * groups * channels;
-        gradients(
-            layer, count, x + at, grad + at, out + at, grad_x + at,
-            moments + part * groups * TABLE);
+        T *values = room + part * room_size, *padded = values + ROWS_AT_ONCE * layer.row();
+        for_rows(first, count, [&](auto at, auto n) {
+            T *sums = y_row == out ? y + at * out : padded;
+            for (std::ptrdiff_t r = 0; r < n && bias != nullptr; r++)
+                std::memcpy(sums + r * y_row, bias, out * sizeof(T));
+            write_values(layer, n, x + at * width, values);
+            multiply(
+                n, y_row, width, {values, layer.row(), 1}, packed, 0, sums, y_row, bias != nullptr);
+            for (std::ptrdiff_t r = 0; r < n && sums == padded; r++)
+                std::memcpy(y + (at + r) * out, padded + r * y_row, out * sizeof(T));
+        });
     });
+}
+
+// From grad (rows, out) the gradient in x, that in the table for each part (parts, groups, M + 1, SIZE),
+// and that in the weights.
+extern "C" void group_backward(
+    std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t rows,
+    std::ptrdiff_t parts, std::ptrdiff_t room_size, const T *knots, const T *steps, const T *table,
+    const T *x, const T *weight, const T *grad, T *packed, T *room, T *weight_sums, T *grad_x,
+    T *grad_table, T *grad_weight)
+{
+    const Layer layer{groups, channels, knots, steps, table};
+    const std::ptrdiff_t width = layer.width(), columns = layer.padded_width();
+    for_tiles(columns, [&](auto first, auto count) {
+        T *to = packed + first * out;
+        for (std::ptrdiff_t o = 0; o < out; o++)
+            for (std::ptrdiff_t i = 0; i < count; i++)
+                to[o * count + i] = first + i < width ? weight[o * width + first + i] : 0;
+    });
+    in_parts(rows, parts, [&](auto first, auto count, auto part) {
+        T *values = room + part * room_size, *grad_values = values + ROWS_AT_ONCE * layer.row();
+        T *sums = grad_values + ROWS_AT_ONCE * layer.row();
+        std::memset(sums, 0, 4 * groups * TABLE * sizeof(T));
+        for (std::ptrdiff_t r = 0; r < ROWS_AT_ONCE; r++)  // the padding, which is multiplied too
+            std::memset(values + r * layer.row() + width, 0, (columns - width) * sizeof(T));
+        for_rows(first, count, [&](auto at, auto n) {
+            const T *own = grad + at * out;
+            multiply(n, columns, out, {own, out, 1}, packed, 0, grad_values, layer.row(), false);
+            write_gradients(
+                layer, n, x + at * width, grad_values, values, grad_x + at * width, sums);
+            multiply(
+                out, columns, n, {own, 1, out}, values, layer.row(),
+                weight_sums + part * out * columns, columns, at > first);
+        });
+        T *own_table = grad_table + part * groups * TABLE;
+        for (std::ptrdiff_t group = 0; group < groups; group++, sums += 4 * TABLE)
+            for (std::ptrdiff_t i = 0; i < TABLE; i++)
+                own_table[group * TABLE + i] =
+                    sums[i] + sums[TABLE + i] + sums[2 * TABLE + i] + sums[3 * TABLE + i];
+    });
+    for (std::ptrdiff_t o = 0; o < out; o++)
+        for (std::ptrdiff_t i = 0; i < width; i++) {
+            T sum = 0;
+            for (std::ptrdiff_t part = 0; part < parts; part++)
+                sum += weight_sums[(part * out + o) * columns + i];
+            grad_weight[o * width + i] = sum;
+        }
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from models import group_native
 from models.group_features import GroupKernel, group_functions, make_group_kernel
 from models.kan_ops import (
     block_rows,
@@ -87,6 +88,11 @@ def _forward(
     compiled: bool,
 ) -> Tensor:
     """The layer in blocks, (N, in) -> (N, out)."""
+    exact = basis_dtype(x, knots)
+    layer = knots.to(exact), pieces.to(exact)
+    library = group_native.library_for(*layer, activation, compiled)
+    if library is not None:
+        return group_native.forward(library, x, *layer, weight, bias).to(dtype)
     with no_autocast(x):
         weight = weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -113,9 +119,14 @@ def _backward(
     compiled: bool,
 ) -> list[Tensor]:
     """Gradients in x, pieces and weight."""
+    exact = basis_dtype(x, knots)
+    layer = knots.to(exact), pieces.to(exact)
+    library = group_native.library_for(*layer, activation, compiled)
+    if library is not None:
+        found = group_native.backward(library, grad, x, *layer, weight)
+        return [own.to(like.dtype) for own, like in zip(found, (x, pieces, weight), strict=True)]
     with no_autocast(x):
         grad = grad.to(dtype).contiguous()
-        exact = basis_dtype(x, knots)
         grad_x = torch.empty_like(x, dtype=exact, memory_format=torch.contiguous_format)
         grad_pieces = torch.zeros_like(pieces, dtype=exact)
         grad_weight = None

@@ -136,9 +136,7 @@ struct Block {
 
     std::ptrdiff_t inputs() const { return rounded_up(end - begin, LANES); }
     std::ptrdiff_t columns() const { return FEATURES * inputs(); }
-    // of features in the cache; an odd number of vectors, since rows that are a power of two apart
-    // would be in each other's way there
-    std::ptrdiff_t row() const { return columns() + (columns() / LANES % 2 == 0 ? LANES : 0); }
+    std::ptrdiff_t row() const { return row_apart(columns()); }
 };
 
 template <class Step>
@@ -192,7 +190,6 @@ static void write_gradients(
 // The inputs in blocks, and a few rows at a time, so that a block's features are in the cache when
 // they are multiplied.
 struct Blocks {
-    static constexpr std::ptrdiff_t ROWS_AT_ONCE = 16 * ROWS;
     // features of a row, and weights of them, in a block
     static constexpr std::ptrdiff_t COLUMNS = 64 * LANES, WEIGHTS = (1 << 13) * LANES;
 
@@ -227,14 +224,6 @@ static inline void for_blocks(const Blocks &blocks, std::ptrdiff_t parts, Step s
         for (std::ptrdiff_t number = first; number < first + count; number++)
             step(blocks.block(number), part);
     });
-}
-
-// Calls step(first row, rows) on some rows, a few at a time.
-template <class Step>
-static inline void for_rows(std::ptrdiff_t first, std::ptrdiff_t count, Step step)
-{
-    for (std::ptrdiff_t at = first; at < first + count; at += Blocks::ROWS_AT_ONCE)
-        step(at, std::min(Blocks::ROWS_AT_ONCE, first + count - at));
 }
 
 // The parameters: base and scaler (out, width), or null; spline (out, width, COUNT).
@@ -310,7 +299,7 @@ extern "C" void kan_forward(
     });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
         T *features = room + part * blocks.room();
-        T *padded = features + Blocks::ROWS_AT_ONCE * blocks.block(0).row();
+        T *padded = features + ROWS_AT_ONCE * blocks.block(0).row();
         for_rows(first, count, [&](auto at, auto n) {
             T *sums = y_row == out ? y + at * out : padded;
             for (std::ptrdiff_t number = 0; number < blocks.count(); number++) {
@@ -346,7 +335,7 @@ extern "C" void kan_backward(
         });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
         T *features = room + part * blocks.room();
-        T *grad_features = features + Blocks::ROWS_AT_ONCE * blocks.block(0).row();
+        T *grad_features = features + ROWS_AT_ONCE * blocks.block(0).row();
         for (std::ptrdiff_t number = 0; number < blocks.count(); number++) {
             const Block block = blocks.block(number);
             for_rows(first, count, [&](auto at, auto n) {

@@ -87,3 +87,21 @@ __attribute__((noinline)) static void multiply(
                 own, right_row == 0 ? count : right_row, sums + r * sums_row + first, sums_row, add);
     });
 }
+
+// Rows whose factors are in the cache at a time.
+constexpr std::ptrdiff_t ROWS_AT_ONCE = 16 * ROWS;
+
+// Calls step(first row, rows) on some rows, so many at a time.
+template <class Step>
+static inline void for_rows(std::ptrdiff_t first, std::ptrdiff_t count, Step step)
+{
+    for (std::ptrdiff_t at = first; at < first + count; at += ROWS_AT_ONCE)
+        step(at, std::min(ROWS_AT_ONCE, first + count - at));
+}
+
+// How far apart rows of so many columns should be in the cache: rows that are a power of two apart
+// would be in each other's way there.
+static inline std::ptrdiff_t row_apart(std::ptrdiff_t columns)
+{
+    return columns + (columns / LANES % 2 == 0 ? LANES : 0);
+}
