@@ -12,9 +12,8 @@ constexpr int SIZE = (ORDER / 4 + 1) * 4;  // numbers of a polynomial, with padd
 constexpr std::ptrdiff_t TABLE = (M + 1) * SIZE;  // those of a group
 
 // What is known of the layer. `knots` (groups, M); `steps` (2, groups) the distance between knots and
-// its inverse, or null if they are not even; `table` (groups, M + 1, SIZE) the coefficients,
-// lowest power first, of the polynomials before the first knot, on each interval, and behind the
-// last.
+// its inverse, or null if they are not even; `table` (groups, LOOKED_UP) the coefficients of the
+// polynomials, see `looked_up`.
 struct Layer {
     std::ptrdiff_t groups, channels;
     const T *knots, *steps, *table;
@@ -24,31 +23,64 @@ struct Layer {
     std::ptrdiff_t row() const { return row_apart(padded_width()); }
 };
 
+// Where a vector or two hold as many numbers as there are polynomials, coefficients of one power are
+// looked up in these.
+#if defined(__AVX512F__) && !defined(__clang__)
+constexpr bool IN_VECTORS = M + 1 <= 2 * LANES;
+#else
+constexpr bool IN_VECTORS = false;
+#endif
+constexpr std::ptrdiff_t ENTRIES = 2 * LANES;
+constexpr std::ptrdiff_t LOOKED_UP = IN_VECTORS ? SIZE * ENTRIES : TABLE;  // numbers of a group
+
+// The table as it is looked up: as it came; or of each group by power instead of by polynomial.
+static std::vector<T> looked_up(std::ptrdiff_t groups, const T *table)
+{
+    if (!IN_VECTORS)
+        return std::vector<T>(table, table + groups * TABLE);
+    std::vector<T> by_power(groups * LOOKED_UP);
+    for (std::ptrdiff_t group = 0; group < groups; group++)
+        for (int power = 0; power < SIZE; power++)
+            for (int i = 0; i <= M; i++)
+                by_power[(group * SIZE + power) * ENTRIES + i] = table[(group * (M + 1) + i) * SIZE + power];
+    return by_power;
+}
+
 // A vector of a group's values in its spline.
 struct InGroup : Place {
-    std::ptrdiff_t row[LANES];  // where each one's polynomial is in the group's table
-
     explicit InGroup(const Place &place)
         : Place(place)
     {
-        for (int i = 0; i < LANES; i++)
-            row[i] = SIZE * interval[i];
     }
 
     // The coefficients at each value, by power.
     void coefficients(const T *table, Values *by_power) const
     {
+#if defined(__AVX512F__) && !defined(__clang__)
+        if constexpr (IN_VECTORS) {
+            for (int power = 0; power <= ORDER; power++) {
+                const Values first = load<Values>(table + power * ENTRIES);
+                const Values second = load<Values>(table + power * ENTRIES + LANES);
+                by_power[power] = M < LANES ? __builtin_shuffle(first, interval)
+                                            : __builtin_shuffle(first, second, interval);
+            }
+            return;
+        }
+#endif
         const T *from[LANES];
         for (int i = 0; i < LANES; i++)
-            from[i] = table + row[i];
+            from[i] = table + SIZE * interval[i];
         for (int part = 0; part < SIZE; part += 4)
             look_up(from, part, by_power + part);
     }
 
-    // Adds weight · distance^p to each value's interval, in one of four sums: neighbours are often
-    // in the same interval, and each would wait for the last.
+    // Adds weight · distance^p to each value's interval, in sums of each lane: neighbours are often in
+    // the same interval, and each would wait for the last.
     void add_moments(Values weight, T *sums) const
     {
+        std::ptrdiff_t row[LANES];
+        for (int i = 0; i < LANES; i++)
+            row[i] = SIZE * interval[i];
         Values power[SIZE];
         for (int i = 0; i < SIZE; i++) {
             power[i] = i <= ORDER ? weight : all(0);
@@ -61,7 +93,7 @@ struct InGroup : Place {
                 Four fours[LANES / 4];
                 std::memcpy(fours, own + i, sizeof fours);
                 for (int j = 0; j < LANES / 4; j++) {
-                    T *sum = sums + i * TABLE + row[i + 4 * j] + part;
+                    T *sum = sums + (i + 4 * j) * TABLE + row[i + 4 * j] + part;
                     store(sum, load<Four>(sum) + fours[j]);
                 }
             }
@@ -102,7 +134,7 @@ static void write_values(const Layer &layer, std::ptrdiff_t rows, const T *x, T 
 {
     for_each(layer, rows, x, [&](Values x, auto window, auto row, const InGroup &place, auto group, auto) {
         Values c[SIZE];
-        place.coefficients(layer.table + group * TABLE, c);
+        place.coefficients(layer.table + group * LOOKED_UP, c);
         Values value = c[ORDER];
         for (int i = ORDER - 1; i >= 0; i--)
             value = value * place.distance + c[i];
@@ -120,7 +152,7 @@ static void write_gradients(
         lane[i] = i;
     for_each(layer, rows, x, [&](Values x, auto window, auto row, const InGroup &place, auto group, auto seen) {
         Values c[SIZE];
-        place.coefficients(layer.table + group * TABLE, c);
+        place.coefficients(layer.table + group * LOOKED_UP, c);
         Values value = c[ORDER], slope{};
         for (int i = ORDER - 1; i >= 0; i--) {
             slope = slope * place.distance + value;
@@ -131,7 +163,7 @@ static void write_gradients(
         window.store_to(out + row * layer.row(), base.value + value);
         window.store_to(grad_x + row * layer.width(), (base.slope + slope) * weight);
         const Indices is_new = lane >= static_cast<Index>(seen);
-        place.add_moments(is_new ? weight : all(0), sums + 4 * group * TABLE);
+        place.add_moments(is_new ? weight : all(0), sums + LANES * group * TABLE);
     });
 }
 
@@ -143,7 +175,7 @@ extern "C" void group_room(
 {
     const Layer layer{groups, channels, nullptr, nullptr, nullptr};
     *packed = layer.padded_width() * rounded_up(out, LANES);
-    *room = ROWS_AT_ONCE * (2 * layer.row() + rounded_up(out, LANES)) + 4 * groups * TABLE;
+    *room = ROWS_AT_ONCE * (2 * layer.row() + rounded_up(out, LANES)) + LANES * groups * TABLE;
 }
 
 // y (rows, out) of x (rows, width), with weight (out, width) and bias (out) or null.
@@ -152,13 +184,16 @@ extern "C" void group_forward(
     std::ptrdiff_t parts, std::ptrdiff_t room_size, const T *knots, const T *steps, const T *table,
     const T *x, const T *weight, const T *bias, T *packed, T *room, T *y)
 {
-    const Layer layer{groups, channels, knots, steps, table};
+    const std::vector<T> own_table = looked_up(groups, table);
+    const Layer layer{groups, channels, knots, steps, own_table.data()};
     const std::ptrdiff_t width = layer.width(), y_row = rounded_up(out, LANES);
-    for_tiles(y_row, [&](auto first, auto count) {
-        T *to = packed + first * width;
-        for (std::ptrdiff_t i = 0; i < width; i++)
-            for (std::ptrdiff_t o = 0; o < count; o++)
-                to[i * count + o] = first + o < out ? weight[(first + o) * width + i] : 0;
+    in_parts(width, std::min(parts, width), [&](auto begin, auto inputs, auto) {
+        for_tiles(y_row, [&](auto first, auto count) {
+            T *to = packed + first * width;
+            for (std::ptrdiff_t i = begin; i < begin + inputs; i++)
+                for (std::ptrdiff_t o = 0; o < count; o++)
+                    to[i * count + o] = first + o < out ? weight[(first + o) * width + i] : 0;
+        });
     });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
         T *values = room + part * room_size, *padded = values + ROWS_AT_ONCE * layer.row();
@@ -183,18 +218,23 @@ extern "C" void group_backward(
     const T *x, const T *weight, const T *grad, T *packed, T *room, T *weight_sums, T *grad_x,
     T *grad_table, T *grad_weight)
 {
-    const Layer layer{groups, channels, knots, steps, table};
+    const std::vector<T> own_table = looked_up(groups, table);
+    const Layer layer{groups, channels, knots, steps, own_table.data()};
     const std::ptrdiff_t width = layer.width(), columns = layer.padded_width();
-    for_tiles(columns, [&](auto first, auto count) {
-        T *to = packed + first * out;
-        for (std::ptrdiff_t o = 0; o < out; o++)
-            for (std::ptrdiff_t i = 0; i < count; i++)
-                to[o * count + i] = first + i < width ? weight[o * width + first + i] : 0;
+    in_parts(out, std::min(parts, out), [&](auto begin, auto outputs, auto) {
+        for_tiles(columns, [&](auto first, auto count) {
+            const std::ptrdiff_t there = std::min(count, width - first);
+            for (std::ptrdiff_t o = begin; o < begin + outputs; o++) {
+                T *to = packed + first * out + o * count;
+                std::memcpy(to, weight + o * width + first, there * sizeof(T));
+                std::memset(to + there, 0, (count - there) * sizeof(T));
+            }
+        });
     });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
         T *values = room + part * room_size, *grad_values = values + ROWS_AT_ONCE * layer.row();
         T *sums = grad_values + ROWS_AT_ONCE * layer.row();
-        std::memset(sums, 0, 4 * groups * TABLE * sizeof(T));
+        std::memset(sums, 0, LANES * groups * TABLE * sizeof(T));
         for (std::ptrdiff_t r = 0; r < ROWS_AT_ONCE; r++)  // the padding, which is multiplied too
             std::memset(values + r * layer.row() + width, 0, (columns - width) * sizeof(T));
         for_rows(first, count, [&](auto at, auto n) {
@@ -206,17 +246,20 @@ extern "C" void group_backward(
                 out, columns, n, {own, 1, out}, values, layer.row(),
                 weight_sums + part * out * columns, columns, at > first);
         });
-        T *own_table = grad_table + part * groups * TABLE;
-        for (std::ptrdiff_t group = 0; group < groups; group++, sums += 4 * TABLE)
-            for (std::ptrdiff_t i = 0; i < TABLE; i++)
-                own_table[group * TABLE + i] =
-                    sums[i] + sums[TABLE + i] + sums[2 * TABLE + i] + sums[3 * TABLE + i];
+        T *total = grad_table + part * groups * TABLE;
+        std::memset(total, 0, groups * TABLE * sizeof(T));
+        for (std::ptrdiff_t group = 0; group < groups; group++, total += TABLE)
+            for (int lane = 0; lane < LANES; lane++, sums += TABLE)
+                for (std::ptrdiff_t i = 0; i < TABLE; i++)
+                    total[i] += sums[i];
     });
-    for (std::ptrdiff_t o = 0; o < out; o++)
-        for (std::ptrdiff_t i = 0; i < width; i++) {
-            T sum = 0;
-            for (std::ptrdiff_t part = 0; part < parts; part++)
-                sum += weight_sums[(part * out + o) * columns + i];
-            grad_weight[o * width + i] = sum;
+    in_parts(out, std::min(parts, out), [&](auto first, auto count, auto) {
+        for (std::ptrdiff_t o = first; o < first + count; o++) {
+            T *total = grad_weight + o * width;
+            std::memcpy(total, weight_sums + o * columns, width * sizeof(T));
+            for (std::ptrdiff_t part = 1; part < parts; part++)
+                for (std::ptrdiff_t i = 0; i < width; i++)
+                    total[i] += weight_sums[(part * out + o) * columns + i];
         }
+    });
 }
