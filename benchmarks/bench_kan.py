@@ -3,10 +3,9 @@
     python benchmarks/bench_kan.py --threads 2 --csv kan.csv --json kan.json
 
 Measured in one process, in turns: this project's layer in each way to run, the textbook recursion,
-the matrix product alone ("packed GEMM": an nn.Linear of nine times the inputs, the floor of a dense
-formulation), the same by the library that this project's layer uses for it (oneDNN on AMD's
-processors with AVX-512, else torch's choice, MKL), an nn.Linear of the layer's own size, and inkan
-and flashkan if they are installed.
+the matrix product alone ("packed GEMM": an nn.Linear of nine times the inputs, whose features cost
+nothing but the memory they are in), an nn.Linear of the layer's own size, and inkan and flashkan if
+they are installed.
 """
 
 import argparse
@@ -29,7 +28,6 @@ from benchmarks import measure
 from benchmarks.textbook import TextbookKANLinear, cox_de_boor
 from models.kan import KANLinear
 from models.kan_features import workspace
-from models.kan_ops import times_transposed
 
 SHAPES = [(4160, 192, 64), (4160, 64, 192), (1576, 768, 64), (1024, 192, 768)]  # rows, in, out
 WAYS = ("compiled", "eager", "plain")
@@ -54,7 +52,6 @@ def layers(width: int, out: int, grid_size: int) -> dict[str, nn.Module]:
     found["textbook"] = TextbookKANLinear(copied("plain"))
     features = grid_size + ours.spline_order + 1
     found["packed GEMM"] = PackedGEMM(width, out, features)
-    found["packed GEMM, layer's way"] = PackedGEMMOfLayer(width, out, features)
     found["nn.Linear"] = nn.Linear(width, out)
     for package in ("inkan", "flashkan"):
         try:
@@ -71,26 +68,6 @@ class PackedGEMM(nn.Linear):
     def __init__(self, width: int, out: int, features: int) -> None:
         super().__init__(width * features, out, bias=False)
         self.features = features
-
-
-class PackedGEMMOfLayer(PackedGEMM):
-    """The same, by the library that a KAN layer takes for it."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, features · in) -> (N, out)."""
-        return _LinearOfLayer.apply(input, self.weight)
-
-
-class _LinearOfLayer(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return times_transposed(x, weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        return times_transposed(grad, weight.T), times_transposed(grad.T, x.T)
 
 
 def measured_shape(
@@ -212,9 +189,6 @@ def summary(records: list[dict[str, Any]], worst: dict[str, dict[str, float]]) -
         return math.exp(sum(map(math.log, found)) / len(found)) if found else math.nan
 
     return {
-        "packed GEMM, layer's way: times the packed GEMM": mean(
-            values("packed GEMM, layer's way", "times_packed_gemm")
-        ),
         "compiled: times the packed GEMM": mean(values("compiled", "times_packed_gemm")),
         "compiled: times faster than the textbook": mean(values("compiled", "textbook_times_this")),
         "compiled: times faster than inkan": mean(values("compiled", "inkan_times_this")),

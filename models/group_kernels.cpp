@@ -1,8 +1,8 @@
-// A group-KAN layer on a CPU, for models/group_native.py: one spline per group of channels, then weights.
+// A group-KAN layer on a CPU, for models/group_native.py: one spline per group of channels, then
+// weights.
 //
 // A value is looked up among its group's knots and becomes the polynomial of its interval, to which
-// the base is added. The polynomials, each four numbers (or eight, from order 4 on) side by side in
-// memory, are turned into vectors of equal powers by shuffles.
+// the base is added. The values of a few rows at a time are in the cache when they are multiplied.
 
 #include "products.h"
 
@@ -12,8 +12,8 @@ constexpr int SIZE = (ORDER / 4 + 1) * 4;  // numbers of a polynomial, with padd
 constexpr std::ptrdiff_t TABLE = (M + 1) * SIZE;  // those of a group
 
 // What is known of the layer. `knots` (groups, M); `steps` (2, groups) the distance between knots and
-// its inverse, or null if they are not even; `table` (groups, LOOKED_UP) the coefficients of the
-// polynomials, see `looked_up`.
+// its inverse, or null if they are not even; `table` the coefficients, lowest power first, of the
+// polynomials before the first knot, on each interval, and behind the last, see `looked_up`.
 struct Layer {
     std::ptrdiff_t groups, channels;
     const T *knots, *steps, *table;
@@ -21,42 +21,55 @@ struct Layer {
     std::ptrdiff_t width() const { return groups * channels; }
     std::ptrdiff_t padded_width() const { return rounded_up(width(), LANES); }
     std::ptrdiff_t row() const { return row_apart(padded_width()); }
+    // what a caller has to give for each part of the rows: values, their gradient, sums of products,
+    // and of the table
+    std::ptrdiff_t room(std::ptrdiff_t out) const
+    {
+        return ROWS_AT_ONCE * (2 * row() + rounded_up(out, LANES)) + LANES * groups * TABLE;
+    }
 };
 
-// Where a vector or two hold as many numbers as there are polynomials, coefficients of one power are
-// looked up in these.
+// Where two vectors hold the coefficients of one power, they are looked up in these; else those of a
+// polynomial, four (or eight, from order 4 on) side by side in memory, become vectors by shuffles.
 #if defined(__AVX512F__) && !defined(__clang__)
-constexpr bool IN_VECTORS = M + 1 <= 2 * LANES;
+#define LOOK_UP_IN_VECTORS
+#endif
+constexpr std::ptrdiff_t ENTRIES = 2 * LANES;
+#ifdef LOOK_UP_IN_VECTORS
+constexpr bool IN_VECTORS = M + 1 <= ENTRIES;
 #else
 constexpr bool IN_VECTORS = false;
 #endif
-constexpr std::ptrdiff_t ENTRIES = 2 * LANES;
 constexpr std::ptrdiff_t LOOKED_UP = IN_VECTORS ? SIZE * ENTRIES : TABLE;  // numbers of a group
 
-// The table as it is looked up: as it came; or of each group by power instead of by polynomial.
+// A table (groups, M + 1, SIZE) as it is looked up: as it is, or as (groups, SIZE, ENTRIES).
 static std::vector<T> looked_up(std::ptrdiff_t groups, const T *table)
 {
     if (!IN_VECTORS)
         return std::vector<T>(table, table + groups * TABLE);
     std::vector<T> by_power(groups * LOOKED_UP);
     for (std::ptrdiff_t group = 0; group < groups; group++)
-        for (int power = 0; power < SIZE; power++)
+        for (int power = 0; power < SIZE; power++) {
+            const T *from = table + group * TABLE + power;
             for (int i = 0; i <= M; i++)
-                by_power[(group * SIZE + power) * ENTRIES + i] = table[(group * (M + 1) + i) * SIZE + power];
+                by_power[(group * SIZE + power) * ENTRIES + i] = from[i * SIZE];
+        }
     return by_power;
 }
 
 // A vector of a group's values in its spline.
 struct InGroup : Place {
-    explicit InGroup(const Place &place)
-        : Place(place)
+    Values x;
+
+    InGroup(Values x, const Place &place)
+        : Place(place), x(x)
     {
     }
 
     // The coefficients at each value, by power.
     void coefficients(const T *table, Values *by_power) const
     {
-#if defined(__AVX512F__) && !defined(__clang__)
+#ifdef LOOK_UP_IN_VECTORS
         if constexpr (IN_VECTORS) {
             for (int power = 0; power <= ORDER; power++) {
                 const Values first = load<Values>(table + power * ENTRIES);
@@ -101,9 +114,8 @@ struct InGroup : Place {
     }
 };
 
-// Calls step(x, at, place, group, seen) on all vectors of values of some rows, each at `at` among rows
-// that are row() apart. The last vector of a group's channels may overlap the one before, which had
-// `seen` of them.
+// Calls step(window, row, place, group, seen) on all values of some rows. The last vector of a group's
+// channels may overlap the one before, which had `seen` of them.
 template <class Step>
 static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x, Step step)
 {
@@ -114,11 +126,12 @@ static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x,
             const auto at_window = [&](auto window, std::ptrdiff_t seen) {
                 const Values value = window.load_from(x);
                 const auto knot = [&](int m) { return all(knots[m]); };
-                const T *steps = layer.steps + group;
-                const Place place = layer.steps == nullptr
-                    ? Place(value, knot)
-                    : Place(value, knot(0), knot(M - 1), all(steps[0]), all(steps[layer.groups]));
-                step(value, window, row, InGroup(place), group, seen);
+                if (layer.steps == nullptr)
+                    return step(window, row, InGroup(value, Place(value, knot)), group, seen);
+                const Values apart = all(layer.steps[group]);
+                const Values per_unit = all(layer.steps[layer.groups + group]);
+                const Place place(value, knot(0), knot(M - 1), apart, per_unit);
+                step(window, row, InGroup(value, place), group, seen);
             };
             if (n < LANES)
                 at_window(Window<false>{group * n, n}, 0);
@@ -129,28 +142,29 @@ static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x,
         }
 }
 
-// Writes the base plus the splines of some rows of x (rows, width) into `out`, whose rows are row() apart.
+// Writes the base plus the splines of some rows of x (rows, width) into `out`, whose rows are row()
+// apart.
 static void write_values(const Layer &layer, std::ptrdiff_t rows, const T *x, T *out)
 {
-    for_each(layer, rows, x, [&](Values x, auto window, auto row, const InGroup &place, auto group, auto) {
+    for_each(layer, rows, x, [&](auto window, auto row, const InGroup &place, auto group, auto) {
         Values c[SIZE];
         place.coefficients(layer.table + group * LOOKED_UP, c);
         Values value = c[ORDER];
         for (int i = ORDER - 1; i >= 0; i--)
             value = value * place.distance + c[i];
-        window.store_to(out + row * layer.row(), Base(x).value + value);
+        window.store_to(out + row * layer.row(), Base(place.x).value + value);
     });
 }
 
-// The same, and from the gradient grad in it, whose rows are as far apart, that in x into grad_x; that in
-// the table is added to `sums`.
+// The same, and from the gradient grad in it, whose rows are as far apart, that in x into grad_x; that
+// in the table is added to `sums`, which are LANES tables of a group side by side.
 static void write_gradients(
     const Layer &layer, std::ptrdiff_t rows, const T *x, const T *grad, T *out, T *grad_x, T *sums)
 {
     Indices lane;
     for (int i = 0; i < LANES; i++)
         lane[i] = i;
-    for_each(layer, rows, x, [&](Values x, auto window, auto row, const InGroup &place, auto group, auto seen) {
+    for_each(layer, rows, x, [&](auto window, auto row, const InGroup &place, auto group, auto seen) {
         Values c[SIZE];
         place.coefficients(layer.table + group * LOOKED_UP, c);
         Values value = c[ORDER], slope{};
@@ -158,7 +172,7 @@ static void write_gradients(
             slope = slope * place.distance + value;
             value = value * place.distance + c[i];
         }
-        const Base base(x);
+        const Base base(place.x);
         const Values weight = window.load_from(grad + row * layer.row());
         window.store_to(out + row * layer.row(), base.value + value);
         window.store_to(grad_x + row * layer.width(), (base.slope + slope) * weight);
@@ -175,13 +189,13 @@ extern "C" void group_room(
 {
     const Layer layer{groups, channels, nullptr, nullptr, nullptr};
     *packed = layer.padded_width() * rounded_up(out, LANES);
-    *room = ROWS_AT_ONCE * (2 * layer.row() + rounded_up(out, LANES)) + LANES * groups * TABLE;
+    *room = layer.room(out);
 }
 
 // y (rows, out) of x (rows, width), with weight (out, width) and bias (out) or null.
 extern "C" void group_forward(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t rows,
-    std::ptrdiff_t parts, std::ptrdiff_t room_size, const T *knots, const T *steps, const T *table,
+    std::ptrdiff_t parts, const T *knots, const T *steps, const T *table,
     const T *x, const T *weight, const T *bias, T *packed, T *room, T *y)
 {
     const std::vector<T> own_table = looked_up(groups, table);
@@ -196,7 +210,7 @@ extern "C" void group_forward(
         });
     });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
-        T *values = room + part * room_size, *padded = values + ROWS_AT_ONCE * layer.row();
+        T *values = room + part * layer.room(out), *padded = values + ROWS_AT_ONCE * layer.row();
         for_rows(first, count, [&](auto at, auto n) {
             T *sums = y_row == out ? y + at * out : padded;
             for (std::ptrdiff_t r = 0; r < n && bias != nullptr; r++)
@@ -204,17 +218,17 @@ extern "C" void group_forward(
             write_values(layer, n, x + at * width, values);
             multiply(
                 n, y_row, width, {values, layer.row(), 1}, packed, 0, sums, y_row, bias != nullptr);
-            for (std::ptrdiff_t r = 0; r < n && sums == padded; r++)
-                std::memcpy(y + (at + r) * out, padded + r * y_row, out * sizeof(T));
+            if (sums == padded)
+                copy_rows(n, out, padded, y_row, y + at * out);
         });
     });
 }
 
-// From grad (rows, out) the gradient in x, that in the table for each part (parts, groups, M + 1, SIZE),
-// and that in the weights.
+// From grad (rows, out) the gradient in x, that in the table by part (parts, groups, M + 1, SIZE), and
+// that in the weights.
 extern "C" void group_backward(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t rows,
-    std::ptrdiff_t parts, std::ptrdiff_t room_size, const T *knots, const T *steps, const T *table,
+    std::ptrdiff_t parts, const T *knots, const T *steps, const T *table,
     const T *x, const T *weight, const T *grad, T *packed, T *room, T *weight_sums, T *grad_x,
     T *grad_table, T *grad_weight)
 {
@@ -232,11 +246,9 @@ extern "C" void group_backward(
         });
     });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
-        T *values = room + part * room_size, *grad_values = values + ROWS_AT_ONCE * layer.row();
+        T *values = room + part * layer.room(out), *grad_values = values + ROWS_AT_ONCE * layer.row();
         T *sums = grad_values + ROWS_AT_ONCE * layer.row();
         std::memset(sums, 0, LANES * groups * TABLE * sizeof(T));
-        for (std::ptrdiff_t r = 0; r < ROWS_AT_ONCE; r++)  // the padding, which is multiplied too
-            std::memset(values + r * layer.row() + width, 0, (columns - width) * sizeof(T));
         for_rows(first, count, [&](auto at, auto n) {
             const T *own = grad + at * out;
             multiply(n, columns, out, {own, out, 1}, packed, 0, grad_values, layer.row(), false);

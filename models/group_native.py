@@ -36,50 +36,46 @@ def forward(
 
     Args:
         library: of `library_for`, for that dtype.
+
+    Raises:
+        ValueError: tensors are on several devices.
     """
     x, weight = (tensor.to(knots.dtype).contiguous() for tensor in (x, weight))
     bias = None if bias is None else bias.to(knots.dtype).contiguous()
-    y = x.new_empty(len(x), len(weight))
-    if len(x):
-        sizes, packed, room = _room(library, x, knots, weight)
-        given = *_layer(knots, pieces), x, weight, bias
-        native.call(library.group_forward, sizes, *given, packed, room, y)
+    *layer, rows, parts = _sizes(x, knots, weight)
+    y = x.new_empty(rows, len(weight))
+    if rows:
+        packed, room = native.room(library.group_room, tuple(layer), parts, x)
+        given = *_layer(knots, pieces), x, weight, bias, packed, room
+        native.call(library.group_forward, (*layer, rows, parts), *given, y)
     return y
 
 
 def backward(
     library: ctypes.CDLL, grad: Tensor, x: Tensor, knots: Tensor, pieces: Tensor, weight: Tensor
 ) -> list[Tensor]:
-    """Gradients in x, pieces and weight from `grad` (N, out)."""
-    like = x, pieces, weight
-    if not len(x):
-        return [torch.zeros_like(tensor) for tensor in like]
+    """Gradients in x, pieces and weight from `grad` (N, out), in the dtype of knots and pieces."""
     grad, x, weight = (tensor.to(knots.dtype).contiguous() for tensor in (grad, x, weight))
-    sizes, packed, room = _room(library, x, knots, weight)
-    layer = _layer(knots, pieces)
-    sums = workspace.empty("moments", (len(room), len(packed)), x, x.dtype)
+    if not len(x):
+        return [torch.zeros_like(tensor) for tensor in (x, pieces, weight)]
+    *layer, rows, parts = _sizes(x, knots, weight)
+    packed, room = native.room(library.group_room, tuple(layer), parts, x)
+    parts = native.parts_with_sums(parts, rows, packed.numel())
+    sums = workspace.empty("sums", (parts, packed.numel()), x, x.dtype)
+    knots_used, steps, table = _layer(knots, pieces)
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
-    grad_table = x.new_empty(len(room), *layer[-1].shape)
-    given = *layer, x, weight, grad, packed, room, sums, grad_x, grad_table, grad_weight
-    native.call(library.group_backward, sizes, *given)
-    grad_pieces = grad_table.sum(dim=0)[..., : pieces.shape[2]]
-    found = grad_x, grad_pieces, grad_weight
-    return [own.to(tensor.dtype) for own, tensor in zip(found, like, strict=True)]
+    grad_table = x.new_empty(parts, *table.shape)
+    given = knots_used, steps, table, x, weight, grad, packed, room, sums
+    found = grad_x, grad_table, grad_weight
+    native.call(library.group_backward, (*layer, rows, parts), *given, *found)
+    grad_pieces = grad_table.sum(dim=0)[..., : pieces.shape[2]].contiguous()
+    return [grad_x, grad_pieces, grad_weight]
 
 
-def _room(
-    library: ctypes.CDLL, x: Tensor, knots: Tensor, weight: Tensor
-) -> tuple[tuple[int, ...], Tensor, Tensor]:
-    """Sizes for the library, and memory for weights and for each part of the rows."""
-    rows, width = x.shape
-    layer = len(knots), width // len(knots), len(weight)
-    wanted = torch.empty(2, dtype=torch.int64)
-    native.call(library.group_room, layer, wanted[:1], wanted[1:])
-    for_weights, for_rows = wanted.tolist()
-    parts = min(native.parts(x.numel()), rows)
-    packed = workspace.empty("weights", (for_weights,), x, x.dtype)
-    room = workspace.empty("features", (parts, for_rows), x, x.dtype)
-    return (*layer, rows, parts, for_rows), packed, room
+def _sizes(x: Tensor, knots: Tensor, weight: Tensor) -> tuple[int, int, int, int, int]:
+    """Sizes for the library; the last is how many parts the rows are divided into."""
+    (rows, width), groups = x.shape, len(knots)
+    return groups, width // groups, len(weight), rows, native.parts(rows, weight.numel())
 
 
 def _layer(knots: Tensor, pieces: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -35,7 +35,7 @@ def group_kan_linear(
 ) -> Tensor:
     """weight · φ(x) + bias, with φ(x_c) = b(x_c) + the spline of channel c's group at x_c.
 
-    φ is computed in float32 or better, also under autocast; only the matrix product runs in
+    φ is computed in float32 or better, also under autocast; at most the matrix product runs in
     autocast's type.
 
     Args:
@@ -87,8 +87,8 @@ def _forward(
     dtype: torch.dtype,
     compiled: bool,
 ) -> Tensor:
-    """The layer in blocks, (N, in) -> (N, out)."""
-    exact = basis_dtype(x, knots)
+    """The layer, (N, in) -> (N, out); without a compiler in blocks."""
+    exact = torch.promote_types(basis_dtype(x, knots), weight.dtype)
     layer = knots.to(exact), pieces.to(exact)
     library = group_native.library_for(*layer, activation, compiled)
     if library is not None:
@@ -119,7 +119,7 @@ def _backward(
     compiled: bool,
 ) -> list[Tensor]:
     """Gradients in x, pieces and weight."""
-    exact = basis_dtype(x, knots)
+    exact = torch.promote_types(basis_dtype(x, knots), weight.dtype)
     layer = knots.to(exact), pieces.to(exact)
     library = group_native.library_for(*layer, activation, compiled)
     if library is not None:
@@ -127,6 +127,7 @@ def _backward(
         return [own.to(like.dtype) for own, like in zip(found, (x, pieces, weight), strict=True)]
     with no_autocast(x):
         grad = grad.to(dtype).contiguous()
+        exact = basis_dtype(x, knots)
         grad_x = torch.empty_like(x, dtype=exact, memory_format=torch.contiguous_format)
         grad_pieces = torch.zeros_like(pieces, dtype=exact)
         grad_weight = None

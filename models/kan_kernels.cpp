@@ -1,4 +1,4 @@
-// A KAN layer on a CPU, for models/kan_native.py: its features [b(x), B_1(x) ... B_n(x)] times weights.
+// A KAN layer on a CPU, for models/kan_native.py: features [b(x), B_1(x) ... B_n(x)] times weights.
 //
 // A value is looked up among the knots of its feature. The ORDER + 1 B-splines that are not zero
 // there are polynomials: of even knots always the same, of others looked up as well. Each of the n
@@ -152,7 +152,8 @@ static inline void for_each(
                 x, step);
 }
 
-// Writes the features of a block of some rows of x (rows, width) into `features` (rows, FEATURES, inputs).
+// Writes the features of a block of some rows of x (rows, width) into `features`, (FEATURES, inputs)
+// in each row.
 static void write_features(
     const Layer &layer, std::ptrdiff_t rows, Block block, const T *x, T *features)
 {
@@ -248,7 +249,8 @@ static void pack_forward(const Blocks &blocks, Weights weights, Block block, T *
                     *column = weights.base[edge];
                 const T scale = weights.scaler == nullptr ? T(1) : weights.scaler[edge];
                 for (int j = 0; j < COUNT; j++)
-                    column[(FIRST + j) * block.inputs() * count] = scale * weights.spline[edge * COUNT + j];
+                    column[(FIRST + j) * block.inputs() * count] =
+                        scale * weights.spline[edge * COUNT + j];
             }
     });
 }
@@ -259,14 +261,15 @@ static void pack_backward(const Blocks &blocks, Weights weights, Block block, T 
     const std::ptrdiff_t width = blocks.width, begin = block.begin, end = block.end;
     std::memset(row, 0, block.columns() * sizeof(T));
     for (std::ptrdiff_t o = 0; o < blocks.out; o++) {
-        const T *own = weights.spline + o * width * COUNT, *scale = weights.scaler + o * width;
+        const T *own = weights.spline + o * width * COUNT;
+        const T *scale = weights.scaler == nullptr ? nullptr : weights.scaler + o * width;
         if (FIRST)
             std::memcpy(row, weights.base + o * width + begin, (end - begin) * sizeof(T));
         for (int j = 0; j < COUNT; j++) {
             T *to = row + (FIRST + j) * block.inputs() - begin;
 #pragma GCC ivdep
             for (std::ptrdiff_t i = begin; i < end; i++)
-                to[i] = (weights.scaler == nullptr ? T(1) : scale[i]) * own[i * COUNT + j];
+                to[i] = (scale == nullptr ? T(1) : scale[i]) * own[i * COUNT + j];
         }
         for_tiles(block.columns(), [&](auto first, auto count) {
             std::memcpy(packed + first * blocks.out + o * count, row + first, count * sizeof(T));
@@ -275,7 +278,7 @@ static void pack_backward(const Blocks &blocks, Weights weights, Block block, T 
 }
 
 // How many numbers of room kan_forward and kan_backward need: `packed` for the weights, where the
-// latter needs them also for each part in `moments`; and `room` for each part.
+// latter needs them also for each part in `weight_sums`; and `room` for each part.
 extern "C" void kan_room(
     std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t *packed, std::ptrdiff_t *room)
 {
@@ -309,18 +312,18 @@ extern "C" void kan_forward(
                     n, y_row, block.columns(), {features, block.row(), 1}, weights(block), 0, sums,
                     y_row, number > 0);
             }
-            for (std::ptrdiff_t r = 0; r < n && sums == padded; r++)
-                std::memcpy(y + (at + r) * out, padded + r * y_row, out * sizeof(T));
+            if (sums == padded)
+                copy_rows(n, out, padded, y_row, y + at * out);
         });
     });
 }
 
-// From grad (rows, out), the gradient in x and those in the parameters that are there. Without grad_x, or
-// without `moments`, the one or the others are left out.
+// From grad (rows, out), the gradient in x and those in the parameters that are there. Without grad_x,
+// or without `weight_sums`, the one or the others are left out.
 extern "C" void kan_backward(
     std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t rows, std::ptrdiff_t parts,
     const T *knots, const T *steps, const T *table, const T *x, const T *base, const T *spline,
-    const T *scaler, const T *grad, T *packed, T *room, T *moments, T *grad_x, T *grad_base,
+    const T *scaler, const T *grad, T *packed, T *room, T *weight_sums, T *grad_x, T *grad_base,
     T *grad_spline, T *grad_scaler)
 {
     const Layer layer{width, knots, steps, table};
@@ -349,14 +352,14 @@ extern "C" void kan_backward(
                     write_gradients(
                         layer, n, block, own_x, grad_features, features, grad_x + at * width);
                 }
-                if (moments != nullptr)
+                if (weight_sums != nullptr)
                     multiply(
                         out, block.columns(), n, {own, 1, out}, features, block.row(),
-                        moments + part * size + place(block), block.columns(), at > first);
+                        weight_sums + part * size + place(block), block.columns(), at > first);
             });
         }
     });
-    if (moments == nullptr)
+    if (weight_sums == nullptr)
         return;
     in_parts(out, std::min(parts, out), [&](auto first, auto count, auto part) {
         T *sums = room + part * blocks.room();  // of all parts, a row
@@ -365,7 +368,7 @@ extern "C" void kan_backward(
                 const Block block = blocks.block(number);
                 const std::ptrdiff_t inputs = block.end - block.begin;
                 const std::ptrdiff_t edge = o * width + block.begin;
-                const T *from = moments + place(block) + o * block.columns();
+                const T *from = weight_sums + place(block) + o * block.columns();
                 for (std::ptrdiff_t i = 0; i < block.columns(); i++) {
                     sums[i] = from[i];
                     for (std::ptrdiff_t p = 1; p < parts; p++)

@@ -1,9 +1,9 @@
 """Kernels for the features of a KAN layer, by block of rows, without autograd.
 
-They compute what `kan_features.features` defines, and the gradient in x with it: `NativeKernel` on
-a CPU, in C++; `CompiledKernel` on other devices, through torch.compile; `EagerKernel` and, for even
-knots, `EvenKernel` without a compiler, in buffers that stay in the processor's cache; `LocalKernel`
-for large grids. The first and the last touch only the functions that are not zero.
+They compute what `kan_features.features` defines, and the gradient in x with it: `CompiledKernel`
+on other devices than a CPU, through torch.compile; `EagerKernel` and, for even knots, `EvenKernel`
+without a compiler, in buffers that stay in the processor's cache; `LocalKernel` for large grids,
+which touches only the functions that are not zero. For a CPU see `kan_native`.
 
 Features are laid out (rows, features, in), so that neighbours in memory differ in their knots only.
 """
@@ -22,7 +22,7 @@ from models.kan_features import ACTIVATIONS, inverse_of_gaps, workspace
 
 CACHED_VALUES = 2**19  # per knot and input, that the eager kernel computes at a time
 DENSE_KNOTS = 24  # on more knots than this only the functions that are not zero are computed
-NATIVE_ORDER = 5  # polynomials of a higher degree lose digits that the recursion keeps
+POLYNOMIAL_ORDER = 5  # polynomials of a higher degree lose digits that the recursion keeps
 
 
 def knot_table(knots: Tensor, order: int) -> Tensor:
@@ -390,7 +390,7 @@ def make_kernel(
         functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
         if functions is not None:
             return CompiledKernel(functions, *settings)
-    if knots.device.type == "cpu" and order <= NATIVE_ORDER:
+    if knots.device.type == "cpu" and order <= POLYNOMIAL_ORDER:
         _, steps = splines.remembered(native.places, knots, order)
         if steps is not None:
             return EvenKernel(rows, knots, steps, order, activation, dtype)

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from models import native, splines
 from models.kan_features import workspace
-from models.kan_kernels import DENSE_KNOTS
+from models.kan_kernels import DENSE_KNOTS, POLYNOMIAL_ORDER
 from models.kan_weights import Weights
-
-ORDER = 5  # polynomials of a higher degree lose digits that the recursion keeps
 
 
 def library_for(
@@ -22,7 +20,8 @@ def library_for(
     Args: as of `kan_kernels.make_kernel`.
     """
     M = knots.shape[1]
-    if not compiled or knots.device.type != "cpu" or M > DENSE_KNOTS or order > ORDER:
+    dense = M <= DENSE_KNOTS and order <= POLYNOMIAL_ORDER
+    if not compiled or knots.device.type != "cpu" or not dense:
         return None
     return native.kernels("kan", knots.dtype, order, M, activation)
 
@@ -39,12 +38,15 @@ def forward(
 
     Args:
         library: of `library_for`, for that dtype.
+
+    Raises:
+        ValueError: tensors are on several devices, or not of shapes that belong together.
     """
     x, used = x.to(exact).contiguous(), _as(exact, weights)
-    sizes = _sizes(x, weights)
-    y = x.new_empty(len(x), len(weights.spline))
-    if len(x):
-        packed, room = _room(library, x, sizes)
+    sizes = width, out, rows, parts = _sizes(x, knots, order, weights)
+    y = x.new_empty(rows, out)
+    if rows:
+        packed, room = native.room(library.kan_room, (width, out), parts, x)
         tables = splines.remembered(_tables, knots.to(exact), order)
         native.call(library.kan_forward, sizes, *tables, x, *used, packed, room, y)
     return y
@@ -65,36 +67,28 @@ def backward(
     wanted = [x] * for_x + weights.present * for_weights
     if not len(x):
         return [torch.zeros_like(tensor) for tensor in wanted]
-    rows, used = x.to(exact).contiguous(), _as(exact, weights)
-    sizes = _sizes(rows, weights)
-    packed, room = _room(library, rows, sizes)
-    moments = workspace.empty("moments", (sizes[-1], *packed.shape), rows, exact)
-    grad_x = torch.empty_like(rows) if for_x else None
+    x, used = x.to(exact).contiguous(), _as(exact, weights)
+    width, out, rows, parts = _sizes(x, knots, order, weights)
+    packed, room = native.room(library.kan_room, (width, out), parts, x)
+    sums = None
+    if for_weights:
+        parts = native.parts_with_sums(parts, rows, packed.numel())
+        sums = workspace.empty("sums", (parts, packed.numel()), x, exact)
+    grad_x = torch.empty_like(x) if for_x else None
     grads = [torch.empty_like(t) if t is not None and for_weights else None for t in used]
     tables = splines.remembered(_tables, knots.to(exact), order)
-    given = *tables, rows, *used, grad.to(exact).contiguous(), packed, room
-    native.call(
-        library.kan_backward, sizes, *given, moments if for_weights else None, grad_x, *grads
-    )
+    given = *tables, x, *used, grad.to(exact).contiguous(), packed, room, sums
+    native.call(library.kan_backward, (width, out, rows, parts), *given, grad_x, *grads)
     found = [tensor for tensor in (grad_x, *grads) if tensor is not None]
     return [own.to(tensor.dtype) for own, tensor in zip(found, wanted, strict=True)]
 
 
-def _room(
-    library: ctypes.CDLL, x: Tensor, sizes: tuple[int, int, int, int]
-) -> tuple[Tensor, Tensor]:
-    """Memory for packed weights, and for features and sums of each part of the rows."""
-    width, out, _, parts = sizes
-    wanted = torch.empty(2, dtype=torch.int64)
-    native.call(library.kan_room, (width, out), wanted[:1], wanted[1:])
-    for_weights, for_rows = wanted.tolist()
-    packed = workspace.empty("weights", (for_weights,), x, x.dtype)
-    return packed, workspace.empty("features", (parts, for_rows), x, x.dtype)
-
-
-def _sizes(x: Tensor, weights: Weights) -> tuple[int, int, int, int]:
-    rows, width = x.shape
-    return width, len(weights.spline), rows, min(native.parts(x.numel()), max(rows, 1))
+def _sizes(x: Tensor, knots: Tensor, order: int, weights: Weights) -> tuple[int, int, int, int]:
+    """Sizes for the library; the last is how many parts the rows are divided into."""
+    (rows, width), (out, *functions) = x.shape, weights.spline.shape
+    if functions != [width, knots.shape[1] - order - 1]:
+        raise ValueError(f"no spline weights for these knots: {tuple(weights.spline.shape)}")
+    return width, out, rows, native.parts(rows, weights.spline.numel())
 
 
 def _as(exact: torch.dtype, weights: Weights) -> list[Tensor | None]:

@@ -1,8 +1,10 @@
 """The product at the heart of a KAN layer: features of every input value times weights.
 
 Written as an operator that keeps only its input: the features, n + 1 times as large, are computed
-again in the backward pass, block by block, so that they need not leave the cache. To torch.compile
-it is one opaque operator, which is faster than what it would make of the formula.
+again in the backward pass, block by block, so that they need not leave the cache. On a CPU with a
+compiler `kan_native` does all of it; else kernels of `kan_kernels` and torch's matrix product take
+turns. To torch.compile it is one opaque operator, which is faster than what it would make of the
+formula.
 """
 
 import math
@@ -35,9 +37,7 @@ ONEDNN = (
     and "AuthenticAMD" in native.processor()
 )
 
-# On a CPU a block's features stay in the cache; measured best on 2 cores of an AMD processor with
-# 32 MB of L3 that both have in common, and of an Intel one with 2 MB of L2 each.
-BLOCK_FEATURES = (2 if "GenuineIntel" in native.processor() else 3) * 2**20
+BLOCK_FEATURES = 2**21  # on a CPU a block's features stay in the cache
 BLOCK_ROWS = 256, 2048
 DEVICE_BLOCK_FEATURES = 2**27  # elsewhere a block is there to bound the memory
 
@@ -52,7 +52,7 @@ def kan_linear(
 ) -> Tensor:
     """Σ_i base[o, i] · b(x_i) + Σ_i Σ_j scaler[o, i] · spline[o, i, j] · B_j(x_i).
 
-    Features are computed in float32 or better, also under autocast; only the matrix product runs
+    Features are computed in float32 or better, also under autocast; at most the matrix product runs
     in autocast's type.
 
     Args:
@@ -146,9 +146,9 @@ def _forward(
     dtype: torch.dtype,
     compiled: bool,
 ) -> Tensor:
-    """The layer in blocks, (N, in) -> (N, out)."""
+    """The layer, (N, in) -> (N, out); without a compiler in blocks."""
     weights = Weights(base, spline, scaler)
-    exact = basis_dtype(x, knots)
+    exact = torch.promote_types(basis_dtype(x, knots), spline.dtype)
     library = kan_native.library_for(knots.to(exact), order, activation, compiled)
     if library is not None:
         return kan_native.forward(library, x, knots, order, weights, exact).to(dtype)
@@ -182,11 +182,12 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients in x, if asked for, and then in those of the weights that are there."""
     weights = Weights(base, spline, scaler)
-    exact = basis_dtype(x, knots)
+    exact = torch.promote_types(basis_dtype(x, knots), spline.dtype)
     library = kan_native.library_for(knots.to(exact), order, activation, compiled)
     if library is not None:
         wanted = for_x, for_weights
         return kan_native.backward(library, grad, x, knots, order, weights, exact, *wanted)
+    exact = basis_dtype(x, knots)
     grad_x = torch.empty_like(x, dtype=exact, memory_format=torch.contiguous_format)
     with no_autocast(x):
         packed = pack(weights, dtype)  # (out, features · in)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models import splines
 from models.kan_compile import warn_of_failure
+from models.kan_features import workspace
 
 FLAGS = [
     "-std=c++17", "-O3", "-funroll-loops", "-fno-math-errno", "-fno-trapping-math",
@@ -28,7 +29,8 @@ FLAGS = [
 WANTED = ["-march=native", *(["-fopenmp"] if sys.platform != "darwin" else [])]
 FOLDER = Path(__file__).parent
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
-THREAD = 2**14  # values that repay one
+THREAD = 2**21  # products that repay one
+ROWS_OF_SUMS, SUMS = 96, 2**26  # rows that repay sums of their own, and numbers of all sums
 
 
 @cache
@@ -53,9 +55,33 @@ def kernels(
 
 
 def call(function: Callable[..., object], sizes: tuple[int, ...], *tensors: Tensor | None) -> None:
-    """Calls a kernel with sizes and the addresses of contiguous tensors, null for none."""
+    """Calls a kernel with sizes and the addresses of contiguous tensors, null for none.
+
+    Raises:
+        ValueError: not all are on the CPU.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not all(tensor.device.type == "cpu" for tensor in given):
+        found = sorted({str(tensor.device) for tensor in given})
+        raise ValueError(f"the tensors of a layer are on several devices: {', '.join(found)}")
     addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
     function(*map(ctypes.c_ssize_t, sizes), *map(ctypes.c_void_p, addresses))
+
+
+def room(
+    function: Callable[..., object], sizes: tuple[int, ...], parts: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Memory for packed weights, and for features and sums of each part of the rows.
+
+    Args:
+        function: says how many numbers each needs, for these sizes.
+        like: a tensor of their dtype.
+    """
+    wanted = torch.empty(2, dtype=torch.int64, device="cpu")
+    call(function, sizes, wanted[:1], wanted[1:])
+    for_weights, for_rows = wanted.tolist()
+    packed = workspace.empty("weights", (for_weights,), like, like.dtype)
+    return packed, workspace.empty("features", (parts, for_rows), like, like.dtype)
 
 
 def places(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
@@ -69,9 +95,14 @@ def places(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
     return closed, splines.even_steps(knots) if order >= 2 else None
 
 
-def parts(values: int) -> int:
-    """How many threads should share so many values."""
-    return max(min(torch.get_num_threads(), values // THREAD), 1)
+def parts(rows: int, products: int) -> int:
+    """How many threads should share so many rows, with so many products each."""
+    return max(min(torch.get_num_threads(), rows * products // THREAD, rows), 1)
+
+
+def parts_with_sums(parts: int, rows: int, numbers: int) -> int:
+    """The same where each sums up so many numbers, which costs memory and time too."""
+    return max(min(parts, rows // ROWS_OF_SUMS, SUMS // numbers), 1)
 
 
 def library(source: Path, **defines: object) -> ctypes.CDLL:
@@ -110,7 +141,7 @@ def _compile(source: Path, path: Path, flags: list[str]) -> None:
     command = next((c for c in map(shlex.split, commands) if shutil.which(c[0])), None)
     if command is None:
         raise OSError(f"no C++ compiler ({', '.join(commands)})")
-    for wanted in (WANTED, WANTED[:1], []):
+    for wanted in (WANTED, WANTED[:1], WANTED[1:], []):
         done = subprocess.run(
             [*command, *flags, *wanted, str(source), "-o", str(path)],
             capture_output=True, text=True, errors="replace",

@@ -20,7 +20,7 @@ struct Left {
     std::ptrdiff_t row, column;
 };
 
-// sums (R, V · LANES) = left (R, depth) · right (depth, V · LANES), added to what is there if asked for.
+// sums (R, V · LANES) = left (R, depth) · right (depth, V · LANES), or added to what is there.
 template <int R, int V>
 __attribute__((noinline)) static void tile(
     std::ptrdiff_t depth, Left left, const T *right, std::ptrdiff_t right_row, T *sums,
@@ -104,4 +104,12 @@ static inline void for_rows(std::ptrdiff_t first, std::ptrdiff_t count, Step ste
 static inline std::ptrdiff_t row_apart(std::ptrdiff_t columns)
 {
     return columns + (columns / LANES % 2 == 0 ? LANES : 0);
+}
+
+// Copies rows of so many columns from where they are padded.
+static inline void copy_rows(
+    std::ptrdiff_t rows, std::ptrdiff_t columns, const T *from, std::ptrdiff_t from_row, T *to)
+{
+    for (std::ptrdiff_t r = 0; r < rows; r++)
+        std::memcpy(to + r * columns, from + r * from_row, columns * sizeof(T));
 }

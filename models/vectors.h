@@ -243,6 +243,7 @@ struct Base {
             const Values tail = exponential(all(2) * (x < all(0) ? x : -x));
             const Values size = (all(1) - tail) / (all(1) + tail);
             value = x < all(0) ? -size : size;
+            value = x == x ? value : x;  // a NaN's bits may give anything in `exponential`
             slope = all(1) - size * size;
         } else {
             value = BASE == IDENTITY ? x : all(0);

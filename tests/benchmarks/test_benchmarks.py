@@ -15,17 +15,6 @@ def test_the_textbooks_layer_computes_the_same() -> None:
     torch.testing.assert_close(TextbookKANLinear(layer)(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_packed_gemms_agree() -> None:
-    first, second = (kind(6, 4, 9) for kind in (bench_kan.PackedGEMM, bench_kan.PackedGEMMOfLayer))
-    second.load_state_dict(first.state_dict())
-    results = []
-    for module in (first, second):
-        x = torch.linspace(-1, 1, 540).reshape(10, 54).requires_grad_()
-        module(x).square().sum().backward()
-        results.append((x.grad, module.weight.grad))
-    torch.testing.assert_close(*results)
-
-
 def test_saved_bytes_are_those_kept_beyond_the_parameters() -> None:
     x = torch.randn(100, 3, requires_grad=True)
     assert measure.saved_bytes(torch.nn.Linear(3, 5), x) == x.nbytes

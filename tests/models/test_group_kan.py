@@ -337,6 +337,21 @@ def test_it_is_at_home_wherever_torch_is(tmp_path: Path) -> None:
     torch.testing.assert_close(compiled(x), expected)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's check reads them all
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_operators_are_what_torch_expects(compiled: bool) -> None:
+    layer = GroupKANLinear(8, 3, groups=4, spline_order=2)
+    pieces = splines.polynomial_pieces(layer.grid, 2).sum(dim=-1).requires_grad_()
+    layer_of = layer.grid, pieces, layer.weight
+    x, settings = torch.randn(20, 8, requires_grad=True), ("gelu", torch.float32, compiled)
+    operators = torch.ops.kansformer
+    torch.library.opcheck(operators.group_kan_linear.default, (x, *layer_of, layer.bias, *settings))
+    torch.library.opcheck(
+        operators.group_kan_linear_backward.default, (torch.randn(20, 3), x, *layer_of, *settings),
+        test_utils="test_faketensor",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("order", range(6))
 def test_pieces_are_the_basis(order: int) -> None:
     knots = torch.rand(2, 9 + order, dtype=torch.float64).sort(dim=1).values

@@ -11,6 +11,7 @@ import warnings
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import kan_features, kan_kernels, kan_native, kan_ops, native, splines
-from models.kan import KAN, KANFeedForward, KANLinear
+from models.kan import KAN, GroupKANLinear, KANFeedForward, KANLinear
 from models.kan_features import features
 from models.kan_grid import refine_grid
 from models.kan_weights import Weights
@@ -187,18 +188,92 @@ def test_a_kernel_at_knots_and_far_outside(kind: str, order: int) -> None:
 # more inputs than a block has, outputs than a tile, and rows than are computed at a time; and a few
 @needs_compiler
 @pytest.mark.parametrize("shape", [(1, 1, 1), (97, 401, 3), (200, 37, 131), (5, 130, 900)])
-@pytest.mark.parametrize("even", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_compiled_in_blocks_of_all_sizes(
-    shape: tuple[int, int, int], even: bool, dtype: torch.dtype
-) -> None:
+def test_compiled_in_blocks_of_all_sizes(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     rows, width, out = shape
-    layer = (KANLinear(width, out) if even else uneven_layer(width, out, 3)).to(dtype)
     x = torch.randn(rows, width, dtype=dtype)
+    without: list[dict[str, Any]] = [
+        {"enable_standalone_scale_spline": False}, {"base_activation": nn.Softplus},
+    ]  # fmt: skip
+    for options in without:
+        assert_ways_agree(KANLinear(width, out, **options).to(dtype), x, "compiled")
+    assert_ways_agree(uneven_layer(width, out, 3).to(dtype), x, "compiled")
+    layer = KANLinear(width, out).to(dtype)
     assert_ways_agree(layer, x, "compiled")
     x[0] = torch.nan
     layer.mode = "compiled"
     assert layer(x[1:]).equal(layer(x)[1:])
+
+
+def trained(layer: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Output and the gradients of all parameters, of a sum of squares."""
+    layer.zero_grad()
+    y = layer(x)
+    y.float().square().sum().backward()
+    return y.detach(), [parameter.grad.clone() for parameter in layer.parameters()]
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", [KANLinear, GroupKANLinear])
+class TestCompiled:
+    def test_weights_alone_views_and_empty_batches(self, kind: type[nn.Module]) -> None:
+        layer = kind(16, 9, mode="compiled")
+        x = torch.randn(16, 50).T
+        y, gradients = trained(layer, x)
+        assert y.equal(layer(x.contiguous()))
+        every = x.contiguous().requires_grad_()  # also that in x
+        torch.testing.assert_close(trained(layer, every)[1], gradients, rtol=0, atol=0)
+        y, gradients = trained(layer, x[:0])
+        assert y.shape == (0, 9)
+        assert not any(gradient.any() for gradient in gradients)
+
+    def test_in_short_floats_and_under_autocast(self, kind: type[nn.Module]) -> None:
+        layer = kind(16, 9, mode="compiled")
+        x = torch.randn(50, 16)
+        expected, slopes = trained(layer, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            y, gradients = trained(layer, x)
+        assert y.equal(expected.bfloat16())
+        for gradient, slope in zip(gradients, slopes, strict=True):
+            assert gradient.dtype == torch.float32
+            torch.testing.assert_close(gradient, slope, rtol=0.05, atol=0.05 * float(slope.std()))
+        layer = layer.bfloat16()
+        y, gradients = trained(layer, x.bfloat16())
+        assert {y.dtype, *(gradient.dtype for gradient in gradients)} == {torch.bfloat16}
+        torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
+
+    def test_a_row_that_is_not_finite_stays_alone(self, kind: type[nn.Module]) -> None:
+        layer = kind(24, 9, mode="compiled")
+        x = torch.randn(30, 24)
+        x[7] = torch.nan
+        y = layer(x)
+        assert y[7].isnan().all()
+        others = torch.arange(30) != 7
+        assert y[others].equal(layer(x[others]))
+
+    def test_on_several_threads(self, kind: type[nn.Module]) -> None:
+        layer, x = kind(96, 2, mode="compiled"), torch.randn(50_000, 96)
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            y, gradients = trained(layer, x)
+            torch.set_num_threads(3)
+            assert native.parts(len(x), 2 * 96) == 3  # more than outputs
+            again, others = trained(layer, x)
+            once_more, equal = trained(layer, x)
+        finally:
+            torch.set_num_threads(threads)
+        assert again.equal(y)
+        assert once_more.equal(y)
+        for gradient, other, same in zip(gradients, others, equal, strict=True):
+            assert other.equal(same)
+            torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-4 * len(x) ** 0.5)
+
+    def test_what_does_not_belong_together_is_refused(self, kind: type[nn.Module]) -> None:
+        layer = kind(16, 9, mode="compiled")
+        layer.grid = layer.grid[:, 1:].clone()
+        with pytest.raises((ValueError, RuntimeError)):
+            layer(torch.randn(50, 16))
 
 
 @needs_compiler
@@ -372,11 +447,12 @@ def test_odd_inputs(mode: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's check reads them all
-def test_the_operator_is_what_torch_expects() -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_operator_is_what_torch_expects(compiled: bool) -> None:
     layer = random_layer()
     arguments = (
         torch.randn(6, 3, requires_grad=True), layer.grid, layer.base_weight, layer.spline_weight,
-        layer.spline_scaler, 3, "silu", torch.float32, False,
+        layer.spline_scaler, 3, "silu", torch.float32, compiled,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.kansformer.kan_linear.default, arguments)
 
