@@ -6,8 +6,6 @@
 
 #include "products.h"
 
-#include <vector>
-
 constexpr int SIZE = (ORDER / 4 + 1) * 4;  // numbers of a polynomial, with padding
 constexpr std::ptrdiff_t TABLE = (M + 1) * SIZE;  // those of a group
 

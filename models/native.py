@@ -23,9 +23,10 @@ from models.kan_features import workspace
 
 FLAGS = [
     "-std=c++17", "-O3", "-funroll-loops", "-fno-math-errno", "-fno-trapping-math",
-    "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC",
+    "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC", "-pthread",
 ]  # fmt: skip
-# What not every compiler has. On macOS a second OpenMP beside torch's would end the program.
+# What not every compiler has; without OpenMP the kernels start threads themselves. On macOS a
+# second OpenMP beside torch's would end the program.
 WANTED = ["-march=native", *(["-fopenmp"] if sys.platform != "darwin" else [])]
 FOLDER = Path(__file__).parent
 C_TYPES = {torch.float32: "float", torch.float64: "double"}

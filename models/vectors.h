@@ -11,8 +11,10 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <thread>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 enum { NONE, SILU, GELU, RELU, TANH, IDENTITY };
 
@@ -256,9 +258,20 @@ struct Base {
 template <class Job>
 static inline void in_parts(std::ptrdiff_t rows, std::ptrdiff_t parts, Job job)
 {
-#pragma omp parallel for num_threads(parts) schedule(static, 1)
-    for (std::ptrdiff_t part = 0; part < parts; part++) {
+    const auto run = [&](std::ptrdiff_t part) {
         const std::ptrdiff_t first = rows * part / parts;
         job(first, rows * (part + 1) / parts - first, part);
-    }
+    };
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+    for (std::ptrdiff_t part = 0; part < parts; part++)
+        run(part);
+#else
+    std::vector<std::thread> others;
+    for (std::ptrdiff_t part = 1; part < parts; part++)
+        others.emplace_back(run, part);
+    run(0);
+    for (std::thread &other : others)
+        other.join();
+#endif
 }
