@@ -217,64 +217,54 @@ struct Blocks {
     std::ptrdiff_t room() const { return ROWS_AT_ONCE * (2 * block(0).row() + padded_out()); }
 };
 
-// Calls step(block, number) on each, shared among threads.
-template <class Step>
-static inline void for_blocks(const Blocks &blocks, std::ptrdiff_t parts, Step step)
-{
-    in_parts(blocks.count(), std::min(parts, blocks.count()), [&](auto first, auto count, auto part) {
-        for (std::ptrdiff_t number = first; number < first + count; number++)
-            step(blocks.block(number), part);
-    });
-}
-
 // The parameters: base and scaler (out, width), or null; spline (out, width, COUNT).
 struct Weights {
     const T *base, *spline, *scaler;
 };
 
-// Packs a block's weights as the right factor of its features, (columns, out).
-static void pack_forward(const Blocks &blocks, Weights weights, Block block, T *packed)
+// Packs weights as the right factor of a block's features, (columns, out): a tile of it, for `count`
+// outputs from `first` on.
+static void pack_forward(
+    const Blocks &blocks, Weights weights, Block block, std::ptrdiff_t first, std::ptrdiff_t count,
+    T *packed)
 {
-    const std::ptrdiff_t depth = block.columns(), begin = block.begin, end = block.end;
-    for_tiles(blocks.padded_out(), [&](auto first, auto count) {
-        T *to = packed + first * depth;
-        const std::ptrdiff_t there = std::min(count, blocks.out - first);
-        if (there < count || end - begin < block.inputs())
-            std::memset(to, 0, count * depth * sizeof(T));
-        for (std::ptrdiff_t i = begin; i < end; i++)
-            for (std::ptrdiff_t o = 0; o < there; o++) {
-                const std::ptrdiff_t edge = (first + o) * blocks.width + i;
-                T *column = to + (i - begin) * count + o;
-                if (FIRST)
-                    *column = weights.base[edge];
-                const T scale = weights.scaler == nullptr ? T(1) : weights.scaler[edge];
-                for (int j = 0; j < COUNT; j++)
-                    column[(FIRST + j) * block.inputs() * count] =
-                        scale * weights.spline[edge * COUNT + j];
-            }
-    });
+    const std::ptrdiff_t there = std::min(count, blocks.out - first), begin = block.begin;
+    if (there < count || block.end - begin < block.inputs())
+        std::memset(packed, 0, count * block.columns() * sizeof(T));
+    for (std::ptrdiff_t i = begin; i < block.end; i++)
+        for (std::ptrdiff_t o = 0; o < there; o++) {
+            const std::ptrdiff_t edge = (first + o) * blocks.width + i;
+            T *column = packed + (i - begin) * count + o;
+            if (FIRST)
+                *column = weights.base[edge];
+            const T scale = weights.scaler == nullptr ? T(1) : weights.scaler[edge];
+            for (int j = 0; j < COUNT; j++)
+                column[(FIRST + j) * block.inputs() * count] =
+                    scale * weights.spline[edge * COUNT + j];
+        }
 }
 
-// Packs them as the right factor of the gradient, (out, columns); `row` has room for one row.
-static void pack_backward(const Blocks &blocks, Weights weights, Block block, T *packed, T *row)
+// Packs them as the right factor of the gradient, (out, columns): those of output o. `row` has room
+// for them.
+static void pack_backward(
+    const Blocks &blocks, Weights weights, Block block, std::ptrdiff_t o, T *packed, T *row)
 {
     const std::ptrdiff_t width = blocks.width, begin = block.begin, end = block.end;
-    std::memset(row, 0, block.columns() * sizeof(T));
-    for (std::ptrdiff_t o = 0; o < blocks.out; o++) {
-        const T *own = weights.spline + o * width * COUNT;
-        const T *scale = weights.scaler == nullptr ? nullptr : weights.scaler + o * width;
-        if (FIRST)
-            std::memcpy(row, weights.base + o * width + begin, (end - begin) * sizeof(T));
-        for (int j = 0; j < COUNT; j++) {
-            T *to = row + (FIRST + j) * block.inputs() - begin;
+    const T *own = weights.spline + o * width * COUNT;
+    const T *scale = weights.scaler == nullptr ? nullptr : weights.scaler + o * width;
+    if (end - begin < block.inputs())
+        std::memset(row, 0, block.columns() * sizeof(T));
+    if (FIRST)
+        std::memcpy(row, weights.base + o * width + begin, (end - begin) * sizeof(T));
+    for (int j = 0; j < COUNT; j++) {
+        T *to = row + (FIRST + j) * block.inputs() - begin;
 #pragma GCC ivdep
-            for (std::ptrdiff_t i = begin; i < end; i++)
-                to[i] = (scale == nullptr ? T(1) : scale[i]) * own[i * COUNT + j];
-        }
-        for_tiles(block.columns(), [&](auto first, auto count) {
-            std::memcpy(packed + first * blocks.out + o * count, row + first, count * sizeof(T));
-        });
+        for (std::ptrdiff_t i = begin; i < end; i++)
+            to[i] = (scale == nullptr ? T(1) : scale[i]) * own[i * COUNT + j];
     }
+    for_tiles(block.columns(), [&](auto first, auto count) {
+        std::memcpy(packed + first * blocks.out + o * count, row + first, count * sizeof(T));
+    });
 }
 
 // How many numbers of room kan_forward and kan_backward need: `packed` for the weights, where the
@@ -297,8 +287,15 @@ extern "C" void kan_forward(
     const Blocks blocks(width, out);
     const std::ptrdiff_t y_row = blocks.padded_out();
     const auto weights = [&](Block block) { return packed + block.begin * FEATURES * y_row; };
-    for_blocks(blocks, parts, [&](Block block, auto) {
-        pack_forward(blocks, {base, spline, scaler}, block, weights(block));
+    in_parts(parts, parts, [&](auto part, auto, auto) {
+        std::ptrdiff_t tiles = 0;  // of which each thread takes its share
+        for (std::ptrdiff_t number = 0; number < blocks.count(); number++)
+            for_tiles(y_row, [&](auto first, auto count) {
+                const Block block = blocks.block(number);
+                T *to = weights(block) + first * block.columns();
+                if (tiles++ % parts == part)
+                    pack_forward(blocks, {base, spline, scaler}, block, first, count, to);
+            });
     });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
         T *features = room + part * blocks.room();
@@ -331,10 +328,14 @@ extern "C" void kan_backward(
     const auto place = [&](Block block) { return block.begin * FEATURES * out; };
     const std::ptrdiff_t size = blocks.columns() * out;
     if (grad_x != nullptr)
-        for_blocks(blocks, parts, [&](Block block, auto part) {
-            pack_backward(
-                blocks, {base, spline, scaler}, block, packed + place(block),
-                room + part * blocks.room());
+        in_parts(out, std::min(parts, out), [&](auto first, auto count, auto part) {
+            for (std::ptrdiff_t number = 0; number < blocks.count(); number++)
+                for (std::ptrdiff_t o = first; o < first + count; o++) {
+                    const Block block = blocks.block(number);
+                    pack_backward(
+                        blocks, {base, spline, scaler}, block, o, packed + place(block),
+                        room + part * blocks.room());
+                }
         });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
         T *features = room + part * blocks.room();
