@@ -3,8 +3,8 @@
 A spline is evaluated as the polynomial of its interval, which takes few operations whatever the
 number of basis functions. `group_functions` is the definition, in operations that autograd, export
 and functional transforms know. The kernels compute the same for a block of rows without autograd,
-and the gradients with it: `NativeKernel` on a CPU, in C++; `SelectKernel` on other devices, through
-torch.compile; `GatherKernel` without a compiler and for large grids.
+and the gradients with it: `SelectKernel` on other devices than a CPU, through torch.compile;
+`GatherKernel` without a compiler and for large grids. For a CPU see `group_native`.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 // Products of matrices that are in the cache, for kernels that make their factors there.
 //
-// A tile of the sums stays in registers while its products are added up, one row of b and one column
-// of a at a time (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008).
+// A tile of the sums stays in registers while its products are added up, one column of the left factor
+// and one row of the right one at a time (Goto and van de Geijn, "Anatomy of high-performance matrix
+// multiplication", 2008).
 
 #include "vectors.h"
 
