@@ -97,18 +97,11 @@ struct InGroup : Place {
             power[i] = i <= ORDER ? weight : all(0);
             weight *= distance;
         }
-        for (int part = 0; part < SIZE; part += 4) {
-            Values *own = power + part;
-            transpose(own[0], own[1], own[2], own[3]);
-            for (int i = 0; i < 4; i++) {
-                Four fours[LANES / 4];
-                std::memcpy(fours, own + i, sizeof fours);
-                for (int j = 0; j < LANES / 4; j++) {
-                    T *sum = sums + (i + 4 * j) * TABLE + row[i + 4 * j] + part;
-                    store(sum, load<Four>(sum) + fours[j]);
-                }
-            }
-        }
+        for (int part = 0; part < SIZE; part += 4)
+            for_fours(power + part, [&](int lane, Four four) {
+                T *sum = sums + lane * TABLE + row[lane] + part;
+                store(sum, load<Four>(sum) + four);
+            });
     }
 };
 
@@ -181,7 +174,7 @@ static void write_gradients(
 
 // How many numbers of room group_forward and group_backward need: `packed` for the weights, where the
 // latter needs them also for each part in `weight_sums`; and `room` for each part.
-extern "C" void group_room(
+extern "C" void room_needed(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t *packed,
     std::ptrdiff_t *room)
 {

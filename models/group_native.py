@@ -45,7 +45,7 @@ def forward(
     *layer, rows, parts = _sizes(x, knots, weight)
     y = x.new_empty(rows, len(weight))
     if rows:
-        packed, room = native.room(library.group_room, tuple(layer), parts, x)
+        packed, room = native.room(library, tuple(layer), parts, x)
         given = *_layer(knots, pieces), x, weight, bias, packed, room
         native.call(library.group_forward, (*layer, rows, parts), *given, y)
     return y
@@ -59,7 +59,7 @@ def backward(
     if not len(x):
         return [torch.zeros_like(tensor) for tensor in (x, pieces, weight)]
     *layer, rows, parts = _sizes(x, knots, weight)
-    packed, room = native.room(library.group_room, tuple(layer), parts, x)
+    packed, room = native.room(library, tuple(layer), parts, x)
     parts = native.parts_with_sums(parts, rows, packed.numel())
     sums = workspace.empty("sums", (parts, packed.numel()), x, x.dtype)
     knots_used, steps, table = _layer(knots, pieces)

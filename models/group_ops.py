@@ -21,6 +21,7 @@ from models.kan_ops import (
     times_transposed,
     way_to_run,
 )
+from models.operators import differentiate, operator
 from models.splines import basis_dtype
 
 
@@ -76,7 +77,7 @@ def _plain(
     return y if bias is None else y + bias.to(dtype)
 
 
-@torch.library.custom_op("kansformer::group_kan_linear", mutates_args=())
+@operator("group_kan_linear")
 def _forward(
     x: Tensor,
     knots: Tensor,
@@ -102,12 +103,12 @@ def _forward(
         return y
 
 
-@_forward.register_fake
+@torch.library.register_fake(_forward)
 def _(x: Tensor, knots: Tensor, pieces: Tensor, weight: Tensor, *settings: Any) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], dtype=settings[2])
 
 
-@torch.library.custom_op("kansformer::group_kan_linear_backward", mutates_args=())
+@operator("group_kan_linear_backward")
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -144,16 +145,11 @@ def _backward(
         return [grad_x.to(x.dtype), grad_pieces.to(pieces.dtype), grad_weight.to(weight.dtype)]
 
 
-@_backward.register_fake
+@torch.library.register_fake(_backward)
 def _(
     grad: Tensor, x: Tensor, knots: Tensor, pieces: Tensor, weight: Tensor, *settings: Any
 ) -> Any:
     return [tensor.new_empty(tensor.shape) for tensor in (x, pieces, weight)]
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, knots, pieces, weight, bias, *ctx.settings = inputs
-    ctx.save_for_backward(x, knots, pieces, weight, bias)
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -175,7 +171,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(grads)
 
 
-_forward.register_autograd(_gradients, setup_context=_keep)
+differentiate(_forward, 5, _gradients)
 
 
 @register_flop_formula(torch.ops.kansformer.group_kan_linear)

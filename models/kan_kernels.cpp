@@ -11,6 +11,7 @@ constexpr int LOCAL = (ORDER / 4 + 1) * 4;  // functions that are not zero, with
 constexpr int COUNT = M - ORDER - 1;  // functions
 constexpr int FIRST = BASE != NONE;  // features before the splines
 constexpr int FEATURES = FIRST + COUNT;
+constexpr int AT_ONCE = COUNT < 4 ? COUNT : 4;  // weights of an edge
 constexpr std::ptrdiff_t TABLE = (M + 1) * POWERS * LOCAL;  // numbers of one input
 // Of uneven knots, inputs and rows at a time, so that the inputs' tables stay in the cache.
 constexpr std::ptrdiff_t TABLES = 2 * LANES, TABLE_ROWS = 8;
@@ -222,25 +223,48 @@ struct Weights {
     const T *base, *spline, *scaler;
 };
 
+// Calls step(first, known) on the functions of an edge, up to four at a time; `known` of them were there
+// before.
+template <class Step>
+static inline void for_functions(Step step)
+{
+    for (int j = 0; j < COUNT; j += 4) {
+        const int first = std::min(j, COUNT - AT_ONCE);
+        step(first, j - first);
+    }
+}
+
 // Packs weights as the right factor of a block's features, (columns, out): a tile of it, for `count`
-// outputs from `first` on.
+// outputs from `first` on, where those that are not there may be anything.
 static void pack_forward(
     const Blocks &blocks, Weights weights, Block block, std::ptrdiff_t first, std::ptrdiff_t count,
     T *packed)
 {
-    const std::ptrdiff_t there = std::min(count, blocks.out - first), begin = block.begin;
-    if (there < count || block.end - begin < block.inputs())
+    if (block.end - block.begin < block.inputs())
         std::memset(packed, 0, count * block.columns() * sizeof(T));
-    for (std::ptrdiff_t i = begin; i < block.end; i++)
-        for (std::ptrdiff_t o = 0; o < there; o++) {
-            const std::ptrdiff_t edge = (first + o) * blocks.width + i;
-            T *column = packed + (i - begin) * count + o;
+    for (std::ptrdiff_t i = block.begin; i < block.end; i++)
+        for (std::ptrdiff_t o = 0; o < count; o += LANES) {
+            Values base{}, scale = all(1);
+            const T *spline[LANES];
+            for (int lane = 0; lane < LANES; lane++) {
+                const std::ptrdiff_t output = std::min(first + o + lane, blocks.out - 1);
+                const std::ptrdiff_t edge = output * blocks.width + i;
+                spline[lane] = weights.spline + edge * COUNT;
+                if (FIRST)
+                    base[lane] = weights.base[edge];
+                if (weights.scaler != nullptr)
+                    scale[lane] = weights.scaler[edge];
+            }
+            T *to = packed + (i - block.begin) * count + o;
+            const std::ptrdiff_t apart = block.inputs() * count;  // from feature to feature
             if (FIRST)
-                *column = weights.base[edge];
-            const T scale = weights.scaler == nullptr ? T(1) : weights.scaler[edge];
-            for (int j = 0; j < COUNT; j++)
-                column[(FIRST + j) * block.inputs() * count] =
-                    scale * weights.spline[edge * COUNT + j];
+                store(to, base);
+            for_functions([&](int j, int) {
+                Values own[4];
+                look_up<AT_ONCE>(spline, j, own);
+                for (int r = 0; r < AT_ONCE; r++)
+                    store(to + (FIRST + j + r) * apart, scale * own[r]);
+            });
         }
 }
 
@@ -269,7 +293,7 @@ static void pack_backward(
 
 // How many numbers of room kan_forward and kan_backward need: `packed` for the weights, where the
 // latter needs them also for each part in `weight_sums`; and `room` for each part.
-extern "C" void kan_room(
+extern "C" void room_needed(
     std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t *packed, std::ptrdiff_t *room)
 {
     const Blocks blocks(width, out);
@@ -362,32 +386,48 @@ extern "C" void kan_backward(
     });
     if (weight_sums == nullptr)
         return;
-    in_parts(out, std::min(parts, out), [&](auto first, auto count, auto part) {
-        T *sums = room + part * blocks.room();  // of all parts, a row
+    in_parts(out, std::min(parts, out), [&](auto first, auto count, auto) {
+        const auto at_window = [&](auto window, Block block, const T *sums) {
+            const auto sum = [&](int feature) {
+                Values total{};
+                for (std::ptrdiff_t part = 0; part < parts; part++)
+                    total += load<Values>(sums + part * size + feature * block.inputs());
+                return total;
+            };
+            if (FIRST)
+                window.store_to(grad_base, sum(0));
+            const T *own[LANES];
+            for (int lane = 0; lane < LANES; lane++)
+                own[lane] = spline + (window.at + (lane < window.count ? lane : 0)) * COUNT;
+            const Values scale = scaler == nullptr ? all(1) : window.load_from(scaler);
+            Values in_scale{};
+            for_functions([&](int j, int known) {
+                Values weight[4], total[4] = {};
+                look_up<AT_ONCE>(own, j, weight);
+                for (int r = 0; r < AT_ONCE; r++) {
+                    const Values gradient = sum(FIRST + j + r);
+                    in_scale += r < known ? Values{} : gradient * weight[r];
+                    total[r] = scale * gradient;
+                }
+                for_fours(total, [&](int lane, Four four) {
+                    if (lane < window.count)
+                        std::memcpy(
+                            grad_spline + (window.at + lane) * COUNT + j, &four,
+                            AT_ONCE * sizeof(T));
+                });
+            });
+            if (scaler != nullptr)
+                window.store_to(grad_scaler, in_scale);
+        };
         for (std::ptrdiff_t o = first; o < first + count; o++)
             for (std::ptrdiff_t number = 0; number < blocks.count(); number++) {
                 const Block block = blocks.block(number);
-                const std::ptrdiff_t inputs = block.end - block.begin;
-                const std::ptrdiff_t edge = o * width + block.begin;
-                const T *from = weight_sums + place(block) + o * block.columns();
-                for (std::ptrdiff_t i = 0; i < block.columns(); i++) {
-                    sums[i] = from[i];
-                    for (std::ptrdiff_t p = 1; p < parts; p++)
-                        sums[i] += from[p * size + i];
-                }
-                if (FIRST)
-                    std::memcpy(grad_base + edge, sums, inputs * sizeof(T));
-                for (std::ptrdiff_t i = 0; i < inputs; i++) {
-                    const T scale = scaler == nullptr ? T(1) : scaler[edge + i];
-                    T sum = 0;
-                    for (int j = 0; j < COUNT; j++) {
-                        const T value = sums[(FIRST + j) * block.inputs() + i];
-                        grad_spline[(edge + i) * COUNT + j] = scale * value;
-                        sum += value * spline[(edge + i) * COUNT + j];
-                    }
-                    if (scaler != nullptr)
-                        grad_scaler[edge + i] = sum;
-                }
+                const T *sums = weight_sums + place(block) + o * block.columns();
+                for (std::ptrdiff_t i = block.begin; i < block.end; i += LANES, sums += LANES)
+                    if (i + LANES <= block.end)
+                        at_window(Window<true>{o * width + i, LANES}, block, sums);
+                    else
+                        at_window(Window<false>{o * width + i, block.end - i}, block, sums);
             }
     });
 }

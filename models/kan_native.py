@@ -46,7 +46,7 @@ def forward(
     sizes = width, out, rows, parts = _sizes(x, knots, order, weights)
     y = x.new_empty(rows, out)
     if rows:
-        packed, room = native.room(library.kan_room, (width, out), parts, x)
+        packed, room = native.room(library, (width, out), parts, x)
         tables = splines.remembered(_tables, knots.to(exact), order)
         native.call(library.kan_forward, sizes, *tables, x, *used, packed, room, y)
     return y
@@ -69,7 +69,7 @@ def backward(
         return [torch.zeros_like(tensor) for tensor in wanted]
     x, used = x.to(exact).contiguous(), _as(exact, weights)
     width, out, rows, parts = _sizes(x, knots, order, weights)
-    packed, room = native.room(library.kan_room, (width, out), parts, x)
+    packed, room = native.room(library, (width, out), parts, x)
     sums = None
     if for_weights:
         parts = native.parts_with_sums(parts, rows, packed.numel())

@@ -22,6 +22,7 @@ from models import kan_native, native
 from models.kan_features import features, workspace
 from models.kan_kernels import Kernel, make_kernel
 from models.kan_weights import Weights, pack, unpack
+from models.operators import differentiate, operator
 from models.splines import basis_dtype
 
 MODES = ("auto", "compiled", "eager", "plain")
@@ -134,7 +135,7 @@ def _plain(
     return values.flatten(-2).to(dtype) @ packed.flatten(1).to(dtype).T
 
 
-@torch.library.custom_op("kansformer::kan_linear", mutates_args=())
+@operator("kan_linear")
 def _forward(
     x: Tensor,
     knots: Tensor,
@@ -160,12 +161,12 @@ def _forward(
         return y
 
 
-@_forward.register_fake
+@torch.library.register_fake(_forward)
 def _(x: Tensor, knots: Tensor, base: Tensor | None, spline: Tensor, *settings: Any) -> Tensor:
     return x.new_empty(x.shape[0], spline.shape[0], dtype=settings[3])
 
 
-@torch.library.custom_op("kansformer::kan_linear_backward", mutates_args=())
+@operator("kan_linear_backward")
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -211,16 +212,11 @@ def _backward(
         return found
 
 
-@_backward.register_fake
+@torch.library.register_fake(_backward)
 def _(grad: Tensor, x: Tensor, knots: Tensor, *tensors_and_settings: Any) -> list[Tensor]:
     *weights, _, _, _, _, for_x, for_weights = tensors_and_settings
     like = [x] * for_x + weights * for_weights
     return [tensor.new_empty(tensor.shape) for tensor in like if tensor is not None]
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, knots, base, spline, scaler, *ctx.settings = inputs
-    ctx.save_for_backward(x, knots, base, spline, scaler)
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -243,7 +239,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(grads)
 
 
-_forward.register_autograd(_gradients, setup_context=_keep)
+differentiate(_forward, 5, _gradients)
 
 
 @register_flop_formula(torch.ops.kansformer.kan_linear)

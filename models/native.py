@@ -55,34 +55,40 @@ def kernels(
         return None
 
 
-def call(function: Callable[..., object], sizes: tuple[int, ...], *tensors: Tensor | None) -> None:
+def call(function: ctypes._CFuncPtr, sizes: tuple[int, ...], *tensors: Tensor | None) -> None:
     """Calls a kernel with sizes and the addresses of contiguous tensors, null for none.
 
     Raises:
         ValueError: not all are on the CPU.
     """
-    given = [tensor for tensor in tensors if tensor is not None]
-    if not all(tensor.device.type == "cpu" for tensor in given):
-        found = sorted({str(tensor.device) for tensor in given})
+    if not all(tensor is None or tensor.is_cpu for tensor in tensors):
+        found = sorted({str(tensor.device) for tensor in tensors if tensor is not None})
         raise ValueError(f"the tensors of a layer are on several devices: {', '.join(found)}")
-    addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
-    function(*map(ctypes.c_ssize_t, sizes), *map(ctypes.c_void_p, addresses))
+    if function.argtypes is None:
+        function.argtypes = [ctypes.c_ssize_t] * len(sizes) + [ctypes.c_void_p] * len(tensors)
+    function(*sizes, *[None if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
 def room(
-    function: Callable[..., object], sizes: tuple[int, ...], parts: int, like: Tensor
+    library: ctypes.CDLL, sizes: tuple[int, ...], parts: int, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Memory for packed weights, and for features and sums of each part of the rows.
 
     Args:
-        function: says how many numbers each needs, for these sizes.
+        library: its `room_needed` says how many numbers each needs, for these sizes.
         like: a tensor of their dtype.
     """
-    wanted = torch.empty(2, dtype=torch.int64, device="cpu")
-    call(function, sizes, wanted[:1], wanted[1:])
-    for_weights, for_rows = wanted.tolist()
+    for_weights, for_rows = _room_needed(library, sizes)
     packed = workspace.empty("weights", (for_weights,), like, like.dtype)
     return packed, workspace.empty("features", (parts, for_rows), like, like.dtype)
+
+
+@cache
+def _room_needed(library: ctypes.CDLL, sizes: tuple[int, ...]) -> tuple[int, int]:
+    wanted = torch.empty(2, dtype=torch.int64, device="cpu")
+    call(library.room_needed, sizes, wanted[:1], wanted[1:])
+    for_weights, for_rows = wanted.tolist()
+    return for_weights, for_rows
 
 
 def places(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None]:

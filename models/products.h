@@ -21,11 +21,12 @@ struct Left {
     std::ptrdiff_t row, column;
 };
 
-// sums (R, V · LANES) = left (R, depth) · right (depth, V · LANES), or added to what is there.
+// sums (R, V · LANES) = left (R, depth) · right (depth, V · LANES), or added to what is there. The
+// left factor is not given as a `Left`: one on the stack would be waited for.
 template <int R, int V>
 __attribute__((noinline)) static void tile(
-    std::ptrdiff_t depth, Left left, const T *right, std::ptrdiff_t right_row, T *sums,
-    std::ptrdiff_t sums_row, bool add)
+    std::ptrdiff_t depth, const T *left, std::ptrdiff_t left_row, std::ptrdiff_t left_column,
+    const T *right, std::ptrdiff_t right_row, T *sums, std::ptrdiff_t sums_row, bool add)
 {
     Values sum[R][V];
     for (int r = 0; r < R; r++)
@@ -37,7 +38,7 @@ __attribute__((noinline)) static void tile(
         for (int v = 0; v < V; v++)
             row[v] = load<Values>(right + k * right_row + v * LANES);
         for (int r = 0; r < R; r++) {
-            const Values factor = all(left.at[r * left.row + k * left.column]);
+            const Values factor = all(left[r * left_row + k * left_column]);
             for (int v = 0; v < V; v++)
                 sum[r][v] += factor * row[v];
         }
@@ -84,8 +85,8 @@ __attribute__((noinline)) static void multiply(
         const T *own = right + first * (right_row == 0 ? depth : 1);
         for (std::ptrdiff_t r = 0; r < rows;)
             r += tile_of(
-                rows - r, count / LANES, depth, Left{left.at + r * left.row, left.row, left.column},
-                own, right_row == 0 ? count : right_row, sums + r * sums_row + first, sums_row, add);
+                rows - r, count / LANES, depth, left.at + r * left.row, left.row, left.column, own,
+                right_row == 0 ? count : right_row, sums + r * sums_row + first, sums_row, add);
     });
 }
 

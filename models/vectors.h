@@ -100,16 +100,30 @@ static inline auto join(const Four *fours)
         return load<Values>(reinterpret_cast<const T *>(fours));
 }
 
-// Rows of four from as many places as there are lanes, to four columns.
+// Rows of N numbers from as many places as there are lanes, to four columns, of which N are filled.
+template <int N = 4>
 static inline void look_up(const T *const *from, std::ptrdiff_t at, Values *columns)
 {
     for (int i = 0; i < 4; i++) {
-        Four fours[LANES / 4];
+        Four fours[LANES / 4] = {};
         for (int j = 0; j < LANES / 4; j++)
-            fours[j] = load<Four>(from[i + 4 * j] + at);
+            std::memcpy(fours + j, from[i + 4 * j] + at, N * sizeof(T));
         columns[i] = join(fours);
     }
     transpose(columns[0], columns[1], columns[2], columns[3]);
+}
+
+// Calls step(lane, four) on the rows of four columns, which are lost.
+template <class Step>
+static inline void for_fours(Values *columns, Step step)
+{
+    transpose(columns[0], columns[1], columns[2], columns[3]);
+    for (int i = 0; i < 4; i++) {
+        Four fours[LANES / 4];
+        std::memcpy(fours, columns + i, sizeof fours);
+        for (int j = 0; j < LANES / 4; j++)
+            step(i + 4 * j, fours[j]);
+    }
 }
 
 // The places of a vector's values among the knots of each. Where the last interval is to be closed, its
