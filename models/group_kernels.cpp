@@ -172,26 +172,27 @@ static void write_gradients(
     });
 }
 
-// How many numbers of room group_forward and group_backward need: `packed` for the weights, where the
-// latter needs them also for each part in `weight_sums`; and `room` for each part.
+// How many numbers group_forward and group_backward need: for packed weights and, in the latter, for the
+// sum of their gradient in each part of the rows; and else for each part.
 extern "C" void room_needed(
-    std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t *packed,
-    std::ptrdiff_t *room)
+    std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t *weights,
+    std::ptrdiff_t *part)
 {
     const Layer layer{groups, channels, nullptr, nullptr, nullptr};
-    *packed = layer.padded_width() * rounded_up(out, LANES);
-    *room = layer.room(out);
+    *weights = layer.padded_width() * rounded_up(out, LANES);
+    *part = layer.room(out);
 }
 
 // y (rows, out) of x (rows, width), with weight (out, width) and bias (out) or null.
 extern "C" void group_forward(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t rows,
     std::ptrdiff_t parts, const T *knots, const T *steps, const T *table,
-    const T *x, const T *weight, const T *bias, T *packed, T *room, T *y)
+    const T *x, const T *weight, const T *bias, T *packed, T *y)
 {
     const std::vector<T> own_table = looked_up(groups, table);
     const Layer layer{groups, channels, knots, steps, own_table.data()};
     const std::ptrdiff_t width = layer.width(), y_row = rounded_up(out, LANES);
+    T *room = packed + layer.padded_width() * y_row;
     in_parts(width, std::min(parts, width), [&](auto begin, auto inputs, auto) {
         for_tiles(y_row, [&](auto first, auto count) {
             T *to = packed + first * width;
@@ -220,12 +221,14 @@ extern "C" void group_forward(
 extern "C" void group_backward(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t rows,
     std::ptrdiff_t parts, const T *knots, const T *steps, const T *table,
-    const T *x, const T *weight, const T *grad, T *packed, T *room, T *weight_sums, T *grad_x,
-    T *grad_table, T *grad_weight)
+    const T *x, const T *weight, const T *grad, T *packed, T *grad_x, T *grad_table,
+    T *grad_weight)
 {
     const std::vector<T> own_table = looked_up(groups, table);
     const Layer layer{groups, channels, knots, steps, own_table.data()};
     const std::ptrdiff_t width = layer.width(), columns = layer.padded_width();
+    T *room = packed + columns * rounded_up(out, LANES);
+    T *weight_sums = room + parts * layer.room(out);
     in_parts(out, std::min(parts, out), [&](auto begin, auto outputs, auto) {
         for_tiles(columns, [&](auto first, auto count) {
             const std::ptrdiff_t there = std::min(count, width - first);

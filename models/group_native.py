@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import native, splines
-from models.kan_features import workspace
 from models.kan_kernels import DENSE_KNOTS
 
 
@@ -40,13 +39,13 @@ def forward(
     Raises:
         ValueError: tensors are on several devices.
     """
-    x, weight = (tensor.to(knots.dtype).contiguous() for tensor in (x, weight))
-    bias = None if bias is None else bias.to(knots.dtype).contiguous()
+    x, weight = (native.as_given(tensor, knots.dtype) for tensor in (x, weight))
+    bias = None if bias is None else native.as_given(bias, knots.dtype)
     *layer, rows, parts = _sizes(x, knots, weight)
     y = x.new_empty(rows, len(weight))
     if rows:
-        packed, room = native.room(library, tuple(layer), parts, x)
-        given = *_layer(knots, pieces), x, weight, bias, packed, room
+        parts, room = native.room(library, tuple(layer), rows, parts, x)
+        given = *_layer(knots, pieces), x, weight, bias, room
         native.call(library.group_forward, (*layer, rows, parts), *given, y)
     return y
 
@@ -55,17 +54,15 @@ def backward(
     library: ctypes.CDLL, grad: Tensor, x: Tensor, knots: Tensor, pieces: Tensor, weight: Tensor
 ) -> list[Tensor]:
     """Gradients in x, pieces and weight from `grad` (N, out), in the dtype of knots and pieces."""
-    grad, x, weight = (tensor.to(knots.dtype).contiguous() for tensor in (grad, x, weight))
+    grad, x, weight = (native.as_given(tensor, knots.dtype) for tensor in (grad, x, weight))
     if not len(x):
         return [torch.zeros_like(tensor) for tensor in (x, pieces, weight)]
     *layer, rows, parts = _sizes(x, knots, weight)
-    packed, room = native.room(library, tuple(layer), parts, x)
-    parts = native.parts_with_sums(parts, rows, packed.numel())
-    sums = workspace.empty("sums", (parts, packed.numel()), x, x.dtype)
+    parts, room = native.room(library, tuple(layer), rows, parts, x, sums=True)
     knots_used, steps, table = _layer(knots, pieces)
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
     grad_table = x.new_empty(parts, *table.shape)
-    given = knots_used, steps, table, x, weight, grad, packed, room, sums
+    given = knots_used, steps, table, x, weight, grad, room
     found = grad_x, grad_table, grad_weight
     native.call(library.group_backward, (*layer, rows, parts), *given, *found)
     grad_pieces = grad_table.sum(dim=0)[..., : pieces.shape[2]].contiguous()
@@ -73,7 +70,7 @@ def backward(
 
 
 def _sizes(x: Tensor, knots: Tensor, weight: Tensor) -> tuple[int, int, int, int, int]:
-    """Sizes for the library; the last is how many parts the rows are divided into."""
+    """Sizes for the library; the last is into how many parts the rows may be divided."""
     (rows, width), groups = x.shape, len(knots)
     return groups, width // groups, len(weight), rows, native.parts(rows, weight.numel())
 

@@ -291,25 +291,26 @@ static void pack_backward(
     });
 }
 
-// How many numbers of room kan_forward and kan_backward need: `packed` for the weights, where the
-// latter needs them also for each part in `weight_sums`; and `room` for each part.
+// How many numbers kan_forward and kan_backward need: for packed weights and, in the latter, for the sum
+// of their gradient in each part of the rows; and else for each part.
 extern "C" void room_needed(
-    std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t *packed, std::ptrdiff_t *room)
+    std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t *weights, std::ptrdiff_t *part)
 {
     const Blocks blocks(width, out);
-    *packed = blocks.columns() * blocks.padded_out();
-    *room = blocks.room();
+    *weights = blocks.columns() * blocks.padded_out();
+    *part = blocks.room();
 }
 
 // y (rows, out) of x (rows, width).
 extern "C" void kan_forward(
     std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t rows, std::ptrdiff_t parts,
     const T *knots, const T *steps, const T *table, const T *x, const T *base, const T *spline,
-    const T *scaler, T *packed, T *room, T *y)
+    const T *scaler, T *packed, T *y)
 {
     const Layer layer{width, knots, steps, table};
     const Blocks blocks(width, out);
     const std::ptrdiff_t y_row = blocks.padded_out();
+    T *room = packed + blocks.columns() * y_row;
     const auto weights = [&](Block block) { return packed + block.begin * FEATURES * y_row; };
     in_parts(parts, parts, [&](auto part, auto, auto) {
         std::ptrdiff_t tiles = 0;  // of which each thread takes its share
@@ -340,17 +341,19 @@ extern "C" void kan_forward(
 }
 
 // From grad (rows, out), the gradient in x and those in the parameters that are there. Without grad_x,
-// or without `weight_sums`, the one or the others are left out.
+// or without grad_spline, the one or the others are left out.
 extern "C" void kan_backward(
     std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t rows, std::ptrdiff_t parts,
     const T *knots, const T *steps, const T *table, const T *x, const T *base, const T *spline,
-    const T *scaler, const T *grad, T *packed, T *room, T *weight_sums, T *grad_x, T *grad_base,
-    T *grad_spline, T *grad_scaler)
+    const T *scaler, const T *grad, T *packed, T *grad_x, T *grad_base, T *grad_spline,
+    T *grad_scaler)
 {
     const Layer layer{width, knots, steps, table};
     const Blocks blocks(width, out);
     const auto place = [&](Block block) { return block.begin * FEATURES * out; };
     const std::ptrdiff_t size = blocks.columns() * out;
+    T *room = packed + blocks.columns() * blocks.padded_out();
+    T *weight_sums = room + parts * blocks.room();
     if (grad_x != nullptr)
         in_parts(out, std::min(parts, out), [&](auto first, auto count, auto part) {
             for (std::ptrdiff_t number = 0; number < blocks.count(); number++)
@@ -377,14 +380,14 @@ extern "C" void kan_backward(
                     write_gradients(
                         layer, n, block, own_x, grad_features, features, grad_x + at * width);
                 }
-                if (weight_sums != nullptr)
+                if (grad_spline != nullptr)
                     multiply(
                         out, block.columns(), n, {own, 1, out}, features, block.row(),
                         weight_sums + part * size + place(block), block.columns(), at > first);
             });
         }
     });
-    if (weight_sums == nullptr)
+    if (grad_spline == nullptr)
         return;
     in_parts(out, std::min(parts, out), [&](auto first, auto count, auto) {
         const auto at_window = [&](auto window, Block block, const T *sums) {

@@ -1,13 +1,13 @@
 """All of a KAN layer on a CPU, features times weights, by kan_kernels.cpp."""
 
 import ctypes
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models import native, splines
-from models.kan_features import workspace
 from models.kan_kernels import DENSE_KNOTS, POLYNOMIAL_ORDER
 from models.kan_weights import Weights
 
@@ -26,15 +26,8 @@ def library_for(
     return native.kernels("kan", knots.dtype, order, M, activation)
 
 
-def forward(
-    library: ctypes.CDLL,
-    x: Tensor,
-    knots: Tensor,
-    order: int,
-    weights: Weights,
-    exact: torch.dtype,
-) -> Tensor:
-    """The layer, (N, in) -> (N, out), in the dtype `exact`.
+def forward(library: ctypes.CDLL, x: Tensor, knots: Tensor, order: int, weights: Weights) -> Tensor:
+    """The layer, (N, in) -> (N, out), in the knots' dtype.
 
     Args:
         library: of `library_for`, for that dtype.
@@ -42,13 +35,14 @@ def forward(
     Raises:
         ValueError: tensors are on several devices, or not of shapes that belong together.
     """
-    x, used = x.to(exact).contiguous(), _as(exact, weights)
-    sizes = width, out, rows, parts = _sizes(x, knots, order, weights)
+    x, *used = _as_given(knots.dtype, x, *weights)
+    width, out, rows, parts = _sizes(x, knots, order, weights)
     y = x.new_empty(rows, out)
     if rows:
-        packed, room = native.room(library, (width, out), parts, x)
-        tables = splines.remembered(_tables, knots.to(exact), order)
-        native.call(library.kan_forward, sizes, *tables, x, *used, packed, room, y)
+        parts, room = native.room(library, (width, out), rows, parts, x)
+        tables = splines.remembered(_tables, knots, order)
+        sizes = width, out, rows, parts
+        native.call(library.kan_forward, sizes, *tables, x, *used, room, y)
     return y
 
 
@@ -59,7 +53,6 @@ def backward(
     knots: Tensor,
     order: int,
     weights: Weights,
-    exact: torch.dtype,
     for_x: bool,
     for_weights: bool,
 ) -> list[Tensor]:
@@ -67,32 +60,28 @@ def backward(
     wanted = [x] * for_x + weights.present * for_weights
     if not len(x):
         return [torch.zeros_like(tensor) for tensor in wanted]
-    x, used = x.to(exact).contiguous(), _as(exact, weights)
+    grad, x, *used = _as_given(knots.dtype, grad, x, *weights)
     width, out, rows, parts = _sizes(x, knots, order, weights)
-    packed, room = native.room(library, (width, out), parts, x)
-    sums = None
-    if for_weights:
-        parts = native.parts_with_sums(parts, rows, packed.numel())
-        sums = workspace.empty("sums", (parts, packed.numel()), x, exact)
+    parts, room = native.room(library, (width, out), rows, parts, x, sums=for_weights)
     grad_x = torch.empty_like(x) if for_x else None
     grads = [torch.empty_like(t) if t is not None and for_weights else None for t in used]
-    tables = splines.remembered(_tables, knots.to(exact), order)
-    given = *tables, x, *used, grad.to(exact).contiguous(), packed, room, sums
+    tables = splines.remembered(_tables, knots, order)
+    given = *tables, x, *used, grad, room
     native.call(library.kan_backward, (width, out, rows, parts), *given, grad_x, *grads)
     found = [tensor for tensor in (grad_x, *grads) if tensor is not None]
-    return [own.to(tensor.dtype) for own, tensor in zip(found, wanted, strict=True)]
+    return [native.as_given(own, like.dtype) for own, like in zip(found, wanted, strict=True)]
 
 
 def _sizes(x: Tensor, knots: Tensor, order: int, weights: Weights) -> tuple[int, int, int, int]:
-    """Sizes for the library; the last is how many parts the rows are divided into."""
+    """Sizes for the library; the last is into how many parts the rows may be divided."""
     (rows, width), (out, *functions) = x.shape, weights.spline.shape
     if functions != [width, knots.shape[1] - order - 1]:
         raise ValueError(f"no spline weights for these knots: {tuple(weights.spline.shape)}")
     return width, out, rows, native.parts(rows, weights.spline.numel())
 
 
-def _as(exact: torch.dtype, weights: Weights) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.to(exact).contiguous() for tensor in weights]
+def _as_given(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    return [None if tensor is None else native.as_given(tensor, dtype) for tensor in tensors]
 
 
 def _tables(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -150,9 +150,10 @@ def _forward(
     """The layer, (N, in) -> (N, out); without a compiler in blocks."""
     weights = Weights(base, spline, scaler)
     exact = torch.promote_types(basis_dtype(x, knots), spline.dtype)
-    library = kan_native.library_for(knots.to(exact), order, activation, compiled)
+    exact_knots = native.as_given(knots, exact)
+    library = kan_native.library_for(exact_knots, order, activation, compiled)
     if library is not None:
-        return kan_native.forward(library, x, knots, order, weights, exact).to(dtype)
+        return kan_native.forward(library, x, exact_knots, order, weights).to(dtype)
     with no_autocast(x):
         packed = pack(weights, dtype)  # (out, features · in)
         y = packed.new_empty(len(x), len(packed))
@@ -184,10 +185,11 @@ def _backward(
     """Gradients in x, if asked for, and then in those of the weights that are there."""
     weights = Weights(base, spline, scaler)
     exact = torch.promote_types(basis_dtype(x, knots), spline.dtype)
-    library = kan_native.library_for(knots.to(exact), order, activation, compiled)
+    exact_knots = native.as_given(knots, exact)
+    library = kan_native.library_for(exact_knots, order, activation, compiled)
     if library is not None:
         wanted = for_x, for_weights
-        return kan_native.backward(library, grad, x, knots, order, weights, exact, *wanted)
+        return kan_native.backward(library, grad, x, exact_knots, order, weights, *wanted)
     exact = basis_dtype(x, knots)
     grad_x = torch.empty_like(x, dtype=exact, memory_format=torch.contiguous_format)
     with no_autocast(x):

@@ -9,10 +9,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def kernels(
         return None
 
 
-def call(function: ctypes._CFuncPtr, sizes: tuple[int, ...], *tensors: Tensor | None) -> None:
+def call(function: Any, sizes: tuple[int, ...], *tensors: Tensor | None) -> None:
     """Calls a kernel with sizes and the addresses of contiguous tensors, null for none.
 
     Raises:
@@ -70,25 +70,42 @@ def call(function: ctypes._CFuncPtr, sizes: tuple[int, ...], *tensors: Tensor | 
 
 
 def room(
-    library: ctypes.CDLL, sizes: tuple[int, ...], parts: int, like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Memory for packed weights, and for features and sums of each part of the rows.
+    library: ctypes.CDLL,
+    sizes: tuple[int, ...],
+    rows: int,
+    parts: int,
+    like: Tensor,
+    sums: bool = False,
+) -> tuple[int, Tensor]:
+    """Into how many parts to divide the rows, and memory for packed weights and for each part.
 
     Args:
         library: its `room_needed` says how many numbers each needs, for these sizes.
-        like: a tensor of their dtype.
+        parts: of the rows, at most.
+        like: a tensor of the memory's dtype.
+        sums: whether each part also sums up the weights' gradient, which costs memory and time.
     """
-    for_weights, for_rows = _room_needed(library, sizes)
-    packed = workspace.empty("weights", (for_weights,), like, like.dtype)
-    return packed, workspace.empty("features", (parts, for_rows), like, like.dtype)
+    for_weights, for_part = _room_needed(library, sizes)
+    if sums:
+        parts = max(min(parts, rows // ROWS_OF_SUMS, SUMS // for_weights), 1)
+        for_part += for_weights
+    numbers = for_weights + parts * for_part
+    return parts, workspace.empty("room", (numbers,), like, like.dtype)
 
 
 @cache
 def _room_needed(library: ctypes.CDLL, sizes: tuple[int, ...]) -> tuple[int, int]:
     wanted = torch.empty(2, dtype=torch.int64, device="cpu")
     call(library.room_needed, sizes, wanted[:1], wanted[1:])
-    for_weights, for_rows = wanted.tolist()
-    return for_weights, for_rows
+    for_weights, for_part = wanted.tolist()
+    return for_weights, for_part
+
+
+def as_given(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor as a kernel takes it: contiguous, and in that dtype."""
+    if tensor.dtype == dtype and tensor.is_contiguous():
+        return tensor  # in a tenth of the time of what follows
+    return tensor.to(dtype).contiguous()
 
 
 def places(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
@@ -105,11 +122,6 @@ def places(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
 def parts(rows: int, products: int) -> int:
     """How many threads should share so many rows, with so many products each."""
     return max(min(torch.get_num_threads(), rows * products // THREAD, rows), 1)
-
-
-def parts_with_sums(parts: int, rows: int, numbers: int) -> int:
-    """The same where each sums up so many numbers, which costs memory and time too."""
-    return max(min(parts, rows // ROWS_OF_SUMS, SUMS // numbers), 1)
 
 
 def library(source: Path, **defines: object) -> ctypes.CDLL:

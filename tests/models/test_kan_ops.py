@@ -139,11 +139,11 @@ class NativeKernel:
         assert self.library is not None
 
     def features(self, x: Tensor) -> Tensor:
-        settings = self.knots, self.order, self.weights, torch.float32
+        settings = self.knots, self.order, self.weights
         return kan_native.forward(self.library, x, *settings).unflatten(1, self.shape[::-1])
 
     def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
-        settings = self.knots, self.order, self.weights, torch.float32
+        settings = self.knots, self.order, self.weights
         given = grad.flatten(1), x, *settings, True, False
         grad_x.copy_(kan_native.backward(self.library, *given)[0])
         return self.features(x)
