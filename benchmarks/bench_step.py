@@ -124,7 +124,7 @@ def loss_curves(steps: int, device: str) -> dict[str, list[float]]:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description="Benchmark of a training step.")
-    parser.add_argument("--repeats", type=int, default=9, help="rounds (default 9)")
+    parser.add_argument("--repeats", type=int, default=25, help="rounds (default 25)")
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
