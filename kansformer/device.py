@@ -5,6 +5,7 @@ import os
 import torch
 
 from kansformer.errors import UserError
+from models.kan_ops import MODE_VARIABLE, check_mode
 
 
 def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
@@ -16,8 +17,13 @@ def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.de
         local_rank: of several processes on this machine, which each take a device of their own.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: there is no such device here, or KAN_MODE in the environment is no way to run on
+            one.
     """
+    try:
+        check_mode(os.environ.get(MODE_VARIABLE) or "auto")
+    except ValueError as error:
+        raise UserError(f"{MODE_VARIABLE} in the environment: {error}; or unset it") from None
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = accelerator or torch.device("cpu") if name == "auto" else None
     try:

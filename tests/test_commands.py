@@ -129,6 +129,15 @@ def test_bad_flags_are_status_2(
     assert "Traceback" not in err
 
 
+def test_an_unknown_way_to_run_is_one_line_and_status_2(
+    command: Command, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAN_MODE", "fast")
+    status, out, err = command("train", "--data-path", colours, *TINY)
+    assert (status, out) == (2, "")
+    assert "KAN_MODE" in one_line(err)
+
+
 def test_boolean_flags_have_both_forms(command: Command) -> None:
     status, out, _ = command("train", "--help")
     assert status == 0
