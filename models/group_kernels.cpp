@@ -172,8 +172,7 @@ static void write_gradients(
     });
 }
 
-// How many numbers group_forward and group_backward need: for packed weights and, in the latter, for the
-// sum of their gradient in each part of the rows; and else for each part.
+// See `room` in models/native.py.
 extern "C" void room_needed(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t *weights,
     std::ptrdiff_t *part)

@@ -21,7 +21,7 @@ from models.kan_ops import (
     times_transposed,
     way_to_run,
 )
-from models.operators import differentiate, operator
+from models.operators import differentiate, operator, refuse
 from models.splines import basis_dtype
 
 
@@ -172,6 +172,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 differentiate(_forward, 5, _gradients)
+differentiate(_backward, 5, refuse)
 
 
 @register_flop_formula(torch.ops.kansformer.group_kan_linear)

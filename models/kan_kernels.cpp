@@ -223,8 +223,8 @@ struct Weights {
     const T *base, *spline, *scaler;
 };
 
-// Calls step(first, known) on the functions of an edge, up to four at a time; `known` of them were there
-// before.
+// Calls step(first, known) on AT_ONCE functions of an edge at a time; of the last ones the first `known`
+// were there before.
 template <class Step>
 static inline void for_functions(Step step)
 {
@@ -291,8 +291,7 @@ static void pack_backward(
     });
 }
 
-// How many numbers kan_forward and kan_backward need: for packed weights and, in the latter, for the sum
-// of their gradient in each part of the rows; and else for each part.
+// See `room` in models/native.py.
 extern "C" void room_needed(
     std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t *weights, std::ptrdiff_t *part)
 {

@@ -22,7 +22,7 @@ from models import kan_native, native
 from models.kan_features import features, workspace
 from models.kan_kernels import Kernel, make_kernel
 from models.kan_weights import Weights, pack, unpack
-from models.operators import differentiate, operator
+from models.operators import differentiate, operator, refuse
 from models.splines import basis_dtype
 
 MODES = ("auto", "compiled", "eager", "plain")
@@ -242,6 +242,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 differentiate(_forward, 5, _gradients)
+differentiate(_backward, 6, refuse)
 
 
 @register_flop_formula(torch.ops.kansformer.kan_linear)

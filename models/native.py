@@ -77,13 +77,16 @@ def room(
     like: Tensor,
     sums: bool = False,
 ) -> tuple[int, Tensor]:
-    """Into how many parts to divide the rows, and memory for packed weights and for each part.
+    """Into how many parts to divide the rows, and memory for a kernel.
+
+    First in it are the packed weights, then what each part of the rows needs and, with `sums`, each
+    part's sum of the weights' gradient, as large as the packed weights.
 
     Args:
-        library: its `room_needed` says how many numbers each needs, for these sizes.
+        library: its `room_needed` says how many numbers the packed weights need, and a part.
         parts: of the rows, at most.
         like: a tensor of the memory's dtype.
-        sums: whether each part also sums up the weights' gradient, which costs memory and time.
+        sums: which cost memory and time, so that there may be fewer parts.
     """
     for_weights, for_part = _room_needed(library, sizes)
     if sums:

@@ -100,7 +100,7 @@ static inline auto join(const Four *fours)
         return load<Values>(reinterpret_cast<const T *>(fours));
 }
 
-// Rows of N numbers from as many places as there are lanes, to four columns, of which N are filled.
+// Rows of N numbers from as many places as there are lanes, to four columns; those behind N are zeros.
 template <int N = 4>
 static inline void look_up(const T *const *from, std::ptrdiff_t at, Values *columns)
 {

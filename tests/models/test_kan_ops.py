@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -98,8 +99,8 @@ def test_every_kind_of_layer_runs_in_every_way(
 @pytest.mark.parametrize(
     ("order", "grid_size", "activation"),
     [
-        (0, 3, nn.GELU), (1, 4, nn.ReLU), (2, 1, nn.Softplus), (3, 5, nn.SiLU), (4, 2, nn.Tanh),
-        (5, 3, nn.Identity),
+        (0, 1, nn.Softplus), (0, 3, nn.GELU), (1, 1, nn.ReLU), (1, 4, nn.ReLU), (2, 1, nn.Softplus),
+        (3, 5, nn.SiLU), (4, 2, nn.Tanh), (5, 3, nn.Identity),
     ],
 )  # fmt: skip
 def test_compiled_equals_plain(
@@ -125,6 +126,29 @@ def test_compiled_in_double_precision(activation: type[nn.Module]) -> None:
     plain = results(layer, x, "plain")
     for name, value in results(layer, x, "compiled").items():
         torch.testing.assert_close(value, plain[name], rtol=1e-10, atol=1e-10)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", [KANLinear, partial(GroupKANLinear, groups=3)])
+def test_kernels_read_nothing_that_was_not_written(
+    kind: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def room(name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        return like.new_full(shape, torch.nan, dtype=dtype)
+
+    monkeypatch.setattr(native.workspace, "empty", room)
+    monkeypatch.setattr(native, "THREAD", 100)
+    for out in (5, 16, 40):
+        layer = kind(21, out)
+        layer.mode = "compiled"
+        x = torch.randn(300, 21, requires_grad=True)
+        wanted = [x, *layer.parameters()]
+        expected = torch.autograd.grad(layer(x).square().sum(), wanted)
+        assert all(bool(gradient.isfinite().all()) for gradient in expected)
+        torch.testing.assert_close(torch.autograd.grad(layer(x).square().sum(), x)[0], expected[0])
+        for own, parameter in zip(expected[1:], layer.parameters(), strict=True):
+            alone = torch.autograd.grad(layer(x.detach()).square().sum(), parameter)[0]
+            torch.testing.assert_close(alone, own)
 
 
 class NativeKernel:
@@ -455,6 +479,17 @@ def test_the_operator_is_what_torch_expects(compiled: bool) -> None:
         layer.spline_scaler, 3, "silu", torch.float32, compiled,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.kansformer.kan_linear.default, arguments)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_gradient_by_the_operator_is_not_differentiated_in_silence(compiled: bool) -> None:
+    layer = random_layer()
+    x, grad = torch.randn(6, 3, requires_grad=True), torch.randn(6, layer.out_features)
+    tensors = grad, x, layer.grid, layer.base_weight, layer.spline_weight, layer.spline_scaler
+    settings = 3, "silu", torch.float32, compiled, True, False
+    found = torch.ops.kansformer.kan_linear_backward(*tensors, *settings)[0]
+    with pytest.raises(RuntimeError, match="has no gradient"):
+        found.sum().backward()
 
 
 @pytest.mark.parametrize("ffn", ["kan", "mlp"])
