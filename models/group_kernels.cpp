@@ -105,30 +105,55 @@ struct InGroup : Place {
     }
 };
 
-// Calls step(window, row, place, group, seen) on all values of some rows. The last vector of a group's
-// channels may overlap the one before, which had `seen` of them.
+// A vector of neighbours in a row, of which `count` from lane `first` on are of one group.
+struct WindowOfGroup {
+    std::ptrdiff_t at, first, count;
+
+    Indices own() const
+    {
+        Indices lane;
+        for (int i = 0; i < LANES; i++)
+            lane[i] = i;
+        return lane >= static_cast<Index>(first) & lane < static_cast<Index>(first + count);
+    }
+
+    // With zeros for other groups.
+    Values load_from(const T *row) const
+    {
+        return own() ? load<Values>(row + at) : all(0);
+    }
+
+    // What is written behind the group is for the next window to overwrite.
+    void store_to(T *row, Values vector) const
+    {
+        store(row + at, first == 0 ? vector : own() ? vector : load<Values>(row + at));
+    }
+};
+
+// Calls step(window, row, place, group) on all values of some rows, from left to right.
 template <class Step>
 static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x, Step step)
 {
-    const std::ptrdiff_t n = layer.channels;
-    for (std::ptrdiff_t row = 0; row < rows; row++, x += layer.width())
+    const std::ptrdiff_t width = layer.width(), n = layer.channels;
+    for (std::ptrdiff_t row = 0; row < rows; row++, x += width)
         for (std::ptrdiff_t group = 0; group < layer.groups; group++) {
             const T *knots = layer.knots + group * M;
-            const auto at_window = [&](auto window, std::ptrdiff_t seen) {
+            const auto at_window = [&](auto window) {
                 const Values value = window.load_from(x);
                 const auto knot = [&](int m) { return all(knots[m]); };
                 if (layer.steps == nullptr)
-                    return step(window, row, InGroup(value, Place(value, knot)), group, seen);
+                    return step(window, row, InGroup(value, Place(value, knot)), group);
                 const Values apart = all(layer.steps[group]);
                 const Values per_unit = all(layer.steps[layer.groups + group]);
                 const Place place(value, knot(0), knot(M - 1), apart, per_unit);
-                step(window, row, InGroup(value, place), group, seen);
+                step(window, row, InGroup(value, place), group);
             };
-            if (n < LANES)
-                at_window(Window<false>{group * n, n}, 0);
-            for (std::ptrdiff_t i = 0; n >= LANES && i < n; i += LANES) {
-                const std::ptrdiff_t first = i + LANES > n ? n - LANES : i;
-                at_window(Window<true>{group * n + first, LANES}, i - first);
+            if (width < LANES)
+                at_window(Window<false>{group * n, n});
+            for (std::ptrdiff_t i = 0; width >= LANES && i < n; i += LANES) {
+                const std::ptrdiff_t at = std::min(group * n + i, width - LANES);
+                const std::ptrdiff_t count = std::min<std::ptrdiff_t>(n - i, LANES);
+                at_window(WindowOfGroup{at, group * n + i - at, count});
             }
         }
 }
@@ -137,7 +162,7 @@ static inline void for_each(const Layer &layer, std::ptrdiff_t rows, const T *x,
 // apart.
 static void write_values(const Layer &layer, std::ptrdiff_t rows, const T *x, T *out)
 {
-    for_each(layer, rows, x, [&](auto window, auto row, const InGroup &place, auto group, auto) {
+    for_each(layer, rows, x, [&](auto window, auto row, const InGroup &place, auto group) {
         Values c[SIZE];
         place.coefficients(layer.table + group * LOOKED_UP, c);
         Values value = c[ORDER];
@@ -152,10 +177,7 @@ static void write_values(const Layer &layer, std::ptrdiff_t rows, const T *x, T 
 static void write_gradients(
     const Layer &layer, std::ptrdiff_t rows, const T *x, const T *grad, T *out, T *grad_x, T *sums)
 {
-    Indices lane;
-    for (int i = 0; i < LANES; i++)
-        lane[i] = i;
-    for_each(layer, rows, x, [&](auto window, auto row, const InGroup &place, auto group, auto seen) {
+    for_each(layer, rows, x, [&](auto window, auto row, const InGroup &place, auto group) {
         Values c[SIZE];
         place.coefficients(layer.table + group * LOOKED_UP, c);
         Values value = c[ORDER], slope{};
@@ -167,8 +189,7 @@ static void write_gradients(
         const Values weight = window.load_from(grad + row * layer.row());
         window.store_to(out + row * layer.row(), base.value + value);
         window.store_to(grad_x + row * layer.width(), (base.slope + slope) * weight);
-        const Indices is_new = lane >= static_cast<Index>(seen);
-        place.add_moments(is_new ? weight : all(0), sums + LANES * group * TABLE);
+        place.add_moments(weight, sums + LANES * group * TABLE);
     });
 }
 

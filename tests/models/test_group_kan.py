@@ -108,9 +108,11 @@ def test_compiled_equals_plain(
 ) -> None:
     monkeypatch.setattr(native, "THREAD", 100)
     options = {"grid_size": grid_size, "spline_order": order, "base_activation": activation}
-    # fewer channels to a group than the kernel takes at a time, as many, not a multiple, a row less
-    # than there are threads
-    for width, groups, rows in ((6, 2, 100), (16, 2, 30), (36, 3, 700), (1, 1, 1)):
+    # a row of fewer numbers than the kernel takes at a time, groups of fewer, of as many, of more
+    # but not a multiple; a row less than there are threads
+    for width, groups, rows in (
+        (6, 2, 100), (16, 2, 30), (40, 8, 20), (64, 32, 20), (36, 3, 700), (1, 1, 1),
+    ):  # fmt: skip
         layer = random_layer(width, 3, groups=groups, uneven=True, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -261,6 +263,16 @@ def test_infinite_and_missing_values_stay_in_their_rows() -> None:
         assert not y[1].isfinite().any()
         assert y[2].isnan().all()
         assert y[1].isinf().all(), "the spline is zero out there, whatever the base is"
+
+
+@needs_compiler
+def test_a_missing_value_spoils_its_own_group_alone() -> None:
+    layer = random_layer(24, 2, groups=6, mode="compiled")
+    x = torch.randn(3, 24)
+    x[1, 9] = torch.nan
+    layer(x).sum().backward()
+    spoilt = layer.spline_weight.grad.isnan().any(dim=1)
+    assert spoilt.tolist() == [False, False, True, False, False, False]
 
 
 def test_without_splines_it_is_a_linear_layer() -> None:
