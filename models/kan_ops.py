@@ -10,7 +10,7 @@ formula.
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from models.splines import basis_dtype
 MODES = ("auto", "compiled", "eager", "plain")
 MODE_VARIABLE = "KAN_MODE"  # of the environment; for layers whose mode is "auto"
 COMPILE_ELEMENTS = 2**13  # inputs smaller than this do not repay the compiler
+_without_gradients = False  # see `compile_without_gradients`
 
 # MKL, which torch takes for float32 products on a CPU, ran at half of oneDNN's speed on an AMD
 # processor with AVX-512. Without AVX-512, and on Intel's with it, MKL was the faster one.
@@ -63,8 +64,8 @@ def kan_linear(
         activation: b, a name in `kan_features.ACTIVATIONS`; None if there is no base weight.
         weights: see there.
         mode: "compiled", "eager" or "plain"; "auto" takes what KAN_MODE says in the environment,
-            and else compiles where gradients are recorded and x is large enough to repay it. What
-            torch.export or torch.func traces is always "plain".
+            and else compiles where gradients are recorded (see `compile_without_gradients`) and x
+            is large enough to repay it. What torch.export or torch.func traces is always "plain".
 
     Returns:
         (..., out).
@@ -79,6 +80,17 @@ def kan_linear(
     flat = x.reshape(-1, x.shape[-1])
     y = _forward(flat, knots, *weights, order, activation, dtype, mode == "compiled")
     return y.reshape(*x.shape[:-1], len(weights.spline))
+
+
+@contextmanager
+def compile_without_gradients() -> Iterator[None]:
+    """Within, layers run compiled also where no gradients are recorded: for many batches."""
+    global _without_gradients
+    before, _without_gradients = _without_gradients, True
+    try:
+        yield
+    finally:
+        _without_gradients = before
 
 
 def check_mode(mode: str) -> None:
@@ -99,7 +111,8 @@ def way_to_run(x: Tensor, weights: Iterable[Tensor | None], mode: str) -> str:
     recorded = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, *weights)
     )
-    return "compiled" if recorded and x.numel() >= COMPILE_ELEMENTS else "eager"
+    repays = (recorded or _without_gradients) and x.numel() >= COMPILE_ELEMENTS
+    return "compiled" if repays else "eager"
 
 
 def _is_transformed() -> bool:

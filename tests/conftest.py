@@ -16,6 +16,7 @@ from kansformer.train import TrainConfig, train
 from models.native import cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)  # as in the processes that tests fork, whose bits are compared with these
 COLOURS = {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 30, 40)}
 
 

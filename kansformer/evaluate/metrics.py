@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kansformer.data.dataset import NO_LABEL
+from models import kan_ops
 
 
 @torch.no_grad()
+@kan_ops.compile_without_gradients()
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],

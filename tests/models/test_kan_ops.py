@@ -604,6 +604,10 @@ def test_the_way_to_run_is_chosen_and_can_be_forced(monkeypatch: pytest.MonkeyPa
     assert chosen(layer, small) == "eager"
     with torch.no_grad():
         assert chosen(layer, large) == "eager"
+        with kan_ops.compile_without_gradients():
+            assert chosen(layer, large) == "compiled"
+            assert chosen(layer, small) == "eager"
+        assert chosen(layer, large) == "eager"
     monkeypatch.setenv("KAN_MODE", "plain")
     assert chosen(layer, large) == "plain"
     layer.mode = "eager"  # a layer's own word goes first
