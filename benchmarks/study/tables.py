@@ -30,7 +30,7 @@ from kansformer.files import write_bytes
 LEGEND = """\
 Spread is the standard deviation over seeds; in brackets are 95 % intervals of Student for the mean
 difference in pairs, seed by seed. They tell what other seeds would give, on the same test pictures.
-A step is timed on one thread; the trainings ran side by side, with a thread each.
+A step is timed on one thread, and each model trained on one.
 """
 
 
@@ -83,11 +83,11 @@ def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
         "",
         f"{first['pictures']['train']:,} training, {first['pictures']['val']:,} validation and"
         f" {first['pictures']['test']:,} test pictures; test accuracy in %, {SETS[name].seeds}"
-        f" seeds, {first['epochs']} epochs; {machine['device']}, torch {machine['torch']}.",
+        f" seeds, {first['epochs']} epochs; steps on {machine['device']}, torch"
+        f" {machine['torch']}.",
         "",
-        "| at | blocks | n | mean | spread | against mlp | parameters | rate | step, ms |"
-        " training, s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| at | blocks | n | mean | spread | against mlp | parameters | rate | step, ms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for title, some in runs.items():
         for row in summarise(some):
@@ -97,7 +97,7 @@ def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
             lines.append(
                 f"| {title} | {arm} | {row['n']} | {row['mean']:.2f} | {row['spread']:.2f} |"
                 f" {against} | {row['parameters']:,} | {rates[arm]:g} |"
-                f" {sizes[title][arm]['step_ms']:.0f} | {row['seconds']:.0f} |"
+                f" {sizes[title][arm]['step_ms']:.0f} |"
             )
     return "\n".join([*lines, ""]), runs[comparison.EQUAL_SIZE]
 
