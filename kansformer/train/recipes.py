@@ -78,7 +78,7 @@ def small_pictures() -> dict[str, Any]:
     `python train.py --data-path cifar10-jpeg`, a folder with 20,000 training and 3,000 validation
     pictures of CIFAR-10 as JPEG files, 40 epochs: 75.03 % of those that validate, by which the
     epoch was chosen too (the 23rd; the last one had 74.03), in 3,665 s on one core of an Intel Xeon
-    with torch 2.14; one run, seed 0.
+    with torch 2.14; seed 1 gave 76.60 % (76.00 % in the last epoch).
     """
     return {
         "model": "kansformer_micro_patch4_32",
