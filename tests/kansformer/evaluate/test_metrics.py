@@ -1,0 +1,31 @@
+"""What `evaluate` says of a model, and how it runs it."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kansformer.evaluate import evaluate
+from models import kan_ops
+
+
+class Probe(nn.Module):
+    """Always says class 0, and notes how a KAN layer would run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: list[str] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.modes.append(kan_ops.way_to_run(images, (), "auto"))
+        return images.new_tensor([1.0, 0.0]).expand(len(images), 2)
+
+
+def test_large_batches_run_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KAN_MODE", raising=False)
+    model, labels = Probe(), torch.tensor([0, 0, 0, 1])
+    large, small = torch.zeros(4, kan_ops.COMPILE_ELEMENTS // 4), torch.zeros(4, 2)
+    found = evaluate(model, [(large, labels), (small, labels)], torch.device("cpu"))
+    assert model.modes == ["compiled", "eager"]
+    assert (found["acc1"], found["count"]) == (75.0, 8)
+    model(large)
+    assert model.modes[-1] == "eager", "outside it is as it was"
