@@ -90,7 +90,7 @@ SETS = {
             "val_split": 0.1, "epochs": 20, "batch_size": 64, "lr": 2e-3, "warmup_epochs": 3.0,
             "mixup": 0.4, "cutmix": 0.4, "ema": 0.99, "eval_metric": "loss",
         },
-        {"val_split": 0.3}, choosing_seeds=2, seeds=5,
+        {"val_split": 0.3}, choosing_seeds=2, seeds=10,
     ),
     "fashion-mnist": PictureSet("Fashion-MNIST", _fashion_mnist, FASHION_MNIST, {"epochs": 1}),
     "fashion-mnist-20k": PictureSet(
@@ -107,6 +107,6 @@ SETS = {
     "cifar10-jpeg": PictureSet(
         "CIFAR-10 (JPEG, 20k)", _cifar10_jpeg,
         {**SMALL, "augment": "small", "val_split": 0.1, "epochs": 8, "batch_size": 128},
-        {"epochs": 3},
+        {"epochs": 3}, seeds=6,
     ),
 }  # fmt: skip

@@ -187,15 +187,15 @@ def test_the_table_is_made_of_the_trainings_that_belong_to_it(
     found = tables.of_set("digits", tmp_path)
     assert found is not None
     lines = found[0].splitlines()
-    assert "| equal size | mlp | 5 | 92.00 | 1.58 |  | 5 | 0.001 | 3 |" in lines
-    assert "| equal size | kan | 5 | 93.00 | 1.58 | +1.00 (+1.00 to +1.00) |" in found[0]
-    assert "| equal training time | kan | 5 | 91.00 | 1.58 | -1.00 (-1.00 to -1.00) |" in found[0]
+    assert "| equal size | mlp | 10 | 94.50 | 3.03 |  | 5 | 0.001 | 3 |" in lines
+    assert "| equal size | kan | 10 | 95.50 | 3.03 | +1.00 (+1.00 to +1.00) |" in found[0]
+    assert "| equal training time | kan | 10 | 93.50 | 3.03 | -1.00 (-1.00 to -1.00) |" in found[0]
     tables.main()
     assert (tmp_path / "tables.md").read_text() == f"{tables.LEGEND}\n{found[0]}"
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("shift", "status"), [(0.5, 0), (2.0, 1)])
+@pytest.mark.parametrize(("shift", "status"), [(2.5, 0), (3.5, 1)])
 def test_a_repeated_row_agrees_within_the_spread(
     shift: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -209,15 +209,21 @@ def test_a_repeated_row_agrees_within_the_spread(
     write(tmp_path, [*by_rate(rates), *(record(job, 90.0 + job.seed) for job in jobs)])
 
     def trained(wanted: list[Job], *ways: object) -> dict[str, dict[str, Any]]:
-        assert wanted == jobs
+        assert wanted == [job for job in jobs if job.seed in range(5)]
         gain = {"kan": shift}
-        return {job.key: record(job, 90.0 + job.seed + gain.get(job.arm, 0)) for job in wanted}
+        return {job.key: record(job, 92.5 + job.seed + gain.get(job.arm, 0)) for job in wanted}
 
     monkeypatch.setattr(repeat, "run", trained)
     assert repeat.main() == status
     out = capsys.readouterr().out
-    assert "mlp: 92.00 % (spread 1.58), stated 92.00 (1.58): agrees" in out
+    assert "mlp: 94.50 % (spread 1.58), stated 94.50 (3.03): agrees" in out
     assert ("differs" in out) == bool(status)
+
+
+def test_one_seed_is_too_few_to_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["repeat", "digits", "--seeds", "1"])
+    with pytest.raises(UserError, match="--seeds must be at least 2"):
+        repeat.main()
 
 
 def test_changes_are_compared_with_what_they_change(tmp_path: Path) -> None:
