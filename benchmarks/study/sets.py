@@ -102,7 +102,7 @@ SETS = {
             **SMALL, "augment": "signs", "epochs": 40, "batch_size": 64, "warmup_epochs": 5.0,
             "eval_metric": "loss",
         },
-        {"epochs": 20}, choosing_seeds=2, seeds=5,
+        {"epochs": 20}, choosing_seeds=2, seeds=10,
     ),
     "cifar10-jpeg": PictureSet(
         "CIFAR-10 (JPEG, 20k)", _cifar10_jpeg,
