@@ -26,8 +26,9 @@ def main() -> int:
     parser.add_argument("set", choices=SETS, metavar="SET", help=", ".join(SETS))
     comparison.add_flags(parser)
     parser.add_argument(
-        "--seeds", type=int, default=5, metavar="N", help="how many seeds (default 5)"
-    )
+        "--seeds", type=int, default=5, metavar="N",
+        help="how many of the stated seeds, the first ones (default 5)",
+    )  # fmt: skip
     options = parser.parse_args()
     if options.seeds < 2:
         raise UserError(f"--seeds must be at least 2, for a spread, not {options.seeds}")

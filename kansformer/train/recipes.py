@@ -50,8 +50,8 @@ def fashion_mnist() -> dict[str, Any]:
 
     `python train.py --data-path /usr/share/datasets/fashion-mnist` (Debian's package
     dataset-fashion-mnist), 25 epochs: 92.19 % on the official 10,000 test pictures with 461,306
-    parameters, in 1,694 s on one core of an Intel Xeon with torch 2.14; with seeds 1 and 2, and
-    kernels before the present ones, 91.84 and 92.47 %, as seed 0 gave 92.23 % before.
+    parameters, in 1,694 s on one core of an Intel Xeon with torch 2.14. With older kernels seeds 0
+    to 2 gave 92.23, 91.84 and 92.47 %.
     """
     return {
         "model": "kansformer_micro_patch8_32",
