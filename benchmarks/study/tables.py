@@ -47,10 +47,10 @@ def main() -> None:
 
 
 def everything(folder: Path) -> tuple[str, dict[str, bytes]]:
-    """The tables of all that is complete, and a PNG for each data set, by its name.
+    """All tables, and a PNG for each data set that is complete, by its name.
 
     Raises:
-        UserError: nothing is complete.
+        UserError: there are no records.
     """
     found = {name: of_set(name, folder) for name in SETS}
     sets = {name: part for name, part in found.items() if part is not None}
@@ -59,23 +59,31 @@ def everything(folder: Path) -> tuple[str, dict[str, bytes]]:
     if changes is not None:
         parts.append(changes)
     if not parts:
-        raise UserError(
-            f"{folder}: no complete results; run python -m benchmarks.study.comparison first"
-        )
-    return "\n".join([LEGEND, *parts]), {name: draw(runs) for name, (_, runs) in sets.items()}
+        raise UserError(f"{folder}: no results; run python -m benchmarks.study.comparison first")
+    pictures = {name: draw(runs) for name, (_, runs) in sets.items() if runs}
+    return "\n".join([LEGEND, *parts]), pictures
 
 
 def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
-    """The text on a data set and its runs at equal size; None while it is not complete."""
+    """The text on a data set and its runs at equal size; None before its first training.
+
+    Until all have been trained the text says that they have not, and there are no runs.
+    """
     records, times = read(folder / f"{name}.jsonl"), folder / f"{name}.steps.json"
-    if not times.is_file() or not comparison.complete(comparison.choosing(name), records):
+    if not records:
         return None
+    unfinished = (
+        f"### {SETS[name].title}\n\nNot complete:"
+        f" `python -m benchmarks.study.comparison {name}` trains what is missing.\n"
+    )
+    if not times.is_file() or not comparison.complete(comparison.choosing(name), records):
+        return unfinished, []
     rates = comparison.rates_by_validation(name, records)
     timed = json.loads(times.read_text())
     sizes = comparison.sizes_by_time(timed)
     jobs = {title: comparison.jobs(name, rates, sizes[title]) for title in sizes}
     if not comparison.complete((job for part in jobs.values() for job in part), records):
-        return None
+        return unfinished, []
     runs = {title: [as_run(job, records[job.key]) for job in part] for title, part in jobs.items()}
     first, machine = runs[comparison.EQUAL_SIZE][0], timed["machine"]
     lines = [
