@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import measure
 from benchmarks.study.sets import SETS
 from kansformer.errors import UserError
 from kansformer.train import TrainConfig, train
@@ -100,7 +101,7 @@ def run(jobs: Iterable[Job], path: Path, places: Path, at_once: int) -> dict[str
 
 
 def record_of(job: Job, places: Path) -> dict[str, Any]:
-    """Trains, and returns the summary with the course of the epochs."""
+    """Trains, and returns the summary with the course of the epochs and the machine."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         data = SETS[job.data].load(places, Path(folder) / "data")
@@ -113,4 +114,4 @@ def record_of(job: Job, places: Path) -> dict[str, Any]:
         summary = train(config, data.with_validation(config.val_split, job.seed), ignore)
         rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     history = {name: [round(row[name], 4) for row in rows] for name in KEPT}
-    return {"job": asdict(job), **summary, "history": history}
+    return {"job": asdict(job), **summary, "history": history, "machine": measure.machine("cpu")}

@@ -99,7 +99,7 @@ SETS = {
         "Fashion-MNIST, a third of it", _fashion_mnist_20k, FASHION_MNIST, {"epochs": 2}
     ),
     "sign-digits": PictureSet(
-        "sign-digits, by person", _sign_digits,
+        "sign-digits, by ranges of people", _sign_digits,
         {
             **SMALL, "augment": "signs", "epochs": 40, "batch_size": 64, "warmup_epochs": 5.0,
             "eval_metric": "loss",

@@ -29,8 +29,8 @@ from kansformer.files import write_bytes
 
 LEGEND = """\
 Spread is the standard deviation over seeds; in brackets are 95 % intervals of Student for the mean
-difference in pairs, seed by seed. They tell what other seeds would give, on the same test pictures.
-A step is timed on one thread, and each model trained on one.
+difference in pairs, seed by seed. They tell what other seeds would give, on the same pictures. A
+step's time, on one thread, is that of a straight line through the timings of several widths.
 """
 
 
@@ -72,22 +72,20 @@ def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
     records, times = read(folder / f"{name}.jsonl"), folder / f"{name}.steps.json"
     if not records:
         return None
-    unfinished = (
-        f"### {SETS[name].title}\n\nNot complete:"
-        f" `python -m benchmarks.study.comparison {name}` trains what is missing.\n"
-    )
+    heading = f"### {SETS[name].title}"
+    missing = unfinished(heading, f"comparison {name}")
     if not times.is_file() or not comparison.complete(comparison.choosing(name), records):
-        return unfinished, []
+        return missing, []
     rates = comparison.rates_by_validation(name, records)
     timed = json.loads(times.read_text())
     sizes = comparison.sizes_by_time(timed)
     jobs = {title: comparison.jobs(name, rates, sizes[title]) for title in sizes}
     if not comparison.complete((job for part in jobs.values() for job in part), records):
-        return unfinished, []
+        return missing, []
     runs = {title: [as_run(job, records[job.key]) for job in part] for title, part in jobs.items()}
     first, machine = runs[comparison.EQUAL_SIZE][0], timed["machine"]
     lines = [
-        f"### {SETS[name].title}",
+        heading,
         "",
         f"{first['pictures']['train']:,} training, {first['pictures']['val']:,} validation and"
         f" {first['pictures']['test']:,} test pictures; test accuracy in %, {SETS[name].seeds}"
@@ -113,25 +111,29 @@ def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
 def of_ablations(folder: Path) -> str | None:
     """The table of changes, each beside the arm that it changes, with the seeds that it has.
 
-    None if an arm as it is, from which the others differ, has not all of them.
+    None before the first training. Until an arm as it is, from which the others differ, has all its
+    seeds, the text says that it has not.
     """
     records = read(folder / "ablations.jsonl")
+    if not records:
+        return None
+    heading = "### One change at a time"
     rows = ablations.rows()
     accuracies = {
         (arm, title): {job.seed: accuracy(records[job.key]) for job in jobs if job.key in records}
         for arm, title, jobs in rows
     }
     if any(len(accuracies[arm, ablations.PRESET]) < ablations.SEEDS for arm in ablations.CHANGES):
-        return None
+        return unfinished(heading, "ablations")
     pictures = records[rows[0][2][0].key]["pictures"]
     begun = sum(bool(own) for own in accuracies.values())
     lines = [
-        "### One change at a time",
+        heading,
         "",
         f"{SETS[ablations.DATA].title}: {pictures['train']:,} training and {pictures['val']:,}"
         f" validation pictures; accuracy on these in %, {ablations.SEEDS} seeds, "
-        f"{SETS[ablations.DATA].settings['epochs']} epochs. Of {len(rows)} rows {begun} have"
-        " been begun; n is how many seeds each has so far.",
+        f"{SETS[ablations.DATA].settings['epochs']} epochs. {begun} of {len(rows)} rows have"
+        " been begun; n is how many seeds each has.",
         "",
         "| blocks | change | n | mean | spread | against the blocks as they are | against mlp |"
         " parameters |",
@@ -151,6 +153,12 @@ def of_ablations(folder: Path) -> str | None:
             f" {columns[0]} | {columns[1]} | {parameters:,} |"
         )
     return "\n".join([*lines, ""])
+
+
+def unfinished(heading: str, script: str) -> str:
+    """What stands for a table while trainings are missing."""
+    command = f"python -m benchmarks.study.{script}"
+    return f"{heading}\n\nNot complete: `{command}` trains what is missing.\n"
 
 
 def paired_difference(accuracies: dict[int, float], others: dict[int, float]) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.study import ablations, comparison, repeat, tables
 from benchmarks.study import jobs as jobs_module
-from benchmarks.study.arms import ARMS, RATES
+from benchmarks.study.arms import ARMS, BASELINE, RATES
 from benchmarks.study.jobs import Job, append, read, run
 from benchmarks.study.sets import SETS
 from kansformer.data import PictureData, load_data
@@ -241,13 +241,16 @@ def test_changes_are_compared_with_what_they_change(tmp_path: Path) -> None:
         if one["job"]["arm"] == "kan" and one["job"]["settings"].get("kan_norm") is False
     ]  # fmt: skip
     sooner = [one for one in records if one not in (first, *later)]
+    assert tables.of_ablations(tmp_path) is None
     for one in sooner[:-1]:
         append(one, path)
-    assert tables.of_ablations(tmp_path) is None  # of the last arm as it is, a seed is missing
+    text = tables.of_ablations(tmp_path)  # of the last arm as it is, a seed is missing
+    assert text is not None
+    assert "Not complete: `python -m benchmarks.study.ablations`" in text
     append(sooner[-1], path)
     text = tables.of_ablations(tmp_path)
     assert text is not None
-    assert f"Of {len(rows)} rows {len(rows) - 1} have been begun" in text
+    assert f"{len(rows) - 1} of {len(rows)} rows have been begun" in text
     assert "no norm" not in text
     append(first, path)
     text = tables.of_ablations(tmp_path)
@@ -312,6 +315,20 @@ def test_the_stated_tables_are_what_the_raw_results_give() -> None:
     assert (comparison.RESULTS / "tables.md").read_text() == text
     assert set(pictures) == {path.stem for path in comparison.RESULTS.glob("*.png")}
     assert len(pictures) == len(SETS) - 1, "all but what the ablations train on"
+
+
+def test_the_readmes_table_is_the_stated_one() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    stated = (comparison.RESULTS / "tables.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in stated.splitlines()]
+    rows = [row for row in rows if row[:1] in ([comparison.EQUAL_SIZE], [comparison.EQUAL_TIME])]
+    assert len(rows) == 2 * len(ARMS) * (len(SETS) - 1)  # the ablations' set is not among them
+    for first in range(0, len(rows), len(ARMS)):
+        cells = [
+            mean if arm == BASELINE else f"{mean} ({apart.split('(')[1]}"
+            for _, arm, _, mean, _, apart, *_ in rows[first : first + len(ARMS)]
+        ]
+        assert f"| {' | '.join(cells)} |" in readme
 
 
 def test_the_results_are_of_models_as_they_are_made_now() -> None:
