@@ -9,7 +9,7 @@ changed before.
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,12 @@ from torch.optim import LBFGS, Optimizer
 from models import splines
 
 
-@runtime_checkable
 class SplineLayer(Protocol):
-    """A layer with splines, as these functions know it."""
+    """A layer with splines, as these functions know it.
+
+    For type checkers only. `isinstance` does not see parameters, buffers and submodules of an
+    `nn.Module` since Python 3.12; `spline_layers` finds the layers of a model.
+    """
 
     in_features: int
     spline_order: int
@@ -31,6 +34,13 @@ class SplineLayer(Protocol):
 
     def spline_inputs(self, x: Tensor) -> Tensor:
         """What each grid is for, (..., in_features) -> (N, splines)."""
+
+
+def spline_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers with splines in a model by their names, from first to last."""
+    return {
+        name: module for name, module in model.named_modules() if hasattr(module, "spline_inputs")
+    }
 
 
 def update_grid(
@@ -151,13 +161,16 @@ def fit_grids(
         fit: called with each layer and that layer's input.
 
     Raises:
-        ValueError: the grid of some layer cannot be fitted; then no layer has changed.
+        ValueError: the model has no KAN layer, or the grid of some layer cannot be fitted; then no
+            layer has changed.
     """
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         fit(layer, inputs[0])
 
-    layers = [module for module in model.modules() if isinstance(module, SplineLayer)]
+    layers = list(spline_layers(model).values())
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no KAN layer whose grid could be fitted")
     before = [(layer.grid_size, copy.deepcopy(layer.state_dict())) for layer in layers]
     handles = [layer.register_forward_pre_hook(hook) for layer in layers]
     training = [(module, module.training) for module in model.modules()]
@@ -177,10 +190,9 @@ def fit_grids(
 
 def make_room(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Gives KAN layers the numbers of intervals that they have in a state dict, to load it."""
-    for name, module in model.named_modules():
-        if isinstance(module, SplineLayer):
-            weight = state[f"{name}.spline_weight" if name else "spline_weight"]
-            _resize(module, weight.shape[-1] - module.spline_order)
+    for name, layer in spline_layers(model).items():
+        weight = state[f"{name}.spline_weight" if name else "spline_weight"]
+        _resize(layer, weight.shape[-1] - layer.spline_order)
 
 
 def finite_samples(x: Tensor, width: int) -> Tensor:

@@ -5,28 +5,23 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from kansformer.errors import UserError
 from kansformer.train.config import TrainConfig
 from models.kan_grid import (
-    SplineLayer,
     calibrate_grid,
     change_grid,
     fit_grids,
     refine_grid,
+    spline_layers,
     update_grid,
 )
 from models.vit_model import VisionTransformer
 
 PICTURES = 256  # to which grids are fitted
 COVERAGE = 0.999  # share of these pictures' activations that a calibrated grid spans
-
-
-def spline_layers(model: nn.Module) -> list[Any]:
-    """The model's layers with splines, from first to last."""
-    return [module for module in model.modules() if isinstance(module, SplineLayer)]
 
 
 def first_pictures(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Tensor:
@@ -82,13 +77,14 @@ def change_grids(
         _fit(model, images, lambda layer, x: update_grid(layer, x, optimizer=optimiser))
         done.append("moved to where the activations are")
     if size:
-        for layer in spline_layers(model):
+        for layer in spline_layers(model).values():
             refine_grid(layer, size, optimizer=optimiser)
         model.config = replace(model.config, grid_size=size, grid_sizes=None)
         done.append(f"refined to {size} intervals")
     if averaged is not None:
-        for layer, own in zip(spline_layers(averaged), spline_layers(model), strict=True):
-            change_grid(layer, own.grid)
+        own = spline_layers(model)
+        for name, layer in spline_layers(averaged).items():
+            change_grid(layer, own[name].grid)
         averaged.config = model.config
     return " and ".join(done)
 

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.kan import KAN, KANLinear
-from models.kan_grid import calibrate_grid, change_grid, fit_grids, refine_grid, update_grid
+from models.kan_grid import (
+    calibrate_grid,
+    change_grid,
+    fit_grids,
+    refine_grid,
+    spline_layers,
+    update_grid,
+)
 from models.vit_model import create_model
 from tests.models.test_kan import random_layer, uneven_layer
 from tests.models.test_splines import scipy_basis
@@ -316,6 +323,22 @@ def test_lbfgs_goes_on_downhill(change: str) -> None:
 
 
 # ---- whole models ----
+
+
+def test_the_layers_with_splines_of_a_model_are_found_by_name() -> None:
+    names = {"kan": ["mlp.fc1", "mlp.fc2"], "group-kan": ["mlp.fc1", "mlp.fc2"], "mlp": []}
+    for ffn, layers in names.items():
+        model = create_model(
+            "kansformer_micro", img_size=16, patch_size=4, num_classes=3, depth=2, ffn=ffn
+        )
+        expected = [f"blocks.{block}.{layer}" for block in range(2) for layer in layers]
+        assert list(spline_layers(model)) == expected
+    assert list(spline_layers(uneven_layer(3, 2, 3))) == [""]
+
+
+def test_a_model_without_a_kan_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="Linear has no KAN layer"):
+        fit_grids(torch.nn.Linear(3, 2), torch.randn(8, 3))
 
 
 def test_every_layer_of_a_model_is_fitted_to_what_reaches_it() -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from kansformer.checkpoint import load_model
 from kansformer.data import PictureDataset, load_data
 from kansformer.errors import Stopped
-from kansformer.train.grids import spline_layers
 from kansformer.train.run_folder import checksum
+from models.kan_grid import spline_layers
 from tests.conftest import tiny_settings
 from tests.kansformer.train.runs import do, final, state, stop_after
 
@@ -31,7 +31,7 @@ def test_calibrated_grids_span_the_activations(tmp_path: Path, colours: Path) ->
             low, high = layer.grid[:, k], layer.grid[:, -k - 1]
             shares.append(float(((x < low) | (x > high)).float().mean()))
 
-        for layer in spline_layers(model):
+        for layer in spline_layers(model).values():
             layer.register_forward_pre_hook(look)
         pictures = PictureDataset(load_data(str(colours)).train, model.preprocessing)
         with torch.no_grad():
