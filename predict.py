@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
-from kansformer.errors import UserError, run_command
+from kansformer.errors import UserError, one_line, run_command
 
 DIGITS = Path(__file__).parent / "weights" / "digits.safetensors"
+LONGEST_STEM = 200  # bytes; file systems allow 255 for a name
 
 
 def main() -> int:
@@ -15,11 +17,17 @@ def main() -> int:
 
     from tqdm import tqdm
 
+    from kansformer.data.findings import number, unread_formats
     from kansformer.files import as_csv, write_csv
     from kansformer.infer import Predictor, answer_as_row, answer_as_text, find_pictures
 
     predictor = Predictor.load(args.weights, args.device, args.tta)
-    paths = find_pictures(args.images)
+    if args.weights is DIGITS:
+        print(f"no --weights: {DIGITS.name} answers, which knows only digits", file=sys.stderr)
+    unread: list[str] = []
+    paths = find_pictures(args.images, unread)
+    if unread:
+        print(unread_formats(unread).lines(limit=0)[0], file=sys.stderr)
     folder = explanation_folder(args.explain, paths) if args.explain else None
     if folder:
         from kansformer.interpret.attention import explain
@@ -29,15 +37,17 @@ def main() -> int:
     stream = predictor.stream(paths, args.topk, args.batch_size, args.min_confidence)
     answers = []
     for answer in tqdm(stream, "pictures", len(paths), leave=False, disable=hidden):
+        if folder and "top" in answer:
+            drawing = folder / explanation_name(len(answers) + 1, answer["path"])
+            try:
+                explain(predictor.model, answer["path"]).save(drawing)
+                answer["explanation"] = str(drawing)
+            except UserError as error:  # the file has changed since
+                answer = {"path": answer["path"], "error": one_line(error)}
         answers.append(answer)
         if "error" in answer:
             print(f"error: {answer['error']}", file=sys.stderr)
-            continue
-        if folder:
-            drawing = folder / f"{len(answers):04}-{Path(answer['path']).stem}.png"
-            explain(predictor.model, answer["path"]).save(drawing)
-            answer["explanation"] = str(drawing)
-        if printing:
+        elif printing:
             print(answer_as_text(answer))
     rows = [answer_as_row(answer) for answer in answers]
     if args.json:
@@ -46,6 +56,8 @@ def main() -> int:
         print(as_csv(rows), end="")
     elif args.csv is not None:
         write_csv(Path(args.csv), rows)
+        if not args.json:
+            print(f"written: {args.csv}, {number(len(rows), 'row')}")
     # bad input only if there was nothing to answer: one bad picture must not fail a whole folder
     return 0 if any("top" in answer for answer in answers) else 2
 
@@ -56,7 +68,7 @@ def parse_flags() -> argparse.Namespace:
         "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="files, folders or globs"
     )
     parser.add_argument(
-        "--weights", default=str(DIGITS), help="weights file (default: the digits in this repo)"
+        "--weights", default=DIGITS, help="weights file (default: the digits in this repo)"
     )
     parser.add_argument("--topk", type=int, default=5, help="classes to show (default 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON array and nothing else")
@@ -93,10 +105,17 @@ def explanation_folder(name: str, paths: list[str]) -> Path:
     from kansformer.files import make_output_folder
 
     folder = Path(name)
-    if folder.resolve() in {Path(path).resolve().parent for path in paths}:
+    # not the path's own realpath: a link may lead elsewhere, or in a circle
+    if os.path.realpath(folder) in {os.path.realpath(os.path.dirname(path)) for path in paths}:
         raise UserError(f"{folder}: holds the pictures themselves; choose another --explain")
     make_output_folder(folder)
     return folder
+
+
+def explanation_name(place: int, path: str) -> str:
+    """A file name that is not too long, although the picture's may be."""
+    stem = os.fsencode(Path(path).stem)[:LONGEST_STEM].decode(errors="ignore")
+    return f"{place:04}-{stem}.png"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ ever unpickled.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import safetensors
 import torch
 from safetensors.torch import save as to_safetensors
 
-from kansformer.data.preprocessing import Preprocessing
+from kansformer.data import PictureData, Preprocessing
+from kansformer.data.sources import SplitRule
 from kansformer.errors import UserError
 from kansformer.files import write_bytes
 from models.vit_model import VisionTransformer, ViTConfig
@@ -47,10 +48,70 @@ class TrainedModel(VisionTransformer):
     temperature: float
 
     @property
+    def split(self) -> "RecordedSplit | None":
+        """How the pictures were split that it was trained on, see `recorded_split`."""
+        return recorded_split(self.training_info)
+
+    @property
     def training_settings(self) -> dict[str, Any]:
         """The settings that it was trained with, as far as the weights file tells."""
         settings = self.training_info.get("settings")
         return settings if isinstance(settings, dict) else {}
+
+
+@dataclass(frozen=True)
+class RecordedSplit:
+    """How the training pictures of a model were split.
+
+    Attributes:
+        rule: by which validation pictures were drawn; None where they had a folder of their own.
+        validation: `Pictures.fingerprint` of the validation pictures; "" in files that lack it.
+    """
+
+    rule: SplitRule | None
+    validation: str = ""
+
+    def is_of(self, data: PictureData) -> bool:
+        """Whether data with a validation split are known to have this one."""
+        assert data.val is not None
+        return self.validation == data.val.fingerprint(data.class_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as under "split" in what a weights file tells of its training."""
+        rule = None if self.rule is None else asdict(self.rule)
+        return {"rule": rule, "validation": self.validation}
+
+
+def recorded_split(training: Mapping[str, Any]) -> RecordedSplit | None:
+    """The split that a weights file tells of; older files tell its share and seed alone."""
+    record, settings = training.get("split"), training.get("settings")
+    validation = ""
+    if isinstance(record, dict):
+        values, validation = record.get("rule"), str(record.get("validation", ""))
+        if values is None:
+            return RecordedSplit(None, validation)
+        share, seed = (values.get(name) for name in ("share", "seed"))
+    elif isinstance(settings, dict):
+        share, seed = (settings.get(name) for name in ("val_split", "seed"))
+    else:
+        return None
+    if not (isinstance(share, float) and 0 < share < 1 and isinstance(seed, int)):
+        return None
+    return RecordedSplit(SplitRule(share, seed), validation)
+
+
+def split_of_file(path: str | Path) -> tuple[str, RecordedSplit] | None:
+    """The name of the data that a weights file was trained on, and how they were split.
+
+    None if it is not one of ours, cannot be read, or does not tell.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            training = json.loads((file.metadata() or {})[METADATA_KEY])["training"]
+        split = recorded_split(training)
+        return None if split is None else (str(training.get("data", "")), split)
+    except Exception:  # it is for `load_model` to say what is wrong with it
+        return None
 
 
 def save_model(

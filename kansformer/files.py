@@ -85,9 +85,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON by `write_bytes`."""
+    """Writes indented JSON by `write_bytes`, in UTF-8."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    write_bytes(path, (text + "\n").encode())
+    # bytes of a file name that are no UTF-8 are lone surrogates, which JSON has an escape for
+    write_bytes(path, (text + "\n").encode(errors="backslashreplace"))
 
 
 def write_class_indices(path: Path, class_names: Sequence[str]) -> None:

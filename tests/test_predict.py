@@ -78,7 +78,7 @@ def test_a_table_has_a_row_for_every_picture(
         else:
             assert row["class"] == row["probability"] == row["unknown"] == ""
     status, printed, _ = predict(*arguments, "--csv", "t.csv")
-    assert (status, printed) == (0, "")
+    assert (status, printed) == (0, "written: t.csv, 21 rows\n")
     assert (tmp_path / "t.csv").read_text() == out
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kansformer.data.images import open_image
+from kansformer.data.images import Levels, open_image
 from kansformer.data.inspection import file_key
 from kansformer.data.parallel import in_processes
 from kansformer.errors import UserError
@@ -16,9 +16,9 @@ from kansformer.errors import UserError
 SAMPLE = 100  # pictures that are decoded first, to tell how much memory all will take
 
 
-def decode(path: str, at_most: int | None = None) -> np.ndarray:
+def decode(path: str, at_most: int | None = None, levels: Levels | None = None) -> np.ndarray:
     """One picture as (H, W) or (H, W, 3) uint8, its shorter side reduced to `at_most` pixels."""
-    image = open_image(path, at_least=at_most)
+    image = open_image(path, at_least=at_most, levels=levels)
     short = min(image.size)
     if at_most is not None and short > at_most:
         width, height = (round(side * at_most / short) for side in image.size)
@@ -31,6 +31,7 @@ def decode_files(
     at_most: int | None = None,
     workers: int | None = None,
     memory: int | None = None,
+    levels: Levels | None = None,
 ) -> list[np.ndarray]:
     """All pictures, in order; paths that lead to one file share one array.
 
@@ -38,6 +39,7 @@ def decode_files(
         at_most: pixels of the shorter side; larger pictures are reduced. None keeps every pixel.
         workers: processes that decode; None for one per CPU.
         memory: bytes that the pictures may take; by default half of what is free.
+        levels: of the data set, see `open_image`.
 
     Raises:
         PictureError: a picture cannot be read.
@@ -56,10 +58,10 @@ def decode_files(
             )
 
     sample = list(files.values())[:: max(1, len(files) // SAMPLE)]
-    check(len(files) * float(np.mean([decode(path, at_most).nbytes for path in sample])))
+    work = partial(decode, at_most=at_most, levels=levels)
+    check(len(files) * float(np.mean([work(path).nbytes for path in sample])))
     decoded: dict[str, np.ndarray] = {}
     taken = 0
-    work = partial(decode, at_most=at_most)
     results = in_processes(work, list(files.values()), workers, "decoding")
     for key, pixels in zip(files, results, strict=True):
         decoded[key] = pixels

@@ -111,8 +111,7 @@ def examine(
         found = [*findings.refused(data.problems), *findings.ignored(data)]
         found += findings.alike(data.class_names, "warning", "classes")
     else:
-        splits = {"train": data.train, "val": data.val, "test": data.test}
-        parts = {split: pictures for split, pictures in splits.items() if pictures is not None}
+        parts = data.splits
         found = []
     names = data.class_names
     pictures = look_at(parts, names, workers)
@@ -123,6 +122,8 @@ def examine(
     found += findings.classes(counts, whole)
     found += findings.alike((path for path, *_ in pictures), "note", "files")
     found += findings.converted(good)
+    found += findings.scaled(facts for _, split, _, facts in good if split == "train")
+    found += findings.mended(good)
     stored = [facts.stored for *_, facts in good]
     return Report(
         data.name,

@@ -1,15 +1,23 @@
 """What may be wrong with a data set, from its listing and what is known of its pictures."""
 
+import math
 import os
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kansformer.data.images import REMEDIES
+from kansformer.data.images import DEFAULT_LEVELS, REMEDIES, extension, unread_remedy
 from kansformer.data.inspection import Facts
-from kansformer.data.listing import Listing, Problem, is_dead_link
+from kansformer.data.listing import (
+    Listing,
+    Problem,
+    has_unread_name,
+    is_dead_link,
+    is_system_name,
+)
 
 SEVERITIES = ("error", "warning", "note")
 FEW_TO_SPLIT = 5  # with fewer, the default --val-split of a fifth gives validation none
@@ -25,6 +33,7 @@ BROKEN = {
     "unreadable": "cannot be read",
     "no-file": "pipes, sockets or devices",
     "folder": "folders",
+    "out-of-range": "values that are not known to be brightness",
 }
 TELLING = ("damaged", "link-to-nowhere", "too-many-bytes", "unreadable")  # causes differ by file
 Picture = tuple[str, str, str, Facts]  # path, split, class, facts
@@ -100,17 +109,56 @@ def refused(problems: Sequence[Problem]) -> list[Finding]:
 
 def ignored(listing: Listing) -> list[Finding]:
     """What lies there and is not read."""
-    dead = [path for path in listing.ignored if is_dead_link(path)]
-    rest = [path for path in listing.ignored if path not in set(dead)]
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for path in listing.ignored:
+        kinds[_why_ignored(path)].append(path)
     found = []
-    if dead:
+    if dead := kinds["dead-link"]:
         text = f"{number(len(dead), 'link')} to nowhere, without a picture's name"
         found.append(Finding("warning", "dead-link", text, REMEDIES["link-to-nowhere"], dead))
-    if rest:
+    if unread := kinds["unread-format"]:
+        found.append(unread_formats(unread))
+    if system := kinds["system-files"]:
+        text = f"{number(len(system), 'file')} or folders of operating systems and network drives"
+        found.append(
+            Finding("note", "system-files", f"{text}: passed over", "nothing to do", system)
+        )
+    if rest := kinds["ignored"]:
         text = f"{number(len(rest), 'file')} or folders not read: no pictures by name or place"
         remedy = "nothing to do, unless they were meant to be pictures"
         found.append(Finding("note", "ignored", text, remedy, rest))
     return found
+
+
+def passed_over(listing: Listing, data_path: str) -> list[Finding]:
+    """What a training should say of `ignored`: a line each, without the files."""
+    remedy = f"{doctor(data_path)} lists them"
+    return [
+        replace(finding, remedy=remedy, files=())
+        for finding in ignored(listing)
+        if finding.kind in ("unread-format", "system-files")
+    ]
+
+
+def doctor(data_path: str) -> str:
+    """The command that says more about a data set."""
+    return f"python -m kansformer.data.doctor --data-path {shlex.quote(data_path)}"
+
+
+def _why_ignored(path: str) -> str:
+    if is_dead_link(path):
+        return "dead-link"
+    if is_system_name(path):
+        return "system-files"
+    return "unread-format" if has_unread_name(path) else "ignored"
+
+
+def unread_formats(paths: Sequence[str]) -> Finding:
+    """Files named as pictures in formats that are not read."""
+    counts = Counter(map(extension, paths)).most_common()
+    endings = ", ".join(f"{ending} {count:,}" for ending, count in counts)
+    text = f"{number(len(paths), 'picture')} in formats that are not read ({endings})"
+    return Finding("warning", "unread-format", text, unread_remedy(paths), paths)
 
 
 def converted(pictures: Iterable[Picture]) -> list[Finding]:
@@ -142,11 +190,55 @@ def converted(pictures: Iterable[Picture]) -> list[Finding]:
     ]
 
 
+def mended(pictures: Sequence[Picture]) -> list[Finding]:
+    """Pictures that are read although something is wrong with their files."""
+    faulty = [(path, facts.stored.note) for path, _, _, facts in pictures if facts.stored.note]
+    if not faulty:
+        return []
+    text = f"{number(len(faulty), 'picture')} read although something is wrong with the file"
+    files, notes = zip(*faulty, strict=True)
+    return [Finding("note", "mended", text, "nothing to do", files, notes)]
+
+
+def scaled(facts: Iterable[Facts]) -> list[Finding]:
+    """By which levels pictures of more than 8 bits become brightness."""
+    return [
+        Finding(
+            "note",
+            "levels",
+            f"pictures of mode {mode}: {low:g} is black and {high:g} is white in all of them",
+            "nothing to do, unless they hold no brightness",
+        )
+        for mode, (low, high) in levels_of(facts).items()
+    ]
+
+
+def levels_of(facts: Iterable[Facts]) -> dict[str, tuple[float, float]]:
+    """Levels of a data set, by modes, for its pictures with more than 8 bits (see `open_image`).
+
+    Black is 0, or the least value if that is negative. White is 1 for floats up to 1; else the
+    least of 255, 511, 1023, ... that no value exceeds: the greatest number of so many bits.
+    """
+    ends: dict[str, tuple[float, float]] = {}
+    for known in facts:
+        mode = "I;16" if known.stored.mode.startswith("I;16") else known.stored.mode
+        if mode in DEFAULT_LEVELS and not known.kind:
+            low, high = ends.get(mode, (0.0, 0.0))
+            ends[mode] = min(low, known.stored.low), max(high, known.stored.high)
+    return {mode: (low, _white(mode, high)) for mode, (low, high) in ends.items()}
+
+
+def _white(mode: str, highest: float) -> float:
+    if mode == "F" and highest <= 1:
+        return 1.0
+    return 2.0 ** max(8, math.ceil(highest).bit_length()) - 1 if highest < 2**53 else highest
+
+
 def duplicates(pictures: Iterable[Picture]) -> list[Finding]:
     """Pictures whose decoded pixels are equal, however their files are named and packed."""
     equal: dict[str, list[Picture]] = defaultdict(list)
     for picture in pictures:
-        if not picture[3].kind:
+        if picture[3].digest:
             equal[picture[3].digest].append(picture)
     groups = [group for group in equal.values() if len(group) > 1]
     across = [group for group in groups if len({split for _, split, _, _ in group}) > 1]

@@ -10,17 +10,25 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image
 
-from kansformer.data.images import PictureError, Stored, read_image
+from kansformer.data.images import (
+    Decoded,
+    PictureError,
+    Stored,
+    decode,
+    deep_mode,
+    deep_values,
+    to_8_bit,
+    upright,
+)
 from kansformer.data.parallel import in_processes
 
-VERSION = 1  # of what `inspect` finds: another one makes old entries useless
+VERSION = 2  # of what `inspect` finds: another one makes old entries useless
 # faults that lie in a file's bytes; others, such as permissions, may pass, and are not remembered
 LASTING = ("", "damaged", "not-a-picture", "too-many-pixels", "too-many-bytes")
 UNKNOWN = Stored("", "", 0, 0, 1, False, False)
@@ -32,30 +40,35 @@ class Facts:
 
     kind: str = ""  # empty for a good picture
     cause: str = ""
-    digest: str = ""  # of the upright 8-bit pixels, in colour: equal pictures have equal digests
+    digest: str = ""  # of the upright pixels, in colour: equal pictures have equal digests
     stored: Stored = UNKNOWN
 
 
 def inspect(path: str) -> Facts:
     """Decodes a whole picture file."""
     try:
-        image, stored = read_image(path)
+        return _facts(decode(path, path))
     except PictureError as error:
         return Facts(error.kind, error.cause)
-    return Facts(digest=_digest(image), stored=stored)
 
 
 def inspect_array(pixels: np.ndarray) -> Facts:
     """The same for a picture in memory, (H, W) or (H, W, 3) uint8."""
-    image = Image.fromarray(pixels)
-    stored = Stored("array", image.mode, image.width, image.height, 1, False, False)
-    return Facts(digest=_digest(image), stored=stored)
+    facts = _facts(decode(pixels, "array"))
+    return replace(facts, stored=replace(facts.stored, format="array"))
 
 
-def _digest(image: Image.Image) -> str:
-    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
-    digest.update(image.convert("RGB").tobytes())
-    return digest.hexdigest()
+def _facts(decoded: Decoded) -> Facts:
+    image, stored = decoded.image, decoded.stored
+    if deep_mode(image):  # 8 bits of it would depend on the levels of the data set
+        values = deep_values(upright(image, image))
+        stored = replace(stored, low=float(values.min()), high=float(values.max()))
+        size, pixels = values.shape[::-1], values.tobytes()
+    else:
+        image = upright(to_8_bit(image, None), image)
+        size, pixels = image.size, image.convert("RGB").tobytes()
+    digest = hashlib.sha256(f"{size[0]}x{size[1]}:".encode() + pixels)
+    return Facts(digest=digest.hexdigest(), stored=stored)
 
 
 def inspect_files(
@@ -190,7 +203,7 @@ def _from_text(text: object) -> Facts | None:
         row = json.loads(text) if isinstance(text, str) and len(text) < 2000 else None
     except (ValueError, RecursionError):
         return None
-    types = [str] * 5 + [int] * 3 + [bool] * 2
+    types = [str] * 5 + [int] * 3 + [bool] * 2 + [float] * 2 + [str]
     if not isinstance(row, list) or [type(value) for value in row] != types:
         return None
     facts = Facts(row[0], row[1], row[2], Stored(*row[3:]))

@@ -4,11 +4,12 @@ Training refuses a folder by the first of its problems (`refuse`), the doctor sh
 """
 
 import os
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kansformer.data.images import is_image_name
+from kansformer.data.images import UNREAD_EXTENSIONS, extension, is_image_name
 from kansformer.errors import UserError
 
 SPLIT_FOLDERS = {
@@ -16,6 +17,17 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+# What operating systems, network drives and tools leave in a folder of pictures, in lower case.
+# Some hold thumbnails of the pictures beside them. Hidden names, with a dot, need no place here.
+SYSTEM_NAMES = frozenset({
+    "@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin",  # Synology
+    "@__thumb", "@recycle", "@recently-snapshot",  # QNAP
+    "~snapshot", "lost+found", "_gsdata_",
+    "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini",  # Windows
+    "$recycle.bin", "recycler", "system volume information", "found.000",
+    "__macosx", "icon\r", "network trash folder", "temporary items",  # macOS
+    "__pycache__",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,8 @@ def refuse(problems: Sequence[Problem]) -> None:
 def list_folder(folder: Path) -> Listing:
     """Lists a folder per class, or one with train/ and perhaps val/ and test/ of such folders."""
     listing = Listing(folder.resolve().name)
-    below = sorted(Path(e) for e in _scan(folder, listing.problems) if _is_folder(e))
+    entries = _scan(folder, listing.problems, listing.ignored)
+    below = sorted(Path(entry) for entry in entries if _is_folder(entry))
     found = {
         part: next((p for p in below if p.name.lower() in names and _folders_alone(p)), None)
         for part, names in SPLIT_FOLDERS.items()
@@ -73,6 +86,7 @@ def list_folder(folder: Path) -> Listing:
     if not places:
         places = {"train": folder}
         listing.is_flat = True
+        listing.ignored.clear()  # `list_split` finds it again
     elif "train" not in places:
         cause = f"has {next(iter(places.values())).name}/ but no train/"
         listing.problems.append(Problem("no-train", str(folder), cause, "add the folder"))
@@ -85,13 +99,21 @@ def list_folder(folder: Path) -> Listing:
         if part == "train":
             known = split.classes.keys()
             if len(known) == 1:
-                cause = f"only one class folder ({next(iter(known))})"
-                remedy = "a classifier needs two"
-                split.problems.insert(0, Problem("one-class", str(place), cause, remedy))
+                split.problems.insert(0, _one_class(place, next(iter(known))))
         listing.splits[part] = split
         listing.ignored += split.ignored
         listing.problems += split.problems
     return listing
+
+
+def _one_class(folder: Path, name: str) -> Problem:
+    """The problem of a folder with one class folder, which may be one level too high."""
+    cause, remedy = f"only one class folder ({name})", "a classifier needs two"
+    inside = folder / name
+    if len(_folders_alone(inside)) > 1:
+        cause += ", which holds folders itself"
+        remedy = f"if those are the classes, give --data-path {shlex.quote(str(inside))}"
+    return Problem("one-class", str(folder), cause, remedy)
 
 
 def list_split(folder: Path, known: Collection[str] | None = None) -> Split:
@@ -101,11 +123,12 @@ def list_split(folder: Path, known: Collection[str] | None = None) -> Split:
         known: the classes that there may be; None for any.
     """
     split = Split(folder)
-    entries = _scan(folder, split.problems)
+    entries = _scan(folder, split.problems, split.ignored)
     names = sorted(entry.name for entry in entries if _is_folder(entry))
     files = sorted(entry.path for entry in entries if not _is_folder(entry))
     loose = [path for path in files if is_image_name(os.path.basename(path))]
-    split.ignored += sorted({*loose, *filter(is_dead_link, files)})
+    unread = [path for path in files if has_unread_name(path)]
+    split.ignored += sorted({*loose, *unread, *filter(is_dead_link, files)})
     if not names and not split.problems:
         cause = "it holds pictures but no folders" if loose else "it holds no class folders"
         remedy = (
@@ -124,6 +147,9 @@ def list_split(folder: Path, known: Collection[str] | None = None) -> Split:
         split.problems.append(Problem("looks-like-splits", str(folder), cause, remedy))
     for name in names:
         path = str(folder / name)
+        if name.encode(errors="replace").decode() != name:
+            cause = "a class name that is not valid UTF-8, as files of results must be"
+            split.problems.append(Problem("bad-name", path, cause, "rename the folder"))
         if known is not None and name not in known:
             cause = "a class that the training pictures do not have"
             remedy = "rename the folder, or add the class to the training pictures"
@@ -142,15 +168,15 @@ def list_split(folder: Path, known: Collection[str] | None = None) -> Split:
 def walk(folder: str | os.PathLike[str]) -> tuple[list[str], list[str], list[Problem]]:
     """Paths below a folder, in depth: files with a picture's name, all others, and problems.
 
-    Hidden files and folders are passed over. Folders that are links are not entered: they count
-    with the others.
+    Hidden files and folders are passed over. Folders that are links, and what has one of the
+    SYSTEM_NAMES, are not entered: they count with the others.
     """
     pictures: list[str] = []
     others: list[str] = []
     problems: list[Problem] = []
     pending: list[str | os.PathLike[str]] = [folder]
     while pending:
-        for entry in _scan(pending.pop(), problems):
+        for entry in _scan(pending.pop(), problems, others):
             if entry.is_dir(follow_symlinks=False):
                 pending.append(entry.path)
             elif is_image_name(entry.name) and not _is_folder(entry):
@@ -170,15 +196,33 @@ def is_dead_link(path: str) -> bool:
     return os.path.islink(path) and not os.path.exists(path)
 
 
-def _scan(folder: str | os.PathLike[str], problems: list[Problem]) -> list["os.DirEntry[str]"]:
-    """What lies in a folder, without what is hidden."""
+def is_system_name(path: str) -> bool:
+    """Whether a path ends in one of the SYSTEM_NAMES."""
+    return os.path.basename(path).lower() in SYSTEM_NAMES
+
+
+def has_unread_name(path: str) -> bool:
+    """Whether a path ends as pictures of formats that are not read do."""
+    name = os.path.basename(path)
+    return not name.startswith(".") and extension(name) in UNREAD_EXTENSIONS
+
+
+def _scan(
+    folder: str | os.PathLike[str], problems: list[Problem], ignored: list[str]
+) -> list["os.DirEntry[str]"]:
+    """What lies in a folder, without what is hidden; what is the system's is added to `ignored`."""
+    found = []
     try:
         with os.scandir(os.fspath(folder)) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            for entry in entries:
+                if is_system_name(entry.name):
+                    ignored.append(entry.path)
+                elif not entry.name.startswith("."):
+                    found.append(entry)
     except OSError as error:
         cause = f"this folder cannot be read ({error.strerror})"
         problems.append(Problem("unreadable-folder", str(folder), cause, "check its permissions"))
-        return []
+    return found
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -191,7 +235,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 def _folders_alone(folder: Path) -> set[str]:
     """Names of a folder's folders, or nothing if it holds pictures too."""
-    found = [(entry.name, _is_folder(entry)) for entry in _scan(folder, [])]
+    found = [(entry.name, _is_folder(entry)) for entry in _scan(folder, [], [])]
     if any(is_image_name(name) for name, is_folder in found if not is_folder):
         return set()
     return {name for name, is_folder in found if is_folder}

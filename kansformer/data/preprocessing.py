@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ import torchvision.transforms.v2.functional as TF
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
+
+from kansformer.data.images import DEFAULT_LEVELS, Levels, Source, open_image
 
 Statistics = float | Sequence[float]
 # means and standard deviations of pixel values that pretrained models were trained with
@@ -24,7 +26,8 @@ class Preprocessing:
     """Resize, centre crop, scale to [0, 1] and normalise; travels in the weights file.
 
     The shorter side becomes img_size / crop_pct, and the middle img_size square is kept. `mean` and
-    `std` are one number, or one per channel.
+    `std` are one number, or one per channel. `levels` are those of the training pictures with more
+    than 8 bits, see `open_image`; empty if there were none.
     """
 
     img_size: int
@@ -33,6 +36,7 @@ class Preprocessing:
     std: Statistics = 0.5
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
+    levels: Levels = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # JSON has lists only
@@ -54,14 +58,19 @@ class Preprocessing:
         if not (min(std) > 0 and 0.1 <= self.crop_pct <= 1):
             raise ValueError(f"std {self.std} or crop_pct {self.crop_pct} is out of bounds")
         InterpolationMode(self.interpolation)  # a ValueError if there is no such mode
+        object.__setattr__(self, "levels", checked_levels(self.levels))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """(in_chans, img_size, img_size) float32."""
+        """(in_chans, img_size, img_size) float32 of a picture in any mode and orientation."""
         return self.normalise(self.fit(self.convert(image)))
 
+    def open(self, source: Source, name: str | None = None) -> Image.Image:
+        """The picture as the model was trained to see it, mode "L" or "RGB"; see `open_image`."""
+        return open_image(source, name, levels=self.levels)
+
     def convert(self, image: Image.Image) -> Image.Image:
-        """The picture in the model's number of channels."""
-        return image.convert("L" if self.in_chans == 1 else "RGB")
+        """The picture upright, in 8 bits and in the model's number of channels."""
+        return self.open(image).convert("L" if self.in_chans == 1 else "RGB")
 
     def fit(self, image: Image.Image) -> Image.Image:
         """The picture's middle, resized to the model's size."""
@@ -102,6 +111,21 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in the weights file."""
         return asdict(self)
+
+
+def checked_levels(levels: Levels) -> dict[str, tuple[float, float]]:
+    """Levels as they may come from a file.
+
+    Raises:
+        ValueError: they are for no mode in `DEFAULT_LEVELS`, or black is not below white.
+    """
+    checked = {}
+    for mode, pair in dict(levels).items():
+        black, white = map(float, pair)
+        if mode not in DEFAULT_LEVELS or not -math.inf < black < white < math.inf:
+            raise ValueError(f"levels {pair!r} of mode {mode!r} are out of bounds")
+        checked[mode] = black, white
+    return checked
 
 
 def _per_channel(value: Statistics) -> float | Tensor:

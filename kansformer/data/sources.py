@@ -4,16 +4,21 @@ Labels always go by class name: every split is indexed by the one list of names 
 split gives. Nothing under the data path is written.
 """
 
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from PIL import Image
 
 from kansformer.data.decoded import decode_files
-from kansformer.data.images import open_image
+from kansformer.data.findings import Finding, passed_over
+from kansformer.data.images import Levels, open_image, read_size
 from kansformer.data.listing import Listing, Split, list_folder, refuse
 from kansformer.data.originals import DIGITS, Originals, find_originals
 from kansformer.data.split import stratified_split
@@ -31,19 +36,21 @@ DOWNLOADS = {
 }
 BUILT_IN = ("digits", *DOWNLOADS)
 DIGITS_TEST_SEED = 0
+SIZES_SAMPLED = 99  # pictures by which the size of all is told
 
 
 @dataclass(frozen=True)
 class Pictures:
     """One split: files, or an array (N, H, W) or (N, H, W, 3) of uint8, with labels (N,).
 
-    Files may be decoded already, see `cached`.
+    Files may be decoded already, see `cached`. `levels` are of the data set, see `open_image`.
     """
 
     items: Sequence[str] | np.ndarray
     labels: np.ndarray
     title: str = ""
     decoded: Sequence[np.ndarray] | None = None
+    levels: Levels = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,8 +67,13 @@ class Pictures:
         """
         item = self.items[index] if self.decoded is None else self.decoded[index]
         if isinstance(item, str):
-            return open_image(item, at_least=at_least)
+            return open_image(item, at_least=at_least, levels=self.levels)
         return Image.fromarray(item)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height as stored, from a file's header; a UserError if it has none."""
+        item = self.items[index]
+        return read_size(item) if isinstance(item, str) else (item.shape[1], item.shape[0])
 
     def cached(self, at_most: int | None = None, workers: int | None = None) -> "Pictures":
         """The same pictures, with files decoded into memory once.
@@ -79,7 +91,7 @@ class Pictures:
         """
         if self.in_memory:
             return self
-        decoded = decode_files(list(self.items), at_most, workers)
+        decoded = decode_files(list(self.items), at_most, workers, levels=self.levels)
         return replace(self, decoded=decoded)
 
     @property
@@ -99,18 +111,57 @@ class Pictures:
         items = self.items
         chosen = items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
         decoded = self.decoded and [self.decoded[i] for i in indices]
-        return Pictures(chosen, self.labels[indices], self.title, decoded)
+        return replace(self, items=chosen, labels=self.labels[indices], decoded=decoded)
+
+    def fingerprint(self, class_names: Sequence[str]) -> str:
+        """SHA-256 of the pictures and their classes, wherever their folder lies.
+
+        Files are known by their paths within it and their sizes, pictures in memory by their
+        pixels.
+        """
+        digest = hashlib.sha256(json.dumps([class_names[label] for label in self.labels]).encode())
+        if isinstance(self.items, np.ndarray):
+            digest.update(np.ascontiguousarray(self.items).data)
+        else:
+            for path in self.items:
+                with suppress(OSError):
+                    name = Path(os.path.relpath(path, self.title)).as_posix()
+                    digest.update(json.dumps([name, os.path.getsize(path)]).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """By what rule a share of the training pictures became the validation pictures."""
+
+    share: float
+    seed: int
 
 
 @dataclass(frozen=True)
 class PictureData:
-    """A data set: class names in the order of the labels, and its splits, as far as it has them."""
+    """A data set: class names in the order of the labels, and its splits, as far as it has them.
+
+    Attributes:
+        findings: what was passed over in its folder.
+        digests: of the pixels, by file, of files that were looked at (see `usable`).
+        rule: how `with_validation` made the validation split, if it did.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: Pictures
     val: Pictures | None = None
     test: Pictures | None = None
+    findings: tuple[Finding, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    rule: SplitRule | None = None
+
+    @property
+    def splits(self) -> dict[str, Pictures]:
+        """The splits that there are, by the names "train", "val" and "test"."""
+        found = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: pictures for name, pictures in found.items() if pictures is not None}
 
     @property
     def in_chans(self) -> int:
@@ -119,12 +170,21 @@ class PictureData:
         return 1 if isinstance(items, np.ndarray) and items.ndim == 3 else 3
 
     @property
-    def picture_size(self) -> int:
-        """Pixels on the shorter side of the first training picture that can be read."""
-        for index in range(len(self.train) - 1):
+    def picture_size(self) -> float:
+        """Pixels on the shorter side of the training pictures: the median of a sample."""
+        places = np.linspace(0, len(self.train) - 1, min(len(self.train), SIZES_SAMPLED))
+        sizes = []
+        for place in places.astype(int).tolist():
             with suppress(UserError):
-                return min(self.train.open(index).size)
-        return min(self.train.open(len(self.train) - 1).size)
+                sizes.append(min(self.train.size(place)))
+        if not sizes:
+            raise UserError(f"{self.train.title}: none of its pictures can be read")
+        return median(sizes)
+
+    def with_levels(self, levels: Levels) -> "PictureData":
+        """The same data with other levels for its pictures of more than 8 bits."""
+        parts = {name: replace(part, levels=levels) for name, part in self.splits.items()}
+        return replace(self, **parts)  # type: ignore[arg-type]
 
     def with_validation(self, share: float, seed: int) -> "PictureData":
         """The same data with a validation split: its own, or else a seeded share of the training.
@@ -138,11 +198,26 @@ class PictureData:
             return self
         train, val = stratified_split(self.train.labels, [1 - share, share], seed)
         if not len(train) or not len(val):
-            raise UserError(
-                f"{self.train.title}: {len(self.train)} pictures are too few for --val-split"
-                f" {share}; add pictures"
+            raise UserError(self._cannot_split(share))
+        return replace(
+            self,
+            train=self.train.take(train),
+            val=self.train.take(val),
+            rule=SplitRule(share, seed),
+        )
+
+    def _cannot_split(self, share: float) -> str:
+        """Why a share of the training pictures leaves one side without any, and what to do."""
+        largest = int(np.bincount(self.train.labels).max())
+        if largest < 2:
+            return (
+                f"{self.train.title}: no class has two pictures, one to train on and one to"
+                " validate; add pictures"
             )
-        return replace(self, train=self.train.take(train), val=self.train.take(val))
+        return (
+            f"{self.train.title}: classes have {largest} pictures at most, of which --val-split"
+            f" {share} leaves none for one side; add pictures, or give --val-split 0.5"
+        )
 
 
 def load_data(data_path: str, download: bool = False, download_dir: str = "data") -> PictureData:
@@ -162,7 +237,14 @@ def load_data(data_path: str, download: bool = False, download_dir: str = "data"
         return found
     refuse(found.problems)
     parts = {part: pictures_of(split, found.class_names) for part, split in found.splits.items()}
-    return PictureData(found.name, found.class_names, **parts)
+    return PictureData(
+        found.name,
+        found.class_names,
+        train=parts["train"],
+        val=parts.get("val"),
+        test=parts.get("test"),
+        findings=tuple(passed_over(found, data_path)),
+    )
 
 
 def find_data(

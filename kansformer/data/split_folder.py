@@ -1,8 +1,8 @@
 """Lays a folder per class out as train/, val/ and test/ without touching the original."""
 
-import hashlib
 import os
 import re
+import shlex
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from kansformer.data.listing import list_split, refuse
+from kansformer.data.findings import number
+from kansformer.data.inspection import inspect_files
+from kansformer.data.listing import list_folder, list_split, refuse
 from kansformer.data.sources import pictures_of
 from kansformer.data.split import stratified_split
 from kansformer.errors import UserError
@@ -23,12 +25,19 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Pictures per class (rows) and part (columns), and how many were bound together."""
+    """Pictures per class (rows) and part (columns), and what to know about them.
+
+    Attributes:
+        groups: sets of pictures that were kept together.
+        duplicates: pictures whose pixels are equal to another one's.
+        broken: pictures that cannot be read.
+    """
 
     class_names: tuple[str, ...]
     counts: np.ndarray
     groups: int
     duplicates: int
+    broken: int = 0
 
     def __str__(self) -> str:
         parts = PARTS[: self.counts.shape[1]]
@@ -39,9 +48,22 @@ class SplitReport:
         ):
             lines.append(f"{name:<{width}}" + "".join(f"{count:>8}" for count in row))
         lines.append(
-            f"{self.counts.sum()} pictures in {self.groups} groups;"
-            f" {self.duplicates} pictures equal to another one, kept on its side"
+            f"{number(int(self.counts.sum()), 'picture')} in {number(self.groups, 'group')};"
+            f" {number(self.duplicates, 'picture')} equal to another one, kept on its side"
         )
+        for part, column in zip(parts, self.counts.T, strict=True):
+            empty = [self.class_names[label] for label in np.flatnonzero(column == 0)]
+            if empty:
+                more = f" and {len(empty) - 5:,} more" if len(empty) > 5 else ""
+                lines.append(
+                    f"warning: {part} has no picture of {', '.join(empty[:5])}{more}; add pictures"
+                    " or change --ratios"
+                )
+        if self.broken:
+            lines.append(
+                f"warning: {number(self.broken, 'picture')} cannot be read; the doctor names them:"
+                " python -m kansformer.data.doctor"
+            )
         return "\n".join(lines)
 
 
@@ -56,8 +78,8 @@ def split_folder(
 ) -> SplitReport:
     """Copies or links every picture into target/<part>/<class>/, by a seeded stratified split.
 
-    Files with the same bytes, and files whose names match the regex alike, land in one part.
-    Writes class_indices.json beside the parts.
+    Pictures with equal pixels, as the doctor finds them, and files whose names match the regex
+    alike land in one part. Writes class_indices.json beside the parts.
 
     Args:
         ratios: shares of train, val and perhaps test.
@@ -68,6 +90,13 @@ def split_folder(
     """
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; check --data-path")
+    whole = list_folder(source)
+    if not whole.is_flat:
+        place = next(iter(whole.splits.values())).folder
+        raise UserError(
+            f"{source}: is split already, into {', '.join(whole.splits)}; train on it as it is, or"
+            f" give --data-path {shlex.quote(str(place))} to split that part"
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: not empty, and nothing is overwritten; choose a new --output")
     if target.resolve().is_relative_to(source.resolve()):
@@ -79,15 +108,18 @@ def split_folder(
 
     paths = [pictures.name(index) for index in range(len(pictures))]
     names = _name_groups(paths, group_regex)
-    contents = [_digest(path) for path in tqdm(paths, "reading", leave=False)]
+    facts = inspect_files(paths)
+    contents = [known.digest if known and known.digest else path
+                for path, known in zip(paths, facts, strict=True)]  # fmt: skip
+    broken = sum(1 for known in facts if known is not None and known.kind)
     groups = _joined(contents, names)
     parts = stratified_split(pictures.labels, ratios, seed, groups)
     counts = np.zeros((len(class_names), len(parts)), dtype=np.int64)
     for column, (part, indices) in enumerate(zip(PARTS, parts, strict=False)):
         if not len(indices):
             raise UserError(
-                f"{source}: {len(set(groups))} groups are too few to fill {part};"
-                " add pictures or change --ratios"
+                f"{source}: {number(len(set(groups)), 'group')} of pictures that belong together"
+                f" cannot fill {part}; add pictures or change --ratios"
             )
         np.add.at(counts[:, column], pictures.labels[indices], 1)
     for part, indices in zip(PARTS, parts, strict=False):
@@ -101,15 +133,7 @@ def split_folder(
                 shutil.copy2(path, to)
     write_class_indices(target / "class_indices.json", class_names)
     duplicates = len(contents) - len(set(contents))
-    return SplitReport(class_names, counts, len(set(groups)), duplicates)
-
-
-def _digest(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).digest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from None
+    return SplitReport(class_names, counts, len(set(groups)), duplicates, broken)
 
 
 def _name_groups(paths: list[str], regex: str | None) -> list[str]:

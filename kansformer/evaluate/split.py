@@ -1,6 +1,7 @@
 """Which pictures of a data set to evaluate on, with labels in the order of the model's classes."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,29 +27,39 @@ class Chosen:
 
 
 def choose_split(data: PictureData, model: TrainedModel, split: str | None = None) -> Chosen:
-    """The pictures of a split; by default the test pictures, else val/, else all.
+    """The pictures of a split, by default the test pictures, else the validation pictures.
 
-    Where the data have no val/, the validation pictures are those of the training: its share and
-    seed are in the weights file.
+    Where the data have no val/, the validation pictures are those of the training, by the rule in
+    the weights file. By default all pictures are taken if they are not the ones it was trained on.
 
     Raises:
         UserError: there is no such split, or a class that the model does not know.
     """
     note = ""
-    if split is None and data.test is None and data.val is None:
-        chosen, split = data.train, "all"
-        if data.name == model.training_info.get("data"):
+    if split is None and (data.test is not None or data.val is not None):
+        split = "val" if data.test is None else "test"
+    if split is None:
+        split, drawn = "all", None
+        if set(data.class_names) == set(model.class_names):
+            with suppress(UserError):  # pictures that no training would have begun with
+                drawn = draw_as_in_training(data, model)
+        if drawn is not None and drawn.is_same:
+            split, data, note = "val", drawn.data, drawn.note
+        elif data.name == model.training_info.get("data"):
             note = "a data set of this name was trained on: these pictures may be among those"
-    else:
-        split = split or ("val" if data.test is None else "test")
-        if split != "test" and data.val is None:
-            data, note = _split_as_in_training(data, model)
-        found = {"train": data.train, "val": data.val, "test": data.test}[split]
-        if found is None:
-            raise UserError(f"{data.name}: has no test pictures; give another --split, or none")
-        chosen = found
-    labels = labels_by_name(chosen.labels, data.class_names, model.class_names, data.name)
-    return Chosen(replace(chosen, labels=labels), split, note)
+    elif split != "test" and data.val is None:
+        drawn = draw_as_in_training(data, model)
+        if drawn is None:
+            raise UserError(
+                f"{data.name}: has no val/, and the weights file does not say how the training"
+                " split it; leave out --split and --calibrate, or give a folder with val/"
+            )
+        data, note = drawn.data, drawn.note
+    found = data.splits.get("train" if split == "all" else split)
+    if found is None:
+        raise UserError(f"{data.name}: has no test pictures; give another --split, or none")
+    labels = labels_by_name(found.labels, data.class_names, model.class_names, data.name)
+    return Chosen(replace(found, labels=labels, levels=model.preprocessing.levels), split, note)
 
 
 def labels_by_name(
@@ -74,18 +85,35 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def _split_as_in_training(data: PictureData, model: TrainedModel) -> tuple[PictureData, str]:
-    """The data with the validation split of the training, and how it was made."""
-    share, seed = (model.training_settings.get(name) for name in ("val_split", "seed"))
-    if not isinstance(share, float) or not isinstance(seed, int):
-        raise UserError(
-            f"{data.name}: has no val/, and the weights file does not say how the training split"
-            " it; leave out --split and --calibrate, or give a folder with val/"
-        )
-    data, findings = usable(data)  # as training does before it splits
+@dataclass(frozen=True)
+class Drawn:
+    """Data with validation pictures drawn by the rule of a training.
+
+    Attributes:
+        is_same: whether they are known to be the validation pictures of that training.
+        note: how they were drawn, and whether they may be other pictures.
+    """
+
+    data: PictureData
+    is_same: bool
+    note: str
+
+
+def draw_as_in_training(data: PictureData, model: TrainedModel) -> Drawn | None:
+    """Draws validation pictures as the training did; None if the weights file does not say how."""
+    recorded = model.split
+    if recorded is None or recorded.rule is None:
+        return None
+    share, seed = recorded.rule.share, recorded.rule.seed
     note = f"split as in training: a share of {share:g} validates, seed {seed}"
-    note += "".join(f"; left out: {finding.text}" for finding in findings)
+    whole = data.with_validation(share, seed)
+    if recorded.is_of(whole):
+        return Drawn(whole, True, note)
+    data, findings = usable(data)  # training leaves out what cannot be read before it splits
+    data = data.with_validation(share, seed)
+    is_same = recorded.is_of(data)
+    note += "".join(f"; left out: {f.text}" for f in findings if f.severity == "error")
     trained_on = model.training_info.get("data")
-    if data.name != trained_on:
+    if not is_same and (recorded.validation or data.name != trained_on):
         note += f"; but it was trained on {trained_on}, which may be other pictures"
-    return data.with_validation(share, seed), note
+    return Drawn(data, is_same, note)

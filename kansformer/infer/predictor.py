@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from kansformer.checkpoint import TrainedModel, load_model
 from kansformer.data.augment import mirrors
-from kansformer.data.images import open_image
-from kansformer.data.listing import walk_pictures
+from kansformer.data.images import Source, is_source
+from kansformer.data.listing import has_unread_name, walk
 from kansformer.device import choose_device
 from kansformer.errors import UserError, one_line
 
-# a path, a picture in memory, or a file in memory with its name
-Picture = str | os.PathLike[str] | Image.Image | tuple[str, io.BytesIO]
+# what `open_image` takes, or a file in memory with its name
+Picture = Source | tuple[str, io.BytesIO]
 
 
 class Predictor:
@@ -64,10 +63,16 @@ class Predictor:
     def __call__(
         self, images: Picture | Iterable[Picture], topk: int = 5, batch_size: int = 32
     ) -> list[dict[str, Any]]:
-        """Classifies pictures, given as paths or in memory; see `stream` for the answers."""
-        if isinstance(images, str | os.PathLike | Image.Image | tuple):
-            images = [images]
-        return list(self.stream(images, topk, batch_size))
+        """Classifies one or more pictures; see `stream` for the answers.
+
+        Args:
+            images: one picture, or an iterable of pictures: paths, open files, bytes, PIL images or
+                arrays, see `open_image`; or (name, file) pairs.
+        """
+        named = isinstance(images, tuple) and len(images) == 2 and isinstance(images[1], io.IOBase)
+        if named or is_source(images) or isinstance(images, Tensor):  # a tensor gets an error
+            images = [images]  # type: ignore[list-item]
+        return list(self.stream(images, topk, batch_size))  # type: ignore[arg-type]
 
     def stream(
         self,
@@ -80,8 +85,8 @@ class Predictor:
 
         An answer is {"path", "top": [{"class", "index", "probability"}, ...]}, the likeliest class
         first, or {"path", "error"} for a picture that cannot be read. The path is None for a
-        picture in memory. Where no class reaches `min_confidence`, the answer has "unknown": True
-        too.
+        picture that was not given as a path or with a name. Where no class reaches
+        `min_confidence`, the answer has "unknown": True too.
         """
         for path, found in self.rows(images, batch_size):
             answer: dict[str, Any] = {"path": path}
@@ -108,14 +113,12 @@ class Predictor:
     def _read(self, image: Picture) -> tuple[str | None, Tensor | UserError]:
         """A picture's path, and the preprocessed picture or why it cannot be read."""
         path = None
+        if isinstance(image, tuple):
+            path, image = image
+        elif isinstance(image, str | os.PathLike):
+            path = os.fspath(image)
         try:
-            if isinstance(image, tuple):
-                path, file = image
-                image = open_image(file, path)
-            elif not isinstance(image, Image.Image):
-                path = os.fspath(image)
-                image = open_image(image)
-            return path, self.model.preprocessing(image)
+            return path, self.model.preprocessing(self.model.preprocessing.open(image, path))
         except UserError as error:
             return path, error
 
@@ -174,15 +177,20 @@ def check_mirroring(model: TrainedModel) -> None:
         )
 
 
-def find_pictures(inputs: Sequence[str]) -> list[str]:
+def find_pictures(inputs: Sequence[str], unread: list[str] | None = None) -> list[str]:
     """The picture files that arguments stand for: files, folders (searched in depth) and globs.
 
     A name that stands for nothing is kept, so that it gets an answer with an error.
+
+    Args:
+        unread: is given the files in those folders that are named as pictures in other formats.
     """
     found: list[str] = []
     for name in inputs:
         matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
         for match in matches or [name]:
-            inside = walk_pictures(match) if os.path.isdir(match) else []
+            inside, others, _ = walk(match) if os.path.isdir(match) else ([], [], [])
             found += inside or [match]
+            if unread is not None and inside:
+                unread += filter(has_unread_name, others)
     return found

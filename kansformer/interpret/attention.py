@@ -4,7 +4,6 @@ The model runs as it always does; its attention is computed a second time, from 
 keys that hooks see.
 """
 
-import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kansformer.checkpoint import TrainedModel
-from kansformer.data import open_image
+from kansformer.data.images import Source
 from models.vit_model import Attention, VisionTransformer
 
 OVERLAY_PIXELS = 336  # the shorter side of an overlay is at least this, so that one can see it
@@ -116,18 +115,18 @@ def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
     return Image.blend(grey, colours, 0.6)
 
 
-def explain(model: TrainedModel, picture: str | os.PathLike[str] | Image.Image) -> Image.Image:
+def explain(model: TrainedModel, picture: Source) -> Image.Image:
     """Where a model looks in a picture: the overlay of `attention_rollout`, RGB.
 
     It shows the square that the model sees, in the picture's own resolution up to `MAX_VIEW`.
 
     Args:
-        picture: a path, or the picture as `open_image` gives it.
+        picture: a path or whatever else `open_image` takes.
 
     Raises:
         UserError: the picture cannot be read.
     """
-    image = picture if isinstance(picture, Image.Image) else open_image(picture)
+    image = model.preprocessing.open(picture)
     batch = model.preprocessing(image)[None].to(model.pos_embed.device)
     heat = attention_rollout(model, batch)[0]
     seen = round(min(image.size) * model.preprocessing.crop_pct)

@@ -69,7 +69,7 @@ def choose_pictures(
     Raises:
         UserError: a class that the model does not know.
     """
-    if data.val is None and "val_split" not in model.training_settings:
+    if data.val is None and (model.split is None or model.split.rule is None):
         data = data.with_validation(0.2, seed)  # nothing is known of the training
     generator = np.random.default_rng(seed)
 

@@ -52,8 +52,8 @@ class Source:
 
 
 def load_pretrained(
-    path: str | Path,
-    ffn: str = "mlp",
+    weights: str | Path,
+    ffn: str | None = None,
     num_classes: int | None = None,
     img_size: int | None = None,
     *,
@@ -68,8 +68,9 @@ def load_pretrained(
     `num_classes`, gives a model without one, whose output is the pooled features.
 
     Args:
-        path: a `.safetensors`, `.npz`, `.pth`, `.pt`, `.bin` or `.tar` file; nothing in it is run.
-        ffn: feed-forward block; the file's own with "mlp", also where that is a KAN already.
+        weights: a `.safetensors`, `.npz`, `.pth`, `.pt`, `.bin` or `.tar` file; nothing in it is
+            run.
+        ffn: feed-forward block; KAN blocks can be made of the file's MLPs, nothing of its KANs.
         num_classes: classes of the head.
         img_size: side of the pictures, pixels.
         preprocessing: "half" or "imagenet", the mean and std of pixel values, where the file's
@@ -83,9 +84,9 @@ def load_pretrained(
         UserError: no such file, a damaged or hostile one, not a ViT that is known, or tensors that
             do not fit what was asked for.
     """
-    asked = {"ffn": None if ffn == "mlp" else ffn, "num_classes": num_classes, "img_size": img_size}
+    asked = {"ffn": ffn, "num_classes": num_classes, "img_size": img_size}
     asked = {name: value for name, value in asked.items() if value is not None}
-    return _load(path, {**config, **asked}, None, preprocessing)
+    return _load(weights, {**config, **asked}, None, preprocessing)
 
 
 def load_for_classes(
@@ -276,7 +277,10 @@ def _to_ffn(state: StateDict, old: ViTConfig, new: ViTConfig) -> StateDict:
     if new.ffn == old.ffn:
         return state
     if old.ffn != "mlp":
-        raise ValueError(f"tensors of its {old.ffn} blocks do not fit {new.ffn} blocks")
+        raise ValueError(
+            f"its {old.ffn} blocks do not fit {new.ffn} blocks, since only MLP blocks can become"
+            " others"
+        )
     return state if is_narrow(new) else mlp_to_ffn(state, new)
 
 

@@ -18,7 +18,7 @@ from kansformer.errors import UserError
 from kansformer.evaluate.calibration import Reliability, reliability
 from kansformer.evaluate.predictions import Predictions, predict_all
 from kansformer.evaluate.report import figures
-from kansformer.evaluate.split import choose_split
+from kansformer.evaluate.split import choose_split, draw_as_in_training
 from kansformer.infer import Predictor
 from kansformer.interpret.attention import attention_rollout, overlay
 from kansformer.interpret.blocks_drawing import LayerCurves
@@ -136,9 +136,13 @@ def look(folder: Path, data: PictureData, device: str = "cpu") -> Contents:
     """
     model, summary, history = read_run(folder)
     settings = model.training_settings
-    data = data.with_validation(settings.get("val_split", 0.2), settings.get("seed", 0))
+    notes = []
+    if data.val is None and (drawn := draw_as_in_training(data, model)) is not None:
+        data = drawn.data
+        notes += [] if drawn.is_same else [drawn.note]
+    data = data.with_levels(model.preprocessing.levels)
     chosen = choose_split(data, model)
-    notes = [chosen.note] if chosen.note else []
+    notes += [chosen.note] if chosen.note else []
     if chosen.split == "val":
         notes.append("the best epoch was chosen by these very pictures, which flatters it a little")
     pictures = some(chosen.pictures, MOST_JUDGED)

@@ -323,7 +323,8 @@ def close_epoch(run: Run, signals: StopSignals) -> None:
     if tensors is not None and run.ranks.is_first:
         begin_folder(run)
         public = {k: v for k, v in config.to_dict().items() if k not in PATHS}
-        how = {"data": run.data.name, "settings": public, "epoch": row["epoch"], **val}
+        how = {"data": run.data.name, "split": run.split.to_dict(), "settings": public,
+               "epoch": row["epoch"], **val}  # fmt: skip
         save_model(
             run.folder.best,
             run.judged,

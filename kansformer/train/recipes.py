@@ -5,12 +5,18 @@ that it has not been run yet.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from kansformer.checkpoint import split_of_file
 from kansformer.data import PictureData, load_data
-from kansformer.data.usable import usable
+from kansformer.data.findings import number
+from kansformer.data.sources import SplitRule
+from kansformer.data.split import stratified_split
+from kansformer.data.usable import concerns, usable
 from kansformer.device import choose_device
 from kansformer.errors import UserError
 from kansformer.train.config import TrainConfig
@@ -256,8 +262,7 @@ def configure(
             )
         )
     for finding in findings:
-        for line in finding.lines():
-            say(line)
+        say("\n".join(finding.lines()))
     weights = bool(flags.get("weights"))
     device = ranks.device if ranks else choose_device(flags.get("device", TrainConfig.device))
     cpu = device.type == "cpu"
@@ -270,8 +275,54 @@ def configure(
     settings = {**RECIPES[name](), **(FINE_TUNING if weights and all_trains else {})}
     if weights:
         settings.pop("stem", None)
+    rule = rule_of_weights(flags, data, say) if weights else None
+    if rule is not None:
+        settings["val_split"] = rule.share
     config = TrainConfig(**{**settings, **flags, "recipe": name})
-    data = data.with_validation(config.val_split, config.seed)
+    data = data.with_validation(config.val_split, config.seed if rule is None else rule.seed)
+    for concern in concerns(data, config.data_path):
+        say("\n".join(concern.lines()))
     if config.cache:
         data = replace(data, train=data.train.cached(), val=data.val and data.val.cached())
     return config, data
+
+
+def rule_of_weights(
+    flags: dict[str, Any], data: PictureData, say: Callable[[str], None]
+) -> SplitRule | None:
+    """The rule by which a weights file of ours was validated, if that was on these pictures.
+
+    Where pictures that it was trained on may validate, or do so by another --val-split, that is
+    said.
+    """
+    weights = flags["weights"]
+    known = split_of_file(weights)
+    if known is None:
+        return None
+    name, recorded = known
+    rule, before = recorded.rule, data
+    if data.val is None and rule is not None:
+        with suppress(UserError):  # too few pictures to split them so
+            before = data.with_validation(rule.share, rule.seed)
+    if before.val is None or not recorded.is_of(before):
+        say(
+            f"warning: {weights} was trained on {name}; if pictures of its training validate here,"
+            " the accuracy is too high"
+        )
+        return None
+    if data.val is not None or rule is None:
+        return None
+    share = flags.get("val_split", rule.share)
+    if share == rule.share or not 0 < share < 1:
+        say(f"split   as in the training of {weights}: {share:g} validates, seed {rule.seed}")
+        return rule
+    labels = data.train.labels
+    trained, _ = stratified_split(labels, [1 - rule.share, rule.share], rule.seed)
+    _, validating = stratified_split(labels, [1 - share, share], rule.seed)
+    leaked = int(np.isin(validating, trained).sum())
+    if leaked:
+        say(
+            f"warning: {leaked} of {number(len(validating), 'validation picture')} were training"
+            f" pictures of {weights}, so the accuracy is too high; leave out --val-split"
+        )
+    return SplitRule(share, rule.seed)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
+from kansformer.checkpoint import RecordedSplit
 from kansformer.data import (
     PictureData,
     PictureDataset,
@@ -86,6 +87,12 @@ class Run:
         """Of the pictures, by their names and labels."""
         return fingerprint(self.data)
 
+    @cached_property
+    def split(self) -> RecordedSplit:
+        """What the weights file tells of the validation pictures."""
+        assert self.data.val is not None
+        return RecordedSplit(self.data.rule, self.data.val.fingerprint(self.data.class_names))
+
     @property
     def steps(self) -> int:
         """Steps in an epoch."""
@@ -138,6 +145,7 @@ def prepare(
 
     torch.manual_seed(config.seed)
     model, preprocessing, loaded = build_model(config, data)
+    preprocessing = replace(preprocessing, levels=data.train.levels)
     twin = sizes_of_twin(config, model.config)
     folder.check_space(count_parameters(model), config.ema > 0)
     model.to(ranks.device)

@@ -10,7 +10,6 @@ from typing import Any
 
 from PIL import Image
 
-from kansformer.data import open_image
 from kansformer.infer import Predictor
 from kansformer.interpret.attention import explain
 from kansformer.interpret.decision import Decision, explain_decision, has_functions
@@ -57,8 +56,8 @@ class Service:
         Raises:
             UserError: the picture cannot be read.
         """
-        image = open_image(path, name)
         model = self.predictor.model
+        image = model.preprocessing.open(path, name)
         with self._turn:
             (answer,) = self.predictor(image)
             decision = None

@@ -80,8 +80,16 @@ def make_sick(folder: Path) -> dict[str, set[str]]:
     (train / "many" / "Thumbs.db").touch()
     (train / "many" / "PLAIN.TXT").touch()
     (folder / "raw").mkdir()
-    wanted["ignored"] = {"train/empty/notes.txt", "train/many/Thumbs.db", "train/many/PLAIN.TXT",
-                         "raw"}  # fmt: skip
+    wanted["ignored"] = {"train/empty/notes.txt", "train/many/PLAIN.TXT", "raw"}
+    wanted["system-files"] = {"train/many/Thumbs.db", "train/many/@eaDir", "__MACOSX"}
+    write_picture(train / "many" / "@eaDir" / "00.png" / "SYNOPHOTO_THUMB_S.png", (0, 0, 0), 0)
+    write_picture(folder / "__MACOSX" / "train" / "00.png", (0, 0, 0), 0)
+    (train / "fox" / "phone.HEIC").write_bytes(b"ftypheic")
+    (train / "loose.psd").touch()
+    wanted["unread-format"] = {"train/fox/phone.HEIC", "train/loose.psd"}
+    save("many/end.jpg", Image.fromarray(pixels(next(seed), 64)))
+    wanted["mended"] = {write("many/end.jpg", (train / "many" / "end.jpg").read_bytes()[:-2])}
+    wanted["levels"] = set()
     hidden = train / "many" / ".checkpoints" / "00.png"
     write_picture(hidden, (0, 0, 0), 0)
 

@@ -28,7 +28,7 @@ SEVERITY = {
     "error": {"empty-class", "unknown-class", "damaged", "not-a-picture", "too-many-pixels",
               "too-many-bytes", "link-to-nowhere", "no-file", "duplicates-across-splits",
               "duplicates-with-conflicting-labels"},
-    "warning": {"dead-link", "tiny-class", "unbalanced", "duplicates", "class-not-in-split",
+    "warning": {"unread-format", "dead-link", "tiny-class", "unbalanced", "duplicates", "class-not-in-split",
                 "alike-classes"},
     "note": {"ignored", "turned", "deep", "cmyk", "transparent-palette", "transparent",
              "alike-files"},
@@ -80,7 +80,7 @@ def test_prediction_says_the_same_of_each_broken_picture(
         "too-many-pixels": "has more pixels than the limit",
         "too-many-bytes": "has 357,913,941 bytes, the limit is",
         "link-to-nowhere": "a link to a file that is not there (nowhere.png)",
-        "no-file": "no regular file",
+        "no-file": "not a regular file",
     }  # fmt: skip
     broken = {str(folder / name): words[kind] for kind in words for name in wanted[kind]}
     answers = Predictor.load(trained / "best.safetensors")(find_pictures([str(folder)]))

@@ -71,16 +71,49 @@ def test_16_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
         assert np.asarray(image).tolist() == [[0, 1, 128, 255]]
 
 
-def test_integers_may_hold_8_or_16_bits(tmp_path: Path) -> None:
-    for values, expected in (([0, 128, 255], [0, 128, 255]), ([0, 32896, 65535], [0, 128, 255])):
-        wide = Image.fromarray(np.array([values], dtype=np.int32))
-        assert np.asarray(open_image(saved(wide, tmp_path / "i.tif"))).tolist() == [expected]
+@pytest.mark.parametrize(
+    ("dtype", "white"), [(np.uint16, 65535), (np.int32, 65535), (np.float32, 1.0)]
+)
+def test_brightness_does_not_depend_on_the_picture(
+    tmp_path: Path, dtype: type, white: float
+) -> None:
+    whole = (np.linspace(0, 1, 64).reshape(8, 8) * white).astype(dtype)
+    bright = saved(Image.fromarray(whole), tmp_path / "bright.tif")
+    dark = saved(Image.fromarray(whole[:2]), tmp_path / "dark.tif")
+    assert np.array_equal(np.asarray(open_image(bright))[:2], open_image(dark))
+    expected = (whole * (255 / white)).round()
+    assert np.array_equal(open_image(bright), expected)
 
 
-def test_float_pictures(tmp_path: Path) -> None:
-    values = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
-    image = open_image(saved(Image.fromarray(values), tmp_path / "f.tif"))
-    assert np.asarray(image).tolist() == [[0, 128, 255]]
+def test_levels_of_a_data_set(tmp_path: Path) -> None:
+    twelve = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    path = saved(Image.fromarray(twelve), tmp_path / "12 bits.tif")
+    assert len(np.unique(open_image(path))) == 17
+    image = open_image(path, levels={"I;16": (0, 4095)})
+    assert np.array_equal(image, (twelve / 4095 * 255).round())
+    signed = Image.fromarray(np.array([[-1000, 0, 3095, 9999]], dtype=np.int32))
+    levels = {"I": (-1000, 3095)}
+    assert np.asarray(open_image(signed, levels=levels)).tolist() == [[0, 62, 255, 255]]
+    plain = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    assert np.array_equal(open_image(plain, levels=levels), plain)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.array([[0, 70_000]], np.int32), "from 0 to 70000"),
+        (np.array([[-1, 7]], np.int32), "from -1 to 7"),
+        (np.array([[0, 255]], np.float32), "from 0 to 255"),
+    ],
+)
+def test_values_of_unknown_meaning_are_refused(values: np.ndarray, said: str) -> None:
+    with pytest.raises(PictureError, match=said) as caught:
+        open_image(Image.fromarray(values))
+    assert caught.value.kind == "out-of-range"
+    mode = Image.fromarray(values).mode
+    low, high = float(values.min()), float(values.max())
+    image = open_image(Image.fromarray(values), levels={mode: (low, high)})
+    assert np.asarray(image).tolist() == [[0, 255]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -176,9 +209,9 @@ def test_links_to_nowhere_and_pipes_have_their_own_words(tmp_path: Path) -> None
     (tmp_path / "circle.png").symlink_to("circle.png")
     os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
     for name, words, kind in (
-        ("link.png", r"a link to a file that is not there \(lost.png\); mend", "link-to-nowhere"),
+        ("link.png", r"a link to a file that is not there \(lost.png\); fix", "link-to-nowhere"),
         ("circle.png", "cannot be read", "unreadable"),
-        ("pipe.png", "no regular file; take it out", "no-file"),
+        ("pipe.png", "not a regular file; remove it", "no-file"),
     ):
         with pytest.raises(PictureError, match=f"{name}: {words}") as caught:
             open_image(tmp_path / name)

@@ -35,7 +35,7 @@ fingerprint(data)
 print(json.dumps({
     "seconds": time.monotonic() - started, "megabytes": peak() - imports,
     "train": len(data.train), "val": len(data.val), "classes": len(data.class_names),
-    "findings": len(findings), "batch": list(images.shape),
+    "findings": findings, "batch": list(images.shape),
 }))
 """
 
@@ -64,6 +64,8 @@ def test_first_batch_of_a_large_tree(tree: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["train"], found["val"], found["classes"]) == (160_000, 40_000, CLASSES)
-    assert (found["batch"], found["findings"]) == ([64, 3, 32, 32], 0)
+    assert found["batch"] == [64, 3, 32, 32]
+    for words in ("in several splits", "in several classes"):  # it is one picture
+        assert any(words in finding for finding in found["findings"])
     assert found["seconds"] < 20
     assert found["megabytes"] < 500

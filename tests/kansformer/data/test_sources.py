@@ -159,8 +159,13 @@ def test_bad_folders_are_named(tmp_path: Path, make: Callable[[Path], Path], wor
 
 def test_too_few_pictures_for_a_validation_split(tmp_path: Path) -> None:
     data = load_data(str(write_folder(tmp_path / "few", 1)))
-    with pytest.raises(UserError, match="too few"):
+    with pytest.raises(UserError, match="no class has two pictures"):
         data.with_validation(0.2, 0)
+    pairs = load_data(str(write_folder(tmp_path / "pairs", 2)))
+    with pytest.raises(UserError, match=r"have 2 pictures at most.*give --val-split 0.5"):
+        pairs.with_validation(0.2, 0)
+    halves = pairs.with_validation(0.5, 0)
+    assert (len(halves.train), len(halves.val)) == (3, 3)
     with pytest.raises(UserError, match="between 0 and 1"):
         data.with_validation(1.0, 0)
 

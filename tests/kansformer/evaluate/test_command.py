@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 
 from kansformer.checkpoint import load_model
-from kansformer.data import PictureData, Pictures
+from kansformer.data import PictureData, Pictures, load_data
 from kansformer.errors import UserError
 from kansformer.evaluate.split import choose_split, labels_by_name
 from kansformer.infer import Predictor
@@ -46,8 +46,11 @@ def test_its_predictions_are_those_of_predict(
         "predict", colours, "--weights", trained / "best.safetensors", "--json", "--topk", 1
     )
     answers = json.loads(out)
-    assert len(rows) == len(answers) == report["pictures"] == 30
-    for row, answer in zip(rows, answers, strict=True):
+    assert (len(rows), report["pictures"], report["split"]) == (6, 6, "val")
+    answers_by_path = {answer["path"]: answer for answer in answers}
+    assert len(answers_by_path) == 30
+    for row in rows:
+        answer = answers_by_path[row["path"]]
         (best,) = answer["top"]
         assert (row["path"], row["predicted"]) == (answer["path"], best["class"])
         assert float(row["probability"]) == pytest.approx(best["probability"], abs=1e-6)
@@ -114,6 +117,10 @@ def test_which_pictures_by_default(trained: Path) -> None:
     assert (flat.split, flat.pictures.items, flat.note) == ("all", parts[0].items, "")
     known = choose_split(PictureData("colours", names, parts[0]), model)
     assert "may be among" in known.note
+    its_own = load_data(str(trained.parent / "colours"))
+    validating = choose_split(its_own, model)
+    assert (validating.split, len(validating.pictures)) == ("val", 6)
+    assert validating.pictures.items == choose_split(its_own, model, "val").pictures.items
     in_memory = Pictures(np.zeros((20, 8, 8, 3), np.uint8), parts[0].labels)
     other = choose_split(PictureData("x", names, in_memory), model, "val")
     assert "but it was trained on colours" in other.note
@@ -127,6 +134,7 @@ def test_which_pictures_by_default(trained: Path) -> None:
 def test_a_broken_picture_is_named_and_left_out(
     evaluate: Evaluate, colours: Path, tmp_path: Path
 ) -> None:
+    (colours / "blue" / "new.png").write_bytes((colours / "blue" / "blue 0.png").read_bytes())
     bad = colours / "green" / "green 4.png"
     bad.write_bytes(bad.read_bytes()[:100])
     status, out, err = evaluate(colours, "--json", "--output", "out")
@@ -134,11 +142,11 @@ def test_a_broken_picture_is_named_and_left_out(
     assert status == 1
     assert [row["path"] for row in report["unreadable"]] == [str(bad)]
     assert err.startswith(f"error: {bad}: damaged")
-    assert report["pictures"] == 29
-    assert [row["support"] for row in report["per_class"]] == [10, 9, 10]
+    assert (report["split"], report["pictures"]) == ("all", 30)  # not those of the training
+    assert [row["support"] for row in report["per_class"]] == [11, 9, 10]
     table = (tmp_path / "out" / "predictions.csv").read_text()
     assert str(bad) not in table
-    assert len(table.splitlines()) == 30
+    assert len(table.splitlines()) == 31
 
 
 def mislabelled(folder: Path) -> Path:
