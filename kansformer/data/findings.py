@@ -119,10 +119,8 @@ def ignored(listing: Listing) -> list[Finding]:
     if unread := kinds["unread-format"]:
         found.append(unread_formats(unread))
     if system := kinds["system-files"]:
-        text = f"{number(len(system), 'file')} or folders of operating systems and network drives"
-        found.append(
-            Finding("note", "system-files", f"{text}: passed over", "nothing to do", system)
-        )
+        text = f"{number(len(system), 'file')} or folders of operating systems passed over"
+        found.append(Finding("note", "system-files", text, "nothing to do", system))
     if rest := kinds["ignored"]:
         text = f"{number(len(rest), 'file')} or folders not read: no pictures by name or place"
         remedy = "nothing to do, unless they were meant to be pictures"

@@ -178,10 +178,9 @@ def decode(source: Source, name: str, at_least: int | None = None) -> Decoded:
             source = _from_array(source, name)
         if isinstance(source, Image.Image):
             _check_pixels(source)
-            stored, file = _describe(source), getattr(source, "fp", None)
+            file = getattr(source, "fp", None)
             try:
-                source.load()
-                return Decoded(source, stored)
+                return _load(source)
             except Exception:
                 if not file or (whole := mended(_all_bytes(file))) is None:
                     raise
@@ -263,11 +262,9 @@ def _decode_file(
 ) -> Decoded:
     with Image.open(file, formats=FORMATS) as image:
         _check_pixels(image)
-        stored = _describe(image, note)
         if at_least is not None:
             image.draft(None, (at_least, at_least))  # only JPEGs heed it
-        image.load()
-        return Decoded(image, stored)
+        return _load(image, note)
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -275,21 +272,27 @@ def _check_pixels(image: Image.Image) -> None:
         raise Image.DecompressionBombError
 
 
-def _describe(image: Image.Image, note: str = "") -> Stored:
-    """What is known of an opened picture before it is decoded."""
-    # a 16-bit picture in colour has mode "RGB"; only its decoder's arguments tell
+def _load(image: Image.Image, note: str = "") -> Decoded:
+    """Decodes an opened picture and tells how it is stored."""
+    # A 16-bit picture in colour has mode "RGB"; only its decoder's arguments tell.
     is_deep = image.mode[0] in "IF" or ";16" in str(getattr(image, "tile", ""))
-    orientation, is_readable = _orientation(image)
-    return Stored(
+    width, height = image.size
+    # Pillow turns a TIFF upright as it loads it. Of a PNG, to ask is to load, and an error of its
+    # pixels must not pass for one of its metadata.
+    turned = _orientation(image) if image.format == "TIFF" else None
+    image.load()
+    orientation, is_readable = turned or _orientation(image)
+    stored = Stored(
         image.format or "",
         image.mode,
-        image.width,
-        image.height,
+        width,
+        height,
         orientation,
         is_deep,
         image.has_transparency_data,
         note=note or ("" if is_readable else "its EXIF cannot be read"),
     )
+    return Decoded(image, stored)
 
 
 def _orientation(image: Image.Image) -> tuple[int, bool]:

@@ -28,9 +28,10 @@ SEVERITY = {
     "error": {"empty-class", "unknown-class", "damaged", "not-a-picture", "too-many-pixels",
               "too-many-bytes", "link-to-nowhere", "no-file", "duplicates-across-splits",
               "duplicates-with-conflicting-labels"},
-    "warning": {"unread-format", "dead-link", "tiny-class", "unbalanced", "duplicates", "class-not-in-split",
-                "alike-classes"},
-    "note": {"ignored", "turned", "deep", "cmyk", "transparent-palette", "transparent",
+    "warning": {"unread-format", "dead-link", "tiny-class", "unbalanced", "duplicates",
+                "class-not-in-split", "alike-classes"},
+    "note": {"system-files", "mended", "levels", "ignored", "turned",
+             "deep", "cmyk", "transparent-palette", "transparent",
              "alike-files"},
 }  # fmt: skip
 
