@@ -85,16 +85,16 @@ class RecordedSplit:
 def recorded_split(training: Mapping[str, Any]) -> RecordedSplit | None:
     """The split that a weights file tells of; older files tell its share and seed alone."""
     record, settings = training.get("split"), training.get("settings")
-    validation = ""
     if isinstance(record, dict):
-        values, validation = record.get("rule"), str(record.get("validation", ""))
-        if values is None:
+        validation, rule = str(record.get("validation", "")), record.get("rule")
+        if rule is None:
             return RecordedSplit(None, validation)
-        share, seed = (values.get(name) for name in ("share", "seed"))
-    elif isinstance(settings, dict):
-        share, seed = (settings.get(name) for name in ("val_split", "seed"))
+        names = "share", "seed"
     else:
+        validation, rule, names = "", settings, ("val_split", "seed")
+    if not isinstance(rule, dict):
         return None
+    share, seed = (rule.get(name) for name in names)
     if not (isinstance(share, float) and 0 < share < 1 and isinstance(seed, int)):
         return None
     return RecordedSplit(SplitRule(share, seed), validation)

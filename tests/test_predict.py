@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -97,6 +97,79 @@ def test_explanations_lie_beside_the_answers(
         with Image.open(tmp_path / name) as image:
             assert image.width == image.height >= 300
     assert sorted(colours.rglob("*")) == before
+
+
+def test_without_weights_it_says_which_answer(command: Command) -> None:
+    status, out, err = command("predict", ROOT / "examples" / "digit.png", "--json")
+    assert status == 0
+    assert json.loads(out)[0]["top"][0]["class"] == "8"
+    assert err == "no --weights: digits.safetensors answers, which knows only digits\n"
+
+
+def test_one_bad_name_is_one_error_among_explanations(
+    predict: Command, colours: Path, tmp_path: Path
+) -> None:
+    good = colours / "red" / "red 1.png"
+    long = colours / "red" / ("ü" * 125 + "x.png")  # of 255 bytes
+    long.write_bytes(good.read_bytes())
+    for first, second in (("a.png", "b.png"), ("b.png", "a.png"), ("c", "c")):
+        (colours / first).symlink_to(second)
+    bad = (colours / "a.png", colours / "c", colours / "a.png" / "x.png", "x" * 300, "\n.png")
+    status, out, err = predict(good, *bad, long, "--explain", "why", "--json")
+    assert status == 0
+    answers = json.loads(out)
+    assert ["error" in answer for answer in answers] == [False, *[True] * 5, False]
+    assert len(err.splitlines()) == 5
+    for answer in (answers[0], answers[-1]):
+        assert (tmp_path / answer["explanation"]).is_file()
+    assert len(list((tmp_path / "why").iterdir())) == 2
+
+
+def test_a_picture_that_vanishes_is_one_error(
+    predict: Command, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = colours / "red" / "red 1.png"
+
+    def vanishing(self: Predictor, *arguments: object, **options: object) -> Iterator[object]:
+        for answer in stream(self, *arguments, **options):
+            if answer["path"] == str(gone):
+                gone.unlink()
+            yield answer
+
+    stream = Predictor.stream
+    monkeypatch.setattr(Predictor, "stream", vanishing)
+    status, out, _ = predict(colours / "red", "--explain", "why", "--json")
+    answers = json.loads(out)
+    assert status == 0
+    assert [a["path"] for a in answers if "error" in a] == [str(gone)]
+    assert len(answers) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("https://example.org/a.jpg", "a URL, and nothing is downloaded; give a local file"),
+        ("-", "standard input is not read; give a file"),
+        ("void", "a folder without pictures"),
+        ("raw", "a folder without a picture in a format that is read"),
+        ("colours", None),
+    ],
+)
+def test_what_is_no_picture_says_what_to_give(
+    predict: Command, colours: Path, tmp_path: Path, name: str, words: str | None
+) -> None:
+    (tmp_path / "void").mkdir()
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "1.NEF").touch()
+    (colours / "2.nef").touch()
+    status, _, err = predict(name, "--json")
+    if words is None:
+        assert status == 0
+        assert "1 picture in formats that are not read (.nef 1)" in err
+    else:
+        assert status == 2
+        assert words in err
+    assert len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def refuse(problems: Sequence[Problem]) -> None:
 
 def list_folder(folder: Path) -> Listing:
     """Lists a folder per class, or one with train/ and perhaps val/ and test/ of such folders."""
-    listing = Listing(folder.resolve().name)
+    # in results and figures a name must be valid Unicode, which a folder's need not be
+    listing = Listing(os.fsencode(folder.resolve().name).decode(errors="replace"))
     entries = _scan(folder, listing.problems, listing.ignored)
     below = sorted(Path(entry) for entry in entries if _is_folder(entry))
     found = {

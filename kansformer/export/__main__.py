@@ -129,6 +129,7 @@ class ExportedPredictor(Predictor):
 def accuracies(model: TrainedModel, run: Runner, data_path: str) -> str:
     """A line on how good the model and its exported program are on labelled pictures."""
     from kansformer.data import load_data
+    from kansformer.data.findings import number
     from kansformer.evaluate.predictions import predict_all
     from kansformer.evaluate.split import choose_split
 
@@ -140,8 +141,9 @@ def accuracies(model: TrainedModel, run: Runner, data_path: str) -> str:
     taken = [found.probabilities.argmax(1) for found in (before, after)]
     right = [(classes == before.labels).mean() for classes in taken]
     return (
-        f"accuracy on {len(before.labels)} pictures ({chosen.split}): {right[1]:.2%}, the model's"
-        f" {right[0]:.2%}; the same class for {(taken[0] == taken[1]).mean():.2%}"
+        f"accuracy on {number(len(before.labels), 'picture')} ({chosen.split}): {right[1]:.2%}, the"
+        f" model's {right[0]:.2%}; the same class for {(taken[0] == taken[1]).mean():.2%}"
+        + (f"\n{chosen.note}" if chosen.note else "")
     )
 
 

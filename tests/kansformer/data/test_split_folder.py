@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from kansformer.data.doctor import examine
 from kansformer.data.split_folder import PARTS, split_folder
 from kansformer.errors import UserError
-from tests.conftest import COLOURS
+from tests.conftest import COLOURS, write_picture
 from tests.kansformer.data.test_sources import fingerprint
 
 RATIOS = (0.6, 0.2, 0.2)
@@ -58,6 +60,31 @@ def test_equal_pictures_stay_on_one_side(colours: Path, tmp_path: Path) -> None:
     assert not (sides[0] & sides[2])
     assert not (sides[1] & sides[2])
     assert report.duplicates == 60
+
+
+def test_equal_pixels_stay_on_one_side_however_they_are_packed(tmp_path: Path) -> None:
+    for name, colour in COLOURS.items():
+        for i in range(10):
+            write_picture(tmp_path / "in" / name / f"{i}.png", colour, i)
+            with Image.open(tmp_path / "in" / name / f"{i}.png") as image:
+                image.save(tmp_path / "in" / name / f"{i} again.png", compress_level=0)
+                image.save(tmp_path / "in" / name / f"{i} too.bmp")
+    report = split_folder(tmp_path / "in", tmp_path / "out", RATIOS)
+    assert report.duplicates == 60
+    found = examine(str(tmp_path / "out")).findings
+    assert "duplicates-across-splits" not in {finding.kind for finding in found}
+    assert "duplicates" in {finding.kind for finding in found}
+
+
+def test_a_part_without_a_class_and_broken_pictures_are_said(colours: Path, tmp_path: Path) -> None:
+    for i in range(2, 10):
+        (colours / "red" / f"red {i}.png").unlink()
+    (colours / "blue" / "blue 1.png").write_text("no picture")
+    report = split_folder(colours, tmp_path / "out", (0.8, 0.1, 0.1))
+    lines = str(report).splitlines()
+    assert "warning: test has no picture of red; add pictures or change --ratios" in lines
+    assert any("1 picture cannot be read" in line for line in lines)
+    assert contents(tmp_path / "out") == contents(colours)
 
 
 def test_groups_stay_on_one_side(tmp_path: Path) -> None:

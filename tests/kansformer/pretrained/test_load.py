@@ -76,6 +76,9 @@ def test_our_own_files_keep_their_blocks_and_can_be_resized(
     assert report.preprocessing == Preprocessing(16, 1, 0.3, 0.4)
     with pytest.raises(UserError, match="do not fit mlp blocks"):
         load_for_classes(path, NAMES, ffn="mlp")
+    with pytest.raises(UserError, match="only MLP blocks can become others"):
+        load_pretrained(path, ffn="mlp")
+    assert load_pretrained(path, ffn=old.config.ffn)[0].config == old.config
     model, report = load_for_classes(path, NAMES, head="linear")
     assert set(report.fresh) == {"head.weight", "head.bias"}
 
