@@ -39,11 +39,6 @@ class Ranks:
         """Whether this one speaks and writes for all."""
         return self.rank == 0
 
-    @property
-    def shows_bars(self) -> bool:
-        """Whether this one draws progress bars; TQDM_DISABLE in the environment forbids them."""
-        return self.is_first and not os.environ.get("TQDM_DISABLE")
-
     def gather(self, values: Tensor) -> list[list[float]]:
         """The numbers (n,) of every rank, read from their devices: one row per rank."""
         if self.world == 1:

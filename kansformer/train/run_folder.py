@@ -15,8 +15,10 @@ from kansformer.errors import UserError, one_line
 from kansformer.evaluate.plots import draw_history
 from kansformer.figures import as_png
 from kansformer.files import (
+    existing,
     lies_within,
     make_output_folder,
+    refuse_unmakeable,
     refuse_within,
     replacing,
     write_bytes,
@@ -30,6 +32,8 @@ DRAW_SECONDS = 30  # between two drawings of the curves, which take longer than 
 
 class RunFolder:
     """Output folder of a run: what is written where.
+
+    Nothing is written before `make`.
 
     Raises:
         UserError: the folder lies within the data, cannot be made, or holds something and is
@@ -45,15 +49,19 @@ class RunFolder:
         self.previous = path / "last.previous.pt"
         self.events: SummaryWriter | None = None  # opened when there is something to write
         self.drawn = time.monotonic()  # when the curves were last
-        make_output_folder(path)
+        refuse_unmakeable(path)
         if resume and not (self.last.is_file() or self.previous.is_file()):
             raise UserError(f"{self.last}: nothing to resume; leave out --resume to start")
-        if not resume and not overwrite and any(path.iterdir()):
+        if not resume and not overwrite and path.is_dir() and any(path.iterdir()):
             held = "holds an earlier run" if self.last.exists() else "is not empty"
             raise UserError(
                 f"{path}: {held}; go on with --resume, replace it with --overwrite, or choose"
                 " another --output"
             )
+
+    def make(self) -> None:
+        """Makes the folder itself."""
+        make_output_folder(self.path)
 
     def begin(
         self, settings: dict[str, Any], class_names: Sequence[str], also_in: Path | None
@@ -131,7 +139,7 @@ class RunFolder:
         """
         state = parameters * 4 * (4 if averaged else 3)  # weights, moments, average: float32
         needed = 3 * state + 2 * parameters * 4 + SMALL_FILES  # two states and one being written
-        free = shutil.disk_usage(self.path).free
+        free = shutil.disk_usage(existing(self.path)).free
         if free < needed:
             raise UserError(
                 f"{self.path}: {free / 1e6:,.0f} MB are free and this run may need"

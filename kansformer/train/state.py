@@ -49,6 +49,17 @@ class Progress:
         return asdict(self)
 
 
+def on_cpu(value: Any) -> Any:
+    """A copy of a state, with its tensors in the CPU's memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(item) for item in value)
+    return value
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Makes dropout and timm's mixing, which draws from NumPy, functions of the step.
 
