@@ -13,10 +13,9 @@ DIGITS = Path(__file__).parent / "weights" / "digits.safetensors"
 def main() -> int:
     args = parse_flags()
 
-    from tqdm import tqdm
-
     from kansformer.files import as_csv, write_csv
     from kansformer.infer import Predictor, answer_as_row, answer_as_text, find_pictures
+    from kansformer.progress import progress_bar
 
     predictor = Predictor.load(args.weights, args.device, args.tta)
     paths = find_pictures(args.images)
@@ -25,10 +24,10 @@ def main() -> int:
         from kansformer.interpret.attention import explain
     printing = not args.json and args.csv is None
     # on the terminal that gets the answers a bar would only break them up
-    hidden = True if printing and sys.stdout.isatty() else None
+    shown = False if printing and sys.stdout.isatty() else None
     stream = predictor.stream(paths, args.topk, args.batch_size, args.min_confidence)
     answers = []
-    for answer in tqdm(stream, "pictures", len(paths), leave=False, disable=hidden):
+    for answer in progress_bar(stream, "pictures", len(paths), shown=shown):
         answers.append(answer)
         if "error" in answer:
             print(f"error: {answer['error']}", file=sys.stderr)

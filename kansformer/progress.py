@@ -12,17 +12,17 @@ def progress_bar(
     title: str | None = None,
     total: int | None = None,
     *,
-    hidden: bool = False,
+    shown: bool | None = None,
     **options: Any,
 ) -> "tqdm[Any]":
-    """A bar of tqdm's on stderr, gone when it is done.
-
-    None is drawn where stderr is no terminal: a log would hold a fragment for every update. Nor
-    with TQDM_DISABLE in the environment.
+    """A tqdm bar on stderr that disappears when it is done.
 
     Args:
-        hidden: draw none on a terminal either.
-        options: tqdm's others, such as `initial` and `unit`.
+        shown: None shows it on a terminal only, since in a log file every update would leave a
+            fragment, and not with TQDM_DISABLE in the environment. Or always, or never.
+        options: others of tqdm, such as `initial` and `unit`.
     """
-    disable = True if hidden or os.environ.get("TQDM_DISABLE") else None
+    if shown is None and os.environ.get("TQDM_DISABLE"):
+        shown = False
+    disable = None if shown is None else not shown  # tqdm asks the terminal where it is None
     return tqdm(items, title, total, leave=False, mininterval=0.5, disable=disable, **options)

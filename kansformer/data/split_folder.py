@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from kansformer.data.listing import list_split, refuse
 from kansformer.data.sources import pictures_of
 from kansformer.data.split import stratified_split
 from kansformer.errors import UserError
 from kansformer.files import write_class_indices
+from kansformer.progress import progress_bar
 
 PARTS = ("train", "val", "test")
 
@@ -79,7 +79,7 @@ def split_folder(
 
     paths = [pictures.name(index) for index in range(len(pictures))]
     names = _name_groups(paths, group_regex)
-    contents = [_digest(path) for path in tqdm(paths, "reading", leave=False)]
+    contents = [_digest(path) for path in progress_bar(paths, "reading")]
     groups = _joined(contents, names)
     parts = stratified_split(pictures.labels, ratios, seed, groups)
     counts = np.zeros((len(class_names), len(parts)), dtype=np.int64)
@@ -91,7 +91,7 @@ def split_folder(
             )
         np.add.at(counts[:, column], pictures.labels[indices], 1)
     for part, indices in zip(PARTS, parts, strict=False):
-        for index in tqdm(indices.tolist(), part, leave=False):
+        for index in progress_bar(indices.tolist(), part):
             path = Path(paths[index])
             to = target / part / path.relative_to(source)
             to.parent.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,11 @@ class Ranks:
         """Whether this one speaks and writes for all."""
         return self.rank == 0
 
+    @property
+    def shows_bars(self) -> bool | None:
+        """Whether this one draws progress bars, as for `progress_bar`: the first on a terminal."""
+        return None if self.is_first else False
+
     def gather(self, values: Tensor) -> list[list[float]]:
         """The numbers (n,) of every rank, read from their devices: one row per rank."""
         if self.world == 1:

@@ -67,7 +67,7 @@ def best_rate(run: Run) -> float:
     )
     mean, taken, best, best_loss = 0.0, 0, LOWEST, math.inf
     steps = islice(_batches_of_steps(run), TRIALS)
-    bar = progress_bar(steps, "trying rates", TRIALS, hidden=not run.ranks.is_first)
+    bar = progress_bar(steps, "trying rates", TRIALS, shown=run.ranks.shows_bars)
     for number, parts in enumerate(bar):
         losses, norm, pictures = take_step(trial, number, parts)
         rows = run.ranks.gather(torch.stack([losses, norm, losses.new_tensor(pictures)]))

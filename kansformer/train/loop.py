@@ -127,7 +127,7 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
     saved = clock = time.monotonic()
     bar = progress_bar(
         range(progress.step, run.steps), f"epoch {progress.epoch + 1}/{config.epochs}", run.steps,
-        initial=progress.step, hidden=not run.ranks.is_first,
+        initial=progress.step, shown=run.ranks.shows_bars,
     )  # fmt: skip
     for step in bar:
         parts = list(islice(batches, config.accumulate))
@@ -297,7 +297,7 @@ def evaluate_on(
 ) -> dict[str, float] | None:
     """Loss, accuracy and seconds for the pictures of all ranks; None if a signal came to one."""
     started = time.monotonic()
-    batches: Iterable[Any] = progress_bar(loader, "evaluation", hidden=not run.ranks.is_first)
+    batches: Iterable[Any] = progress_bar(loader, "evaluation", shown=run.ranks.shows_bars)
     if is_sharded(model):  # all ranks must call it equally often
         rounds = math.ceil(math.ceil(count / run.ranks.world) / run.config.batch_size)
         batches = padded(batches, rounds, run.preprocessing)

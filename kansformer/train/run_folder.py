@@ -106,6 +106,7 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """last.pt, plain types and tensors only, with a checksum; the one before it is kept too."""
+        self.make()
         with replacing(self.last, keep=self.previous) as file:
             torch.save({**state, "checksum": checksum(state)}, file)
 
