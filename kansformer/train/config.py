@@ -17,6 +17,8 @@ from kansformer.words import number
 from models.kan import INITS
 from models.vit_model import BASE_ACTIVATIONS, FFNS, HEADS, STEMS
 
+PATHS = ("data_path", "output", "weights", "teacher", "download_dir")
+
 
 def _flag(default: Any, help: str, **options: Any) -> Any:
     return field(default=default, metadata={"help": help, **options})
@@ -282,6 +284,10 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in config.json."""
         return asdict(self)
+
+    def public(self) -> dict[str, Any]:
+        """The same without paths, which are private: for files that are passed on."""
+        return {key: value for key, value in self.to_dict().items() if key not in PATHS}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

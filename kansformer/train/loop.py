@@ -54,7 +54,6 @@ from kansformer.train.step import NOT_FINITE, TAKEN, ready_model, take_step, upd
 from models.twins import count_flops, count_parameters
 from models.vit_model import VisionTransformer
 
-PATHS = ("data_path", "output", "weights", "teacher", "download_dir")  # private: not for the file
 BAD_STEPS = 3  # in a row, before the last good state is put back
 RESTORES = 3  # before a run gives up
 BUDGET_SPENT = 1  # beside the numbers of signals, which are larger
@@ -267,8 +266,7 @@ def close_epoch(run: Run, signals: StopSignals) -> None:
     tensors = whole_state(run.judged) if improved else None
     if tensors is not None and run.ranks.is_first:
         begin_folder(run)
-        public = {k: v for k, v in config.to_dict().items() if k not in PATHS}
-        how = {"data": run.data.name, "settings": public, "epoch": row["epoch"], **val}
+        how = {"data": run.data.name, "settings": config.public(), "epoch": row["epoch"], **val}
         save_model(
             run.folder.best,
             run.judged,
@@ -383,7 +381,18 @@ def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
         run.say(f"test accuracy {test['acc1']:.2f} % on {int(test['count'])} pictures")
     if run.ranks.is_first:
         run.folder.finish(history, summary)
+        show_functions(run)
+        run.folder.events.close()
     return summary
+
+
+def show_functions(run: Run) -> None:
+    """Adds the kept model's functions to TensorBoard; a failure there is said, and no more."""
+    try:
+        kept = load_model(run.folder.best)
+        run.folder.events.add_functions(kept, run.data.train, run.best["epoch"])
+    except Exception as error:
+        run.say(f"no functions for TensorBoard: {one_line(error)}")
 
 
 def report_on(run: Run) -> None:

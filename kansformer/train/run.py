@@ -72,6 +72,7 @@ class Run:
     scaler: torch.amp.GradScaler
     criterion: Criterion
     mix: Mix | None
+    pictures: PictureDataset  # to train on, augmented
     sampler: TrainingSampler
     train_loader: DataLoader[Any]
     val_loader: DataLoader[Any]
@@ -187,7 +188,8 @@ def prepare(
         config, data, ranks, say, folder, project_root, model, preprocessing, report, average,
         optimiser, make_schedule(optimiser, config, min(sampler.steps, config.max_steps or 10**9)),
         make_scaler(config, ranks.device),
-        criterion, make_mix(config, len(data.class_names)), sampler, train_loader, val_loader,
+        criterion, make_mix(config, len(data.class_names)), pictures, sampler, train_loader,
+        val_loader,
         resume,
     )  # fmt: skip
     run.say(
@@ -342,3 +344,7 @@ def begin_folder(run: Run) -> None:
         "weights": run.weights,
     }
     run.folder.begin(settings, run.data.class_names, run.project_root)
+    first = TrainingSampler(run.data.train.labels, 1, seed=run.config.seed,
+                            balanced=run.config.balanced_sampler)  # fmt: skip
+    run.folder.events.add_settings(run.config.public())
+    run.folder.events.add_pictures(run.pictures, first.order(), run.preprocessing)

@@ -5,11 +5,11 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from kansformer.errors import UserError, one_line
 from kansformer.evaluate.plots import draw_history
@@ -25,6 +25,7 @@ from kansformer.files import (
     write_class_indices,
     write_json,
 )
+from kansformer.train.events import Events
 
 SMALL_FILES = 20_000_000  # bytes for curves, events, tables
 DRAW_SECONDS = 30  # between two drawings of the curves, which take longer than a short epoch
@@ -47,7 +48,6 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self.last = path / "last.pt"
         self.previous = path / "last.previous.pt"
-        self.events: SummaryWriter | None = None  # opened when there is something to write
         self.drawn = time.monotonic()  # when the curves were last
         refuse_unmakeable(path)
         if resume and not (self.last.is_file() or self.previous.is_file()):
@@ -58,6 +58,11 @@ class RunFolder:
                 f"{path}: {held}; go on with --resume, replace it with --overwrite, or choose"
                 " another --output"
             )
+
+    @cached_property
+    def events(self) -> Events:
+        """For TensorBoard; the file is opened when there is something to write."""
+        return Events(self.path / "tensorboard")
 
     def make(self) -> None:
         """Makes the folder itself."""
@@ -84,21 +89,16 @@ class RunFolder:
         """metrics.jsonl, one object per epoch, the last one's TensorBoard event, and now and then
         the curves.
         """
-        if self.events is None:
-            self.events = SummaryWriter(str(self.path / "tensorboard"))
-        for key, value in history[-1].items():
-            self.events.add_scalar(key, value, history[-1]["epoch"])
+        self.events.add_epoch(history[-1])
         lines = "".join(json.dumps(row) + "\n" for row in history)
         write_bytes(self.path / "metrics.jsonl", lines.encode())
         if time.monotonic() > self.drawn + DRAW_SECONDS:
             self._draw(history, best)
 
     def finish(self, history: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
-        """The curves to the end and summary.json, after which nothing more is written."""
+        """The curves to the end and summary.json."""
         self._draw(history, summary["best_epoch"])
         write_json(self.path / "summary.json", summary)
-        if self.events is not None:
-            self.events.close()
 
     def _draw(self, history: Sequence[dict[str, Any]], best: int) -> None:
         write_bytes(self.path / "curves.png", as_png(draw_history(history, best)))
