@@ -2,6 +2,6 @@
 
 
 def number(count: int, what: str) -> str:
-    """1 picture, 2 pictures, 2 classes."""
-    plural = what + ("es" if what.endswith("s") else "s")
+    """1 picture, 2 pictures, 2 classes, 2 patches."""
+    plural = what + ("es" if what.endswith(("s", "tch")) else "s")
     return f"{count:,} {what if count == 1 else plural}"

@@ -18,6 +18,7 @@ from kansformer.data.listing import Listing, Split, list_folder, refuse
 from kansformer.data.originals import DIGITS, Originals, find_originals
 from kansformer.data.split import stratified_split
 from kansformer.errors import UserError
+from kansformer.words import number
 
 # what a user without a network puts into the folder
 DOWNLOADS = {
@@ -143,7 +144,7 @@ class PictureData:
         train, val = stratified_split(self.train.labels, [1 - share, share], seed)
         if not len(train) or not len(val):
             raise UserError(
-                f"{self.train.title}: {len(self.train)} pictures are too few for --val-split"
+                f"{self.train.title}: {number(len(self.train), 'picture')}, too few for --val-split"
                 f" {share}; add pictures"
             )
         return replace(self, train=self.train.take(train), val=self.train.take(val))

@@ -17,6 +17,7 @@ from kansformer.data.split import stratified_split
 from kansformer.errors import UserError
 from kansformer.files import write_class_indices
 from kansformer.progress import progress_bar
+from kansformer.words import number
 
 PARTS = ("train", "val", "test")
 
@@ -39,8 +40,8 @@ class SplitReport:
         ):
             lines.append(f"{name:<{width}}" + "".join(f"{count:>8}" for count in row))
         lines.append(
-            f"{self.counts.sum()} pictures in {self.groups} groups;"
-            f" {self.duplicates} pictures equal to another one, kept on its side"
+            f"{number(int(self.counts.sum()), 'picture')} in {number(self.groups, 'group')};"
+            f" {number(self.duplicates, 'picture')} equal to another one, kept on its side"
         )
         return "\n".join(lines)
 
@@ -86,7 +87,7 @@ def split_folder(
     for column, (part, indices) in enumerate(zip(PARTS, parts, strict=False)):
         if not len(indices):
             raise UserError(
-                f"{source}: {len(set(groups))} groups are too few to fill {part};"
+                f"{source}: {number(len(set(groups)), 'group')}, too few to fill {part};"
                 " add pictures or change --ratios"
             )
         np.add.at(counts[:, column], pictures.labels[indices], 1)

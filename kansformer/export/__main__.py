@@ -28,6 +28,7 @@ from kansformer.export.formats import (
 )
 from kansformer.files import refuse_within, write_bytes
 from kansformer.infer import Predictor
+from kansformer.words import number
 
 TOLERANCE = 1e-4
 BATCHES = (1, 7)
@@ -140,8 +141,8 @@ def accuracies(model: TrainedModel, run: Runner, data_path: str) -> str:
     taken = [found.probabilities.argmax(1) for found in (before, after)]
     right = [(classes == before.labels).mean() for classes in taken]
     return (
-        f"accuracy on {len(before.labels)} pictures ({chosen.split}): {right[1]:.2%}, the model's"
-        f" {right[0]:.2%}; the same class for {(taken[0] == taken[1]).mean():.2%}"
+        f"accuracy on {number(len(before.labels), 'picture')} ({chosen.split}): {right[1]:.2%},"
+        f" the model's {right[0]:.2%}; the same class for {(taken[0] == taken[1]).mean():.2%}"
     )
 
 

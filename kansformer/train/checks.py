@@ -45,8 +45,8 @@ def check_settings(
     step_size = config.batch_size * config.accumulate * ranks.world
     if ranks.world > 1 and len(data.train) < step_size:
         raise UserError(
-            f"{number(len(data.train), 'training picture')} are too few for a step of {step_size}"
-            f" on {ranks.world} processes; lower --batch-size"
+            f"{number(len(data.train), 'training picture')}, too few for a step of {step_size} on"
+            f" {ranks.world} processes; lower --batch-size"
         )
     if loaded and loaded.left_out_mlps and config.freeze_layers and not config.distill:
         raise UserError("--freeze-layers would leave the KAN blocks random; leave out --no-distill")
@@ -54,8 +54,8 @@ def check_settings(
     refined = [size for _, size in config.refine_grid or ()]
     if sizes and refined and min(refined) <= max(sizes):
         raise UserError(
-            f"--refine-grid: {min(refined)} intervals are not more than the {max(sizes)} that the"
-            " model has; give larger sizes, or lower --grid-size"
+            f"--refine-grid: {number(min(refined), 'interval')}, not more than the {max(sizes)}"
+            " that the model has; give larger sizes, or lower --grid-size"
         )
 
 

@@ -86,7 +86,7 @@ def change_grids(
         for layer in spline_layers(model).values():
             refine_grid(layer, size, optimizer=optimiser)
         model.config = replace(model.config, grid_size=size, grid_sizes=None)
-        done.append(f"refined to {size} intervals")
+        done.append(f"refined to {number(size, 'interval')}")
     if averaged is not None:
         own = spline_layers(model)
         for name, layer in spline_layers(averaged).items():

@@ -51,6 +51,7 @@ from kansformer.train.run import (
     use_rate,
 )
 from kansformer.train.step import NOT_FINITE, TAKEN, ready_model, take_step, update_weights
+from kansformer.words import number
 from models.twins import count_flops, count_parameters
 from models.vit_model import VisionTransformer
 
@@ -173,9 +174,8 @@ def say_why_it_ends(run: Run) -> None:
     """Whether it was patience or time that came to an end before the epochs did."""
     if run.progress.epoch < run.config.epochs:
         spent = run.is_out_of_time
-        run.say(
-            "the time budget is spent" if spent else f"no better for {run.config.patience} epochs"
-        )
+        waited = number(run.config.patience, "epoch")
+        run.say("the time budget is spent" if spent else f"no better for {waited}")
 
 
 def begin_epoch(run: Run) -> None:
@@ -378,7 +378,8 @@ def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
         if test is None:
             raise Stopped(signals.received, f"stopped in the test; {run.folder.best} is complete")
         summary |= {"test_acc1": test["acc1"], "test_loss": test["loss"]}
-        run.say(f"test accuracy {test['acc1']:.2f} % on {int(test['count'])} pictures")
+        told = number(int(test["count"]), "picture")
+        run.say(f"test accuracy {test['acc1']:.2f} % on {told}")
     if run.ranks.is_first:
         run.folder.finish(history, summary)
         show_functions(run)

@@ -48,6 +48,7 @@ from kansformer.train.loss import Criterion, Mix, make_criterion, make_mix
 from kansformer.train.optimiser import make_optimiser, make_schedule
 from kansformer.train.run_folder import RunFolder
 from kansformer.train.state import Progress, check_same_run, fingerprint, on_cpu
+from kansformer.words import number
 from models.kan_grid import make_room
 from models.twins import count_flops, count_parameters
 from models.vit_model import VisionTransformer, ViTConfig
@@ -192,9 +193,10 @@ def prepare(
         val_loader,
         resume,
     )  # fmt: skip
+    on = f"{ranks.device}{f' x {ranks.world}' if ranks.world > 1 else ''}"
     run.say(
-        f"run     recipe {config.recipe}, augmentation {config.augment}, {config.epochs} epochs on"
-        f" {ranks.device}{f' x {ranks.world}' if ranks.world > 1 else ''}, into {folder.path}"
+        f"run     recipe {config.recipe}, augmentation {config.augment},"
+        f" {number(config.epochs, 'epoch')} on {on}, into {folder.path}"
     )
     if resume:
         restore(run, folder.load_state(say))
@@ -257,9 +259,10 @@ def say_what(
     say: Callable[[str], None], data: PictureData, model: VisionTransformer, twin: dict[str, int]
 ) -> None:
     """The lines on data and model."""
-    sizes = [f"{len(data.train)} training", f"{len(data.val or ())} validation"]
-    sizes += [f"{len(data.test)} test"] if data.test else []
-    say(f"data    {data.name}: {len(data.class_names)} classes, {', '.join(sizes)} pictures")
+    sizes = {"training": data.train, "validation": data.val or (), "test": data.test or ()}
+    told = [f"{len(part):,} {name}" for name, part in sizes.items() if len(part)]
+    last = "picture" if told[-1].startswith("1 ") else "pictures"
+    say(f"data    {data.name}: {number(len(data.class_names), 'class')}, {', '.join(told)} {last}")
     say(f"model   {describe(model)}")
     if model.config.ffn != "mlp":
         say(

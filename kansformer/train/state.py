@@ -14,6 +14,7 @@ import torch
 from kansformer.data import PictureData
 from kansformer.errors import UserError
 from kansformer.train.config import TrainConfig
+from kansformer.words import number
 
 # settings that may differ between a run and its continuation
 FREE_ON_RESUME = (
@@ -101,9 +102,9 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, data: str, step_s
             )
     if state["step_size"] != step_size:
         raise UserError(
-            f"a step takes {step_size} pictures now and took {state['step_size']} in the run to"
-            " resume; choose --batch-size and --accumulate so that with the number of processes"
-            " their product is the same"
+            f"a step takes {number(step_size, 'picture')} now and took {state['step_size']} in the"
+            " run to resume; choose --batch-size and --accumulate so that with the number of"
+            " processes their product is the same"
         )
     if state["data"] != data:
         raise UserError(

@@ -87,7 +87,7 @@ def test_refinement_is_held_against_the_grids_of_the_weights(tmp_path: Path, col
     names = load_data(str(colours)).class_names
     save_model(tmp_path / "fine.safetensors", model, Preprocessing(16), names)
     settings = {"weights": str(tmp_path / "fine.safetensors"), "epochs": 2, "max_steps": 1}
-    with pytest.raises(UserError, match="--refine-grid: 10 intervals are not more than the 12"):
+    with pytest.raises(UserError, match="--refine-grid: 10 intervals, not more than the 12"):
         do(tiny_settings(colours, tmp_path / "out", refine_grid=((1, 10),), **settings))
     assert not (tmp_path / "out").exists()
     do(tiny_settings(colours, tmp_path / "out", refine_grid=((1, 24),), **settings))
