@@ -10,11 +10,6 @@ from kansformer.data.preprocessing import Preprocessing
 from kansformer.words import number
 
 FILLED = ("loaded", "converted", "resized")  # as it was; renamed, split, turned; interpolated
-LISTED = {
-    "resized": "resized",
-    "fresh": "fresh, newly initialised",
-    "skipped": "of the file not used",
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ def _by_reason(status: str, fates: dict[str, Fate]) -> list[str]:
     """A line for each reason, with the names it holds for; long lists are cut."""
     found = sorted((fate.reason, name) for name, fate in fates.items() if fate.status == status)
     return [
-        f"  {number(len(names), 'tensor')} {LISTED[status]} ({reason}): {_listed(names)}"
+        f"  {status}: {_listed(names)} ({reason})"
         for reason, group in groupby(found, key=lambda pair: pair[0])
         if (names := [name for _, name in group])
     ]
@@ -97,7 +92,7 @@ def _by_reason(status: str, fates: dict[str, Fate]) -> list[str]:
 def _listed(names: list[str]) -> str:
     if len(names) <= 4:
         return ", ".join(names)
-    return f"{', '.join(names[:3])} and {len(names) - 3} more"
+    return f"{', '.join(names[:3])} and {len(names) - 3} more, {len(names)} tensors in all"
 
 
 def _short(value: float | Iterable[float]) -> str:

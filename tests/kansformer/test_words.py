@@ -75,9 +75,9 @@ def test_the_report_on_weights_counts_the_tensors_it_lists(tmp_path: Path, train
     lines = str(report).splitlines()
     assert lines[0] == "a.pth: timm ViT; 1 tensor loaded, 0 converted, 0 resized, 50 fresh"
     assert lines[2] == (
-        "  50 tensors fresh, newly initialised (kan blocks were asked for): blocks.0.x, blocks.1.x,"
-        " blocks.10.x and 47 more"
+        "  fresh: blocks.0.x, blocks.1.x, blocks.10.x and 47 more, 50 tensors in all"
+        " (kan blocks were asked for)"
     )
-    assert lines[3] == "  1 tensor of the file not used (other classes): head.bias"
+    assert lines[3] == "  skipped: head.bias (other classes)"
     _, found = load_pretrained(str(trained / "best.safetensors"), num_classes=5)
     assert not WRONG.search(str(found))
