@@ -15,11 +15,11 @@ LONGEST_STEM = 200  # bytes; file systems allow 255 for a name
 def main() -> int:
     args = parse_flags()
 
-    from tqdm import tqdm
-
-    from kansformer.data.findings import number, unread_formats
+    from kansformer.data.findings import unread_formats
     from kansformer.files import as_csv, write_csv
     from kansformer.infer import Predictor, answer_as_row, answer_as_text, find_pictures
+    from kansformer.progress import progress_bar
+    from kansformer.words import number
 
     predictor = Predictor.load(args.weights, args.device, args.tta)
     if args.weights is DIGITS:
@@ -33,10 +33,10 @@ def main() -> int:
         from kansformer.interpret.attention import explain
     printing = not args.json and args.csv is None
     # on the terminal that gets the answers a bar would only break them up
-    hidden = True if printing and sys.stdout.isatty() else None
+    shown = False if printing and sys.stdout.isatty() else None
     stream = predictor.stream(paths, args.topk, args.batch_size, args.min_confidence)
     answers = []
-    for answer in tqdm(stream, "pictures", len(paths), leave=False, disable=hidden):
+    for answer in progress_bar(stream, "pictures", len(paths), shown=shown):
         if folder and "top" in answer:
             drawing = folder / explanation_name(len(answers) + 1, answer["path"])
             try:

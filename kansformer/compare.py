@@ -21,6 +21,7 @@ from kansformer.train import TrainConfig, train
 from kansformer.train.config import add_flags
 from kansformer.train.distributed import ignore
 from kansformer.train.recipes import configure
+from kansformer.words import number
 from models.vit_model import FFNS
 
 BASELINE = "mlp"
@@ -153,8 +154,8 @@ def as_markdown(rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) 
     kind = "test" if "test_acc1" in run else "best validation"
     pictures = run["pictures"]["test"] if "test_acc1" in run else run["pictures"]["val"]
     lines = [
-        f"{run['data']}: {kind} accuracy in %, {pictures} pictures, {run['epochs']} epochs, on"
-        f" {run['device']}",
+        f"{run['data']}: {kind} accuracy in %, {number(pictures, 'picture')},"
+        f" {number(run['epochs'], 'epoch')}, on {run['device']}",
         "",
         "| blocks | n | mean | spread | against mlp | parameters | MFLOPs | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

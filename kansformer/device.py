@@ -31,6 +31,8 @@ def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.de
         if local_rank is not None and device.type != "cpu" and device.index is None:
             device = torch.device(device.type, local_rank)
         torch.empty(1, device=device)
+        if device.type not in ("cpu", accelerator and accelerator.type):  # such as meta
+            raise RuntimeError("no device to compute on")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"--device {name}: not to be had here ({str(error).splitlines()[0]}); try --device auto"

@@ -44,10 +44,13 @@ def run_command(main: Callable[[], int | None]) -> int:
     0 done, 2 for a `UserError`, 1 for a `JobFailed` or what the system refuses (a full disk), each
     with one line on stderr; 130 and 143 after Ctrl-C and SIGTERM. Any other exception is a fault of
     the program: it passes, with its traceback, and Python exits with 1.
+
+    Lines are written when they are printed, also into a file, so that a log tells how far a long
+    run has come.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a file name may not fit the terminal's encoding
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         return main() or 0
     except UserError as error:

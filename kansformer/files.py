@@ -37,6 +37,22 @@ def make_output_folder(path: Path) -> None:
         ) from None
 
 
+def refuse_unmakeable(path: Path) -> None:
+    """Raises a UserError if a folder for results cannot be made or written; makes nothing."""
+    there = existing(path)
+    if not there.is_dir():
+        raise UserError(f"{path}: cannot be made ({there} is a file); choose another --output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{path}: cannot be made ({there} may not be written); choose another --output"
+        )
+
+
+def existing(path: Path) -> Path:
+    """The path itself, or the nearest above it that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 @contextmanager
 def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     """A new file to write, which takes the place of `path` once it is complete and on the disk.

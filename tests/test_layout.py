@@ -13,6 +13,7 @@ FLOORS = {
     "kansformer.interpret.inspection": 3.2, "kansformer.interpret.__main__": 3.3,  # need evaluate
     "models": 0, "kansformer.errors": 0.1, "kansformer.files": 0.2, "kansformer.device": 0.2,
     "kansformer.signals": 0.2, "kansformer.figures": 0.2,
+    "kansformer.words": 0.1, "kansformer.progress": 0.1,
     "kansformer.data": 1,
     "kansformer.checkpoint": 2, "kansformer.pretrained": 2.1,
     "kansformer.infer": 3, "kansformer.interpret": 3, "kansformer.evaluate": 3.1,

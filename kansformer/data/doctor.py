@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kansformer.data import findings
-from kansformer.data.findings import SEVERITIES, Finding, Picture, number
+from kansformer.data.findings import SEVERITIES, Finding, Picture
 from kansformer.data.inspection import inspect_array, inspect_files
 from kansformer.data.listing import Listing
 from kansformer.data.sources import Pictures, find_data, pictures_of
 from kansformer.errors import UserError, run_command
+from kansformer.words import number
 
 ROWS = 60  # classes in the printed table; the smallest, if there are more
 

@@ -18,6 +18,7 @@ from kansformer.data.listing import (
     is_dead_link,
     is_system_name,
 )
+from kansformer.words import number
 
 SEVERITIES = ("error", "warning", "note")
 FEW_TO_SPLIT = 5  # with fewer, the default --val-split of a fifth gives validation none
@@ -69,12 +70,6 @@ class Finding:
             shown = [f"{name}: {cause}" for name, cause in zip(shown, self.causes, strict=True)]
         lines = [f"{self.severity}: {self.text}; {self.remedy}", *(f"  {n}" for n in shown[:limit])]
         return lines + [f"  and {len(shown) - limit} more"] * (len(shown) > limit)
-
-
-def number(count: int, what: str) -> str:
-    """1 picture, 2 pictures, 2 classes."""
-    plural = what + ("es" if what.endswith("s") else "s")
-    return f"{count:,} {what if count == 1 else plural}"
 
 
 def broken(pictures: Iterable[Picture]) -> list[Finding]:

@@ -9,7 +9,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kansformer.data.images import UNREAD_EXTENSIONS, extension, is_image_name
+from kansformer.data.images import (
+    UNREAD_EXTENSIONS,
+    extension,
+    is_image_name,
+    unread_remedy,
+)
 from kansformer.errors import UserError
 
 SPLIT_FOLDERS = {
@@ -160,8 +165,10 @@ def list_split(folder: Path, known: Collection[str] | None = None) -> Split:
         split.ignored += ignored
         split.problems += problems
         if not pictures and not problems:
-            cause = "no pictures in this class folder"
-            remedy = "put some there or remove it"
+            cause, remedy = "no pictures in this class folder", "put some there or remove it"
+            if unread := [other for other in ignored if has_unread_name(other)]:
+                cause += f" in a format that is read (it has {os.path.basename(unread[0])})"
+                remedy = unread_remedy(unread)
             split.problems.append(Problem("empty-class", path, cause, remedy))
     return split
 

@@ -10,10 +10,9 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from kansformer.device import usable_cores
 from kansformer.errors import JobFailed
+from kansformer.progress import progress_bar
 
 Result = TypeVar("Result")
 CHUNK = 16  # pictures that a process takes at a time
@@ -35,7 +34,7 @@ def in_processes(
     workers = min(workers or usable_cores(), len(items) // CHUNK)
 
     def bar(results: Iterable[Result]) -> Iterator[Result]:
-        yield from tqdm(results, title, len(items), leave=False) if items else results
+        yield from progress_bar(results, title, len(items)) if items else results
 
     if workers <= 1:
         yield from bar(map(work, items))

@@ -190,12 +190,16 @@ class PictureData:
         """The same data with a validation split: its own, or else a seeded share of the training.
 
         Raises:
-            UserError: a share that is not between 0 and 1, or leaves one side without pictures.
+            UserError: it has none, and the share is not between 0 and 1 or leaves one side without
+                pictures.
         """
-        if not 0 < share < 1:
-            raise UserError(f"--val-split must lie between 0 and 1, not {share}")
         if self.val is not None:
             return self
+        if not 0 < share < 1:
+            raise UserError(
+                f"--val-split must lie between 0 and 1, not {share}; or put validation pictures"
+                " into val/"
+            )
         train, val = stratified_split(self.train.labels, [1 - share, share], seed)
         if not len(train) or not len(val):
             raise UserError(self._cannot_split(share))

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from kansformer.data.findings import number
 from kansformer.data.inspection import inspect_files
 from kansformer.data.listing import list_folder, list_split, refuse
 from kansformer.data.sources import pictures_of
 from kansformer.data.split import stratified_split
 from kansformer.errors import UserError
 from kansformer.files import write_class_indices
+from kansformer.progress import progress_bar
+from kansformer.words import number
 
 PARTS = ("train", "val", "test")
 
@@ -123,7 +123,7 @@ def split_folder(
             )
         np.add.at(counts[:, column], pictures.labels[indices], 1)
     for part, indices in zip(PARTS, parts, strict=False):
-        for index in tqdm(indices.tolist(), part, leave=False):
+        for index in progress_bar(indices.tolist(), part):
             path = Path(paths[index])
             to = target / part / path.relative_to(source)
             to.parent.mkdir(parents=True, exist_ok=True)

@@ -13,11 +13,11 @@ from kansformer.data.findings import (
     doctor,
     duplicates,
     levels_of,
-    number,
 )
 from kansformer.data.inspection import Facts, inspect_files
 from kansformer.data.sources import PictureData, Pictures
 from kansformer.errors import UserError
+from kansformer.words import number
 
 AT_MOST = 20_000  # different files; in larger sets the others are not looked at
 FEW_TO_VALIDATE = 10  # pictures: with fewer, one is more than ten percent

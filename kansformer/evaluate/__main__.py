@@ -41,19 +41,19 @@ def main() -> int:
             refuse_within(Path(path), Path(args.data_path))
 
     import torch
-    from tqdm import tqdm
 
     from kansformer.data import load_data
     from kansformer.evaluate.predictions import predict_all
     from kansformer.evaluate.report import as_text, figures
     from kansformer.evaluate.split import choose_split
     from kansformer.infer import Predictor
+    from kansformer.progress import progress_bar
 
     predictor = Predictor.load(args.weights, args.device, args.tta)
     data = load_data(args.data_path, args.download, args.download_dir)
     split = args.split or ("val" if args.calibrate and data.test is None else None)
     chosen = choose_split(data, predictor.model, split)
-    bar = partial(tqdm, leave=False, mininterval=0.5, disable=None, total=len(chosen.pictures))
+    bar = partial(progress_bar, total=len(chosen.pictures))
     found = predict_all(predictor, chosen.pictures, args.batch_size, bar)
     note, unreadable, calibrated = chosen.note, found.unreadable, None
     if args.calibrate:

@@ -9,6 +9,7 @@ import numpy as np
 
 from kansformer.evaluate.calibration import Reliability
 from kansformer.figures import BLACK, THEMES, WHITE, new_figure, style_axis
+from kansformer.words import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -169,8 +170,9 @@ def confusion_in_words(found: dict[str, Any]) -> str:
         for pair in found["most_confused"][:5]
     )
     return (
-        f"Confusion matrix of {len(found['per_class'])} classes, {100 * found['accuracy']:.2f} %"
-        f" on the diagonal. " + (f"Most often: {pairs}." if pairs else "Nothing is confused.")
+        f"Confusion matrix of {number(len(found['per_class']), 'class')},"
+        f" {100 * found['accuracy']:.2f} % on the diagonal. "
+        + (f"Most often: {pairs}." if pairs else "Nothing is confused.")
     )
 
 
@@ -198,10 +200,10 @@ def history_in_words(history: Sequence[dict[str, Any]]) -> str:
     """What `draw_history` shows."""
     first, last = history[0], history[-1]
     return (
-        f"Curves over {len(history)} epochs: training loss from {first['train_loss']:.3f} to"
-        f" {last['train_loss']:.3f}, validation loss from {first['val_loss']:.3f} to"
-        f" {last['val_loss']:.3f}, validation accuracy from {first['val_acc1']:.2f} to"
-        f" {last['val_acc1']:.2f} %; the learning rate below."
+        f"Curves over {number(len(history), 'epoch')}: training loss from"
+        f" {first['train_loss']:.3f} to {last['train_loss']:.3f}, validation loss from"
+        f" {first['val_loss']:.3f} to {last['val_loss']:.3f}, validation accuracy from"
+        f" {first['val_acc1']:.2f} to {last['val_acc1']:.2f} %; the learning rate below."
     )
 
 

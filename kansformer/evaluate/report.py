@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from kansformer.evaluate.calibration import BINS, reliability
+from kansformer.words import number
 
 CONFIDENCE = 0.95
 PAIRS = 10  # most confused pairs to name
@@ -93,8 +94,8 @@ def as_text(report: dict[str, Any]) -> str:
     """What is printed: the figures of `figures`, with what `__main__` adds to them."""
     low, high = report["accuracy_interval"]
     lines = [
-        f"{report['data']}, {report['split']}: {report['pictures']} pictures,"
-        f" {len(report['per_class'])} classes"
+        f"{report['data']}, {report['split']}: {number(report['pictures'], 'picture')},"
+        f" {number(len(report['per_class']), 'class')}"
     ]
     lines += [f"note: {report['note']}"] if report["note"] else []
     lines += [
@@ -109,13 +110,15 @@ def as_text(report: dict[str, Any]) -> str:
         f"NLL                {report['nll']:8.4f}  nats",
         f"ECE                {report['ece']:8.4f}  ({report['ece_bins']} bins)",
         f"speed              {report['pictures_per_second']:8.1f}  pictures/s on"
-        f" {report['device']}, {report['threads']} threads, batches of {report['batch_size']}",
+        f" {report['device']}, {number(report['threads'], 'thread')}, batches of"
+        f" {report['batch_size']}",
     ]
     if fitted := report.get("calibrated"):
         lines += [
             "",
-            f"temperature {report['temperature']:.4f}, fitted on {fitted['pictures']} validation"
-            f" pictures; before, it was {fitted['before']['temperature']:.4f} with"
+            f"temperature {report['temperature']:.4f}, fitted on"
+            f" {number(fitted['pictures'], 'validation picture')}; before, it was"
+            f" {fitted['before']['temperature']:.4f} with"
             f" NLL {fitted['before']['nll']:.4f} and ECE {fitted['before']['ece']:.4f}",
         ]
     lines += ["", *_class_table(report["per_class"])]

@@ -28,6 +28,7 @@ from kansformer.export.formats import (
 )
 from kansformer.files import refuse_within, write_bytes
 from kansformer.infer import Predictor
+from kansformer.words import number
 
 TOLERANCE = 1e-4
 BATCHES = (1, 7)
@@ -129,7 +130,6 @@ class ExportedPredictor(Predictor):
 def accuracies(model: TrainedModel, run: Runner, data_path: str) -> str:
     """A line on how good the model and its exported program are on labelled pictures."""
     from kansformer.data import load_data
-    from kansformer.data.findings import number
     from kansformer.evaluate.predictions import predict_all
     from kansformer.evaluate.split import choose_split
 

@@ -8,12 +8,12 @@ from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from kansformer.interpret.dataset import Dataset
 from kansformer.interpret.least_squares import levenberg_marquardt
 from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
 from kansformer.interpret.trace import ActiveParameters, LayerTrace, trace
+from kansformer.progress import progress_bar
 from models import kan_grid
 from models.kan import KANLinear
 
@@ -222,7 +222,7 @@ def fit(
     objective = Objective(own, x, y, *factors)
     history: History = {name: [] for name in ("train_rmse", "test_rmse", "reg", *(metrics or {}))}
 
-    with tqdm(total=steps, disable=None if progress is None else not progress) as bar:
+    with progress_bar(total=steps, shown=progress) as bar:
 
         def record() -> None:
             with torch.no_grad():

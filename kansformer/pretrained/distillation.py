@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from kansformer.progress import progress_bar
 from models.kan import KANFeedForward
 from models.kan_grid import calibrate_grid
 from models.vit_model import Block, VisionTransformer
@@ -62,7 +62,7 @@ def distill(
     tokens, others = _tokens(teacher, pictures, TOKENS), _tokens(teacher, held_out, HELD_OUT_TOKENS)
     count = len(tokens)
     r2 = []
-    with tqdm(total=len(teacher.blocks) * steps, desc="fitting KANs to MLPs", leave=False) as bar:
+    with progress_bar(title="fitting KANs to MLPs", total=len(teacher.blocks) * steps) as bar:
         for theirs, ours in zip(teacher.blocks, student.blocks, strict=True):
             assert isinstance(theirs, Block)
             assert isinstance(ours, Block)
@@ -102,7 +102,7 @@ def _through(block: Block, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(inputs).flatten(0, 1), torch.cat(outputs).flatten(0, 1)
 
 
-def _fit(kan: KANFeedForward, x: Tensor, y: Tensor, steps: int, bar: "tqdm[Any]") -> None:
+def _fit(kan: KANFeedForward, x: Tensor, y: Tensor, steps: int, bar: Any) -> None:
     """Least squares by Adam, on an even grid over the inputs."""
     calibrate_grid(kan.fc1, x[:: max(len(x) // 2**14, 1)], coverage=0.999)
     spread = y.var(dim=0).mean().sqrt().clamp_min(1e-6)  # a block may do nothing

@@ -18,6 +18,7 @@ from kansformer.pretrained.report import FILLED, Fate, LoadReport
 from kansformer.pretrained.resize import resize_state
 from kansformer.pretrained.sidecar import Sidecar, read_sidecar
 from kansformer.pretrained.warm_start import is_narrow, mlp_to_ffn, warm_settings, zero_splines
+from kansformer.words import number
 from models.vit_model import FFN_SETTINGS, VisionTransformer, ViTConfig
 
 # Least share of the model's parameters that a file has to fill, heads and splines aside. All of
@@ -176,7 +177,8 @@ def _foreign(raw: RawFile, asked: dict[str, Any]) -> Source:
     try:
         conversion = convert(raw.tensors, raw.unwrapped)
         if conversion.left:
-            more = f"{len(conversion.left)} tensors have no place in a ViT: "
+            has = "has" if len(conversion.left) == 1 else "have"
+            more = f"{number(len(conversion.left), 'tensor')} {has} no place in a ViT: "
             raise ValueError(more + ", ".join(sorted(conversion.left)[:3]))
         patches = conversion.state.get("patch_embed.proj.weight")
         width = 0 if patches is None else len(patches)
@@ -240,7 +242,7 @@ def _why_fresh_head(
     if not old.num_classes:
         return "the file has no head" if new else ""
     if new != old.num_classes:
-        return f"{new} classes instead of {old.num_classes}"
+        return f"{number(new, 'class')} instead of {old.num_classes}"
     if None not in (class_names, source.class_names) and class_names != source.class_names:
         return "other class names, or in another order"
     if settings["head"] != old.head:
@@ -346,8 +348,9 @@ def _build(
     }  # fmt: skip
     if misfits:
         name, cause = next(iter(misfits.items()))
+        do = "does" if len(misfits) == 1 else "do"
         raise UserError(
-            f"{path}: {len(misfits)} tensors do not fit the model: {name} {cause};"
+            f"{path}: {number(len(misfits), 'tensor')} {do} not fit the model: {name} {cause};"
             " leave out the flags that change the model, or give a whole ViT"
         )
     model = VisionTransformer(config)

@@ -1,11 +1,13 @@
 """The report on a load: what became of every tensor of the file and of the model."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
 from kansformer.data.preprocessing import Preprocessing
+from kansformer.words import number
 
 FILLED = ("loaded", "converted", "resized")  # as it was; renamed, split, turned; interpolated
 
@@ -57,12 +59,10 @@ class LoadReport:
         return {**asdict(self), "notes": list(self.notes), "fresh": list(self.fresh)}
 
     def __str__(self) -> str:
-        tensors = ", ".join(
-            f"{sum(fate.status == status for fate in self.model.values())} tensors {status}"
-            if status == "loaded"
-            else f"{sum(fate.status == status for fate in self.model.values())} {status}"
-            for status in (*FILLED, "fresh")
-        )
+        counts = Counter(fate.status for fate in self.model.values())
+        first, *others = (*FILLED, "fresh")
+        tensors = f"{number(counts[first], 'tensor')} {first}"
+        tensors += "".join(f", {counts[status]} {status}" for status in others)
         numbers = ", ".join(f"{count:,} {status}" for status, count in self.parameters.items())
         pixels = self.preprocessing
         return "\n".join(
@@ -83,13 +83,16 @@ def _by_reason(status: str, fates: dict[str, Fate]) -> list[str]:
     """A line for each reason, with the names it holds for; long lists are cut."""
     found = sorted((fate.reason, name) for name, fate in fates.items() if fate.status == status)
     return [
-        f"  {status}: {_listed([name for _, name in group])} ({reason})"
+        f"  {status}: {_listed(names)} ({reason})"
         for reason, group in groupby(found, key=lambda pair: pair[0])
+        if (names := [name for _, name in group])
     ]
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names if len(names) <= 4 else [*names[:3], f"and {len(names) - 3} others"])
+    if len(names) <= 4:
+        return ", ".join(names)
+    return f"{', '.join(names[:3])} and {len(names) - 3} more, {len(names)} tensors in all"
 
 
 def _short(value: float | Iterable[float]) -> str:

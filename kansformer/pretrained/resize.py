@@ -7,6 +7,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from kansformer.pretrained.conversion import StateDict
+from kansformer.words import number
 from models.vit_model import ViTConfig
 
 
@@ -56,7 +57,7 @@ def _resize_patches(
     _, channels, _, side = patches.shape
     if channels != config.in_chans:
         patches = _adapt_channels(patches, config.in_chans)
-        steps.append(f"{channels} to {config.in_chans} channels")
+        steps.append(f"{channels} to {number(config.in_chans, 'channel')}")
     if side != config.patch_size:
         size = [config.patch_size, config.patch_size]
         patches = resample_patch_embed(patches, size, *resampling)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from tqdm import tqdm
 
 from kansformer.errors import JobFailed
+from kansformer.progress import progress_bar
 from models.kan import KANLinear
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -118,7 +118,7 @@ class KANTrainer:
         x, y = self._on_device(x, y)
         held_out = None if validation is None else self._on_device(*validation)
         best_loss, best, waited = math.inf, _weights(self.model), 0
-        bar = tqdm(range(epochs), disable=not progress, unit="epoch")
+        bar = progress_bar(range(epochs), shown=progress, unit="epoch")
         try:
             for _ in bar:
                 row = self._epoch(x, y, held_out)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from kansformer.figures import css_colours
 from kansformer.report.contents import Contents, Inside, Mistake, Sample
+from kansformer.words import number
 
 TILE = 96  # pixels, about, of a picture on the contact sheet
 GAP = 4
@@ -78,8 +79,8 @@ def worth_of_splines(inside: Inside) -> tuple[str, str]:
         verdict = "The model relies on its splines."
     return verdict, (
         f"With all splines of the blocks set to zero it tells {percent(inside.without_splines)} of"
-        f" {inside.pictures:,} pictures right, against {percent(inside.with_splines)} with them."
-        f" Splines give {percent(min(shares))} to {percent(max(shares))} of the variance of a"
+        f" {number(inside.pictures, 'picture')} right, against {percent(inside.with_splines)} with"
+        f" them. Splines give {percent(min(shares))} to {percent(max(shares))} of the variance of a"
         " layer's output, base activations the rest. What a model trained without splines would"
         " reach is another question, which kansformer.compare answers."
     )

@@ -5,14 +5,19 @@ command line, else from the recipe, else from the default here.
 """
 
 import argparse
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any, get_args, get_type_hints
 
 from kansformer.data.augment import POLICIES
 from kansformer.data.preprocessing import STATISTICS
 from kansformer.errors import UserError
+from kansformer.words import number
 from models.kan import INITS
 from models.vit_model import BASE_ACTIVATIONS, FFNS, HEADS, STEMS
+
+PATHS = ("data_path", "output", "weights", "teacher", "download_dir")
 
 
 def _flag(default: Any, help: str, **options: Any) -> Any:
@@ -21,6 +26,10 @@ def _flag(default: Any, help: str, **options: Any) -> Any:
 
 def _required(help: str) -> Any:
     return field(metadata={"help": help})
+
+
+def _flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _base_activation(text: str) -> str | tuple[str, str]:
@@ -43,7 +52,12 @@ def _refinements(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def _kan_hidden(text: str) -> int | str:
-    return text if text == "full" else int(text)
+    if text == "full":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number or full") from None
 
 
 @dataclass(frozen=True)
@@ -178,6 +192,20 @@ class TrainConfig:
     save_minutes: float = _flag(10.0, "minutes after which the state is saved within an epoch")
 
     def __post_init__(self) -> None:
+        self._check_values()
+        self._check_epochs()
+        self._check_combinations()
+
+    def _check_values(self) -> None:
+        """Each setting by itself."""
+        for setting in fields(self):
+            flag, value = _flag_of(setting.name), getattr(self, setting.name)
+            choices = setting.metadata.get("choices")
+            if choices and value is not None and value not in choices:
+                raise UserError(f"{flag} must be one of {', '.join(choices)}, not {value}")
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(part, float) and not math.isfinite(part) for part in numbers):
+                raise UserError(f"{flag} must be finite, not {value}")
         for name, low, high in (
             ("epochs", 1, None), ("batch_size", 1, None), ("max_steps", 1, None),
             ("workers", 0, None), ("lr", 0, None), ("lrf", 0, 1), ("warmup_epochs", 0, None),
@@ -185,24 +213,28 @@ class TrainConfig:
             ("mixup", 0, None), ("cutmix", 0, None), ("unfreeze_every", 0, None),
             ("distill_steps", 1, None),
             ("layer_decay", 0, 1), ("spline_lr", 0, None), ("spline_decay", 0, None),
-            ("accumulate", 1, None), ("patience", 0, None), ("time_budget", 0, None),
+            ("accumulate", 1, None), ("patience", 0, None), ("seed", 0, 2**63 - 1),
             ("save_minutes", 0, None), ("random_erasing", 0, 1), ("ema", 0, 1),
             ("teacher_weight", 0, 1), ("spline_penalty", 0, None), ("update_grid_every", 0, None),
+            ("update_grid_until", 1, None),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (low <= value and (high is None or value <= high)):
                 bounds = f"at least {low}" + ("" if high is None else f" and at most {high}")
-                raise UserError(f"--{name.replace('_', '-')} must be {bounds}, not {value}")
+                raise UserError(f"{_flag_of(name)} must be {bounds}, not {value}")
+        for name in ("teacher_temperature", "time_budget"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{_flag_of(name)} must be above 0, not {value}")
         if self.in_chans not in (None, 1, 3):
             raise UserError(f"--in-chans must be 1 or 3, not {self.in_chans}")
+
+    def _check_combinations(self) -> None:
+        """Settings that need or exclude each other."""
         if self.freeze_layers and self.weights is None:
             raise UserError("--freeze-layers needs --weights: fresh layers would stay random")
         if self.unfreeze_every and not self.freeze_layers:
             raise UserError("--unfreeze-every needs --freeze-layers: nothing is frozen")
-        if self.teacher_temperature <= 0:
-            raise UserError(
-                f"--teacher-temperature must be above 0, not {self.teacher_temperature}"
-            )
         if self.shard and (self.amp == "fp16" or self.refine_grid or self.update_grid_every):
             raise UserError(
                 "--shard goes with fixed grids and with --amp bf16 or none; leave out"
@@ -210,6 +242,34 @@ class TrainConfig:
             )
         if self.match != "none" and self.kan_hidden is not None:
             raise UserError("--match chooses the hidden width; leave out --kan-hidden")
+
+    def _check_epochs(self) -> None:
+        """Whether what is to happen after some epochs lies within the run."""
+        length = number(self.epochs, "epoch")
+        for name in ("unfreeze_every", "update_grid_every"):
+            if getattr(self, name) >= self.epochs:
+                raise UserError(
+                    f"{_flag_of(name)} {getattr(self, name)}: the run has {length}, so that it"
+                    " never happens; lower it, or raise --epochs"
+                )
+        if self.update_grid_every > self.update_grid_until:
+            raise UserError(
+                f"--update-grid-every {self.update_grid_every} is more than --update-grid-until"
+                f" {self.update_grid_until}, so that grids never move; lower it"
+            )
+        pairs = sorted(self.refine_grid or ())
+        for epoch, size in pairs:
+            if not 0 < epoch < self.epochs:
+                raise UserError(
+                    f"--refine-grid {epoch}:{size}: there is no epoch after epoch {epoch} of a run"
+                    f" of {length}; give an epoch of at least 1 and below --epochs"
+                )
+        for (before, coarse), (after, fine) in pairwise(pairs):
+            if before == after or coarse >= fine:
+                raise UserError(
+                    f"--refine-grid {before}:{coarse},{after}:{fine}: epochs and sizes must rise"
+                    " together"
+                )
 
     def model_overrides(self) -> dict[str, Any]:
         """The fields of `ViTConfig` that were set."""
@@ -224,6 +284,10 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in config.json."""
         return asdict(self)
+
+    def public(self) -> dict[str, Any]:
+        """The same without paths, which are private: for files that are passed on."""
+        return {key: value for key, value in self.to_dict().items() if key not in PATHS}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -241,7 +305,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             options.setdefault("type", kind)
             options.setdefault("metavar", None if "choices" in options else kind.__name__.upper())
         parser.add_argument(
-            f"--{setting.name.replace('_', '-')}",
+            _flag_of(setting.name),
             default=argparse.SUPPRESS,
             required=setting.default is MISSING,
             **options,

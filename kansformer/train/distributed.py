@@ -40,9 +40,9 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def shows_bars(self) -> bool:
-        """Whether this one draws progress bars; TQDM_DISABLE in the environment forbids them."""
-        return self.is_first and not os.environ.get("TQDM_DISABLE")
+    def shows_bars(self) -> bool | None:
+        """Whether this one draws progress bars, as for `progress_bar`: the first on a terminal."""
+        return None if self.is_first else False
 
     def gather(self, values: Tensor) -> list[list[float]]:
         """The numbers (n,) of every rank, read from their devices: one row per rank."""

@@ -3,6 +3,7 @@
 import platform
 from importlib.metadata import version
 
+from kansformer.words import number
 from models.twins import count_parameters
 from models.vit_model import VisionTransformer
 
@@ -12,8 +13,8 @@ def describe(model: VisionTransformer) -> str:
     config = model.config
     tokens = (config.img_size // config.patch_size) ** 2
     return (
-        f"{config.ffn} ViT, {config.depth} blocks of {config.embed_dim}, {tokens} patches of"
-        f" {config.patch_size}x{config.patch_size}x{config.in_chans},"
+        f"{config.ffn} ViT, {number(config.depth, 'block')} of {config.embed_dim},"
+        f" {number(tokens, 'patch')} of {config.patch_size}x{config.patch_size}x{config.in_chans},"
         f" {count_parameters(model):,} parameters"
     )
 

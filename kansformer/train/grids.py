@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from kansformer.errors import UserError
 from kansformer.train.config import TrainConfig
+from kansformer.words import number
 from models.kan_grid import (
     calibrate_grid,
     change_grid,
@@ -43,7 +44,9 @@ def calibrate(model: VisionTransformer, images: Tensor) -> None:
     Raises:
         UserError: a layer's inputs are all the same.
     """
-    _fit(model, images, lambda layer, x: calibrate_grid(layer, x, COVERAGE))
+    fit_to_pictures(
+        model, images, lambda layer, x: calibrate_grid(layer, x, COVERAGE), "--calibrate-grid"
+    )
 
 
 def grid_changes(config: TrainConfig, epoch: int) -> tuple[bool, int | None]:
@@ -70,17 +73,20 @@ def change_grids(
         images: (B, C, S, S), on the model's device.
     """
     moves, size = grid_changes(config, epoch)
-    if not spline_layers(model) or not (moves or size):
+    if not (moves or size):
         return ""
     done = []
     if moves:
-        _fit(model, images, lambda layer, x: update_grid(layer, x, optimizer=optimiser))
+        fit_to_pictures(
+            model, images, lambda layer, x: update_grid(layer, x, optimizer=optimiser),
+            "--update-grid-every",
+        )  # fmt: skip
         done.append("moved to where the activations are")
     if size:
         for layer in spline_layers(model).values():
             refine_grid(layer, size, optimizer=optimiser)
         model.config = replace(model.config, grid_size=size, grid_sizes=None)
-        done.append(f"refined to {size} intervals")
+        done.append(f"refined to {number(size, 'interval')}")
     if averaged is not None:
         own = spline_layers(model)
         for name, layer in spline_layers(averaged).items():
@@ -89,8 +95,21 @@ def change_grids(
     return " and ".join(done)
 
 
-def _fit(model: VisionTransformer, images: Tensor, fit: Callable[[Any, Tensor], object]) -> None:
+def fit_to_pictures(
+    model: VisionTransformer, images: Tensor, fit: Callable[[Any, Tensor], object], flag: str
+) -> None:
+    """`fit_grids` on pictures (B, C, S, S).
+
+    Args:
+        flag: which asks for it.
+
+    Raises:
+        UserError: the grid of a layer cannot be fitted.
+    """
     try:
         fit_grids(model, images, fit)
     except ValueError as error:
-        raise UserError(f"a grid cannot be fitted to the pictures: {error}") from None
+        raise UserError(
+            f"{flag}: {number(len(images), 'picture')} cannot fit the model's grids ({error});"
+            f" add pictures, or leave out {flag}"
+        ) from None

@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from kansformer.checkpoint import load_model, save_model
 from kansformer.data import (
@@ -25,40 +23,38 @@ from kansformer.data import (
 from kansformer.data.dataset import NO_LABEL
 from kansformer.errors import JobFailed, Stopped, one_line
 from kansformer.evaluate import evaluate
+from kansformer.progress import progress_bar
 from kansformer.report import write_report
 from kansformer.signals import StopSignals
-from kansformer.train.build import (
-    freeze_layers,
-    named_parts,
-    sizes_of_twin,
-)
+from kansformer.train.build import sizes_of_twin
 from kansformer.train.config import TrainConfig
 from kansformer.train.distributed import (
     ignore,
-    in_step,
     is_sharded,
     joined_ranks,
     load_whole_state,
     whole_state,
 )
 from kansformer.train.facts import versions
+from kansformer.train.find_lr import find_rate
 from kansformer.train.grids import change_grids, first_pictures, grid_changes
-from kansformer.train.loss import spline_penalty
-from kansformer.train.optimiser import clip_gradients, learning_rate
+from kansformer.train.memory import pieces_that_fit
+from kansformer.train.optimiser import learning_rate
 from kansformer.train.run import (
     Run,
+    begin,
     begin_folder,
     plain_loader,
     prepare,
     restore,
     save,
-    set_rate,
+    use_rate,
 )
-from kansformer.train.state import seed_step
+from kansformer.train.step import NOT_FINITE, TAKEN, ready_model, take_step, update_weights
+from kansformer.words import number
 from models.twins import count_flops, count_parameters
 from models.vit_model import VisionTransformer
 
-PATHS = ("data_path", "output", "weights", "teacher", "download_dir")  # private: not for the file
 BAD_STEPS = 3  # in a row, before the last good state is put back
 RESTORES = 3  # before a run gives up
 BUDGET_SPENT = 1  # beside the numbers of signals, which are larger
@@ -91,6 +87,8 @@ def train(
     started = time.monotonic()
     with joined_ranks(config.device) as ranks:
         run = prepare(config, data, ranks, say if ranks.is_first else ignore, project_root)
+        try_steps(run)
+        begin(run)
         with StopSignals() as signals:
             while not run.is_done:
                 if train_epoch(run, signals):
@@ -105,6 +103,17 @@ def train(
     return summary
 
 
+def try_steps(run: Run) -> None:
+    """What has to be found with steps of the run before it begins: its pieces, then its rate."""
+    if run.config.auto_batch:
+        run.pieces = pieces_that_fit(run)
+        if run.pieces > 1:
+            run.say(f"memory  batches are worked on in {run.pieces} pieces")
+    if run.config.find_lr and not run.resumed:
+        use_rate(run, find_rate(run))
+        run.say(f"rate    {run.config.lr:.1e} is what --find-lr chose")
+
+
 def train_epoch(run: Run, signals: StopSignals) -> bool:
     """Takes the steps that are left of the present epoch.
 
@@ -116,9 +125,9 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
     run.sampler.epoch, run.sampler.first_step = progress.epoch, progress.step
     batches = iter(run.train_loader)
     saved = clock = time.monotonic()
-    bar = tqdm(
+    bar = progress_bar(
         range(progress.step, run.steps), f"epoch {progress.epoch + 1}/{config.epochs}", run.steps,
-        initial=progress.step, leave=False, mininterval=0.5, disable=not run.ranks.shows_bars,
+        initial=progress.step, shown=run.ranks.shows_bars,
     )  # fmt: skip
     for step in bar:
         parts = list(islice(batches, config.accumulate))
@@ -135,17 +144,14 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
         pictures = int(sum(row[2] for row in rows))
         progress.seconds += rows[0][5]
         progress.total_seconds += rows[0][5]
-        if math.isfinite(loss + rows[0][1]):
-            run.scaler.step(run.optimiser)
-            run.scaler.update()
+        outcome = update_weights(run, loss, rows[0][1])
+        if outcome == TAKEN:
             if run.average is not None:
                 run.average.update(run.model, step=progress.epoch * run.steps + step + 1)
             progress.bad_steps = 0
             progress.loss += loss
             progress.pictures += pictures
-        elif math.isfinite(loss) and run.scaler.is_enabled() and run.scaler.get_scale() > 1:
-            run.scaler.update()  # float16's range was too short; the next scale is smaller
-        else:
+        elif outcome == NOT_FINITE:
             progress.bad_steps += 1
             say_bad_step(run, step, parts, loss, rows[0][1])
             if progress.bad_steps == BAD_STEPS:
@@ -168,21 +174,14 @@ def say_why_it_ends(run: Run) -> None:
     """Whether it was patience or time that came to an end before the epochs did."""
     if run.progress.epoch < run.config.epochs:
         spent = run.is_out_of_time
-        run.say(
-            "the time budget is spent" if spent else f"no better for {run.config.patience} epochs"
-        )
+        waited = number(run.config.patience, "epoch")
+        run.say("the time budget is spent" if spent else f"no better for {waited}")
 
 
 def begin_epoch(run: Run) -> None:
     """Freezes layers, changes grids and wraps the model, as the epoch wants it."""
     config, epoch = run.config, run.progress.epoch
-    changed = run.stepping is None
-    if config.freeze_layers:
-        thawed = epoch // config.unfreeze_every if config.unfreeze_every else 0
-        was, run.frozen = run.frozen, freeze_layers(run.model, thawed)
-        if run.frozen != was:
-            run.say(f"frozen  {named_parts(run.frozen)}")
-            changed = True
+    changed = False
     if run.progress.step == 0 and any(grid_changes(config, epoch)):
         run.sampler.epoch, run.sampler.first_step = epoch, 0
         images = first_pictures(run.train_loader, run.ranks.device)
@@ -191,63 +190,7 @@ def begin_epoch(run: Run) -> None:
         if done:
             run.say(f"grids   {done}")
             changed = True
-    if changed:
-        run.stepping = in_step(run.model, run.ranks)
-
-
-def take_step(
-    run: Run, step: int, parts: list[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor, int]:
-    """Leaves the clipped gradient of the mean loss over all pictures of a step.
-
-    Args:
-        parts: the batches of this rank.
-
-    Returns:
-        The sum of this rank's losses, the norm of the gradient, and this rank's pictures.
-    """
-    config, ranks, device = run.config, run.ranks, run.ranks.device
-    update = run.progress.epoch * run.steps + step
-    seed_step(config.seed, update, ranks.rank)
-    set_rate(run, update)
-    assert run.stepping is not None
-    run.stepping.train()
-    run.optimiser.zero_grad()
-    whole = min(len(run.sampler.labels), run.sampler.step_size)
-    total = torch.zeros((), device=device)
-    count = 0
-    for number, (images, labels) in enumerate(parts, start=1):
-        if (labels == NO_LABEL).any():  # of broken pictures
-            images, labels = images[labels != NO_LABEL], labels[labels != NO_LABEL]
-        count += len(labels)
-        images = images.to(device, non_blocking=True)
-        targets = labels.to(device, non_blocking=True)
-        if run.mix is not None and len(images):
-            images, targets = run.mix(images, targets)
-        size = max(-(-len(images) // run.pieces), 1)
-        pieces = list(zip(images.split(size), targets.split(size), strict=True))
-        for piece, (some, their_targets) in enumerate(pieces, start=1):
-            is_last = number == len(parts) and piece == len(pieces)
-            with nullcontext() if is_last else getattr(run.stepping, "no_sync", nullcontext)():
-                with autocast(config.amp, device):
-                    logits = run.stepping(some)
-                losses = run.criterion(logits, their_targets, some)
-                # DDP takes the mean over ranks
-                loss = losses.sum() * (ranks.world / whole)
-                if config.spline_penalty:
-                    share = len(some) * ranks.world / whole
-                    loss = loss + config.spline_penalty * share * spline_penalty(run.model)
-                run.scaler.scale(loss).backward()
-            total += losses.detach().sum()
-    run.scaler.unscale_(run.optimiser)
-    norm = clip_gradients(run.model, config.clip_grad or math.inf)
-    return total, norm, count
-
-
-def autocast(amp: str, device: torch.device) -> Any:
-    """The context in which products take shorter floats."""
-    dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+    ready_model(run, changed)
 
 
 def say_bad_step(
@@ -286,9 +229,10 @@ def recover(run: Run) -> None:
             f"the loss or its gradient is not finite in epoch {run.progress.epoch + 1}, and was not"
             f" at rates down to a thousandth either; lower --lr ({run.config.lr}){kept}"
         )
-    state = run.first_state
+    state, spent = run.first_state, run.progress.total_seconds
     restore(run, run.folder.load_state(run.say) if state is None else copy.deepcopy(state))
     run.progress.restores, run.progress.rate = done, rate
+    run.progress.total_seconds = spent  # --time-budget counts what was in vain too
     run.say(
         f"{BAD_STEPS} steps in a row were not finite: back to epoch {run.progress.epoch + 1}, step"
         f" {run.progress.step}, and on with {rate:g} of the learning rate"
@@ -322,8 +266,7 @@ def close_epoch(run: Run, signals: StopSignals) -> None:
     tensors = whole_state(run.judged) if improved else None
     if tensors is not None and run.ranks.is_first:
         begin_folder(run)
-        public = {k: v for k, v in config.to_dict().items() if k not in PATHS}
-        how = {"data": run.data.name, "split": run.split.to_dict(), "settings": public,
+        how = {"data": run.data.name, "split": run.split.to_dict(), "settings": config.public(),
                "epoch": row["epoch"], **val}  # fmt: skip
         save_model(
             run.folder.best,
@@ -353,9 +296,7 @@ def evaluate_on(
 ) -> dict[str, float] | None:
     """Loss, accuracy and seconds for the pictures of all ranks; None if a signal came to one."""
     started = time.monotonic()
-    batches: Iterable[Any] = tqdm(
-        loader, "evaluation", leave=False, mininterval=0.5, disable=not run.ranks.shows_bars
-    )
+    batches: Iterable[Any] = progress_bar(loader, "evaluation", shown=run.ranks.shows_bars)
     if is_sharded(model):  # all ranks must call it equally often
         rounds = math.ceil(math.ceil(count / run.ranks.world) / run.config.batch_size)
         batches = padded(batches, rounds, run.preprocessing)
@@ -438,10 +379,22 @@ def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
         if test is None:
             raise Stopped(signals.received, f"stopped in the test; {run.folder.best} is complete")
         summary |= {"test_acc1": test["acc1"], "test_loss": test["loss"]}
-        run.say(f"test accuracy {test['acc1']:.2f} % on {int(test['count'])} pictures")
+        told = number(int(test["count"]), "picture")
+        run.say(f"test accuracy {test['acc1']:.2f} % on {told}")
     if run.ranks.is_first:
         run.folder.finish(history, summary)
+        show_functions(run)
+        run.folder.events.close()
     return summary
+
+
+def show_functions(run: Run) -> None:
+    """Adds the kept model's functions to TensorBoard; a failure there is said, and no more."""
+    try:
+        kept = load_model(run.folder.best)
+        run.folder.events.add_functions(kept, run.data.train, run.best["epoch"])
+    except Exception as error:
+        run.say(f"no functions for TensorBoard: {one_line(error)}")
 
 
 def report_on(run: Run) -> None:

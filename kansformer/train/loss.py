@@ -12,6 +12,7 @@ from kansformer.data import PictureData, Preprocessing
 from kansformer.data.dataset import NO_LABEL
 from kansformer.errors import UserError
 from kansformer.train.config import TrainConfig
+from kansformer.words import number
 from models.kan import GroupKANLinear, KANLinear
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -122,7 +123,8 @@ def as_teacher(
     theirs = model.preprocessing
     if theirs.in_chans != preprocessing.in_chans:
         raise UserError(
-            f"--teacher sees {theirs.in_chans} channels, the model {preprocessing.in_chans};"
+            f"--teacher sees {number(theirs.in_chans, 'channel')}, the model"
+            f" {preprocessing.in_chans};"
             " set --in-chans"
         )
     order = [model.class_names.index(name) for name in class_names]

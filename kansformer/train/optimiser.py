@@ -77,13 +77,15 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
 def make_schedule(optimiser: AdamW, config: TrainConfig, steps_per_epoch: int) -> CosineLRScheduler:
     """The rate of each step: linear warm-up, then a cosine from --lr to --lr x --lrf.
 
-    Every group of parameters has that, times its own scale.
+    The warm-up takes a fifth of the run at most. Every group of parameters has the rate times its
+    own scale.
     """
     total = config.epochs * steps_per_epoch
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total // 5)
     return CosineLRScheduler(
         optimiser,
-        t_initial=max(total - warmup, 1),
+        # one step has the highest rate; timm takes no cosine of one
+        t_initial=max(total - warmup, 2),
         lr_min=config.lr * config.lrf,
         warmup_t=warmup,
         warmup_lr_init=config.lr / max(warmup, 1),

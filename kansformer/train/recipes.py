@@ -13,7 +13,6 @@ import numpy as np
 
 from kansformer.checkpoint import split_of_file
 from kansformer.data import PictureData, load_data
-from kansformer.data.findings import number
 from kansformer.data.sources import SplitRule
 from kansformer.data.split import stratified_split
 from kansformer.data.usable import concerns, usable
@@ -21,6 +20,7 @@ from kansformer.device import choose_device
 from kansformer.errors import UserError
 from kansformer.train.config import TrainConfig
 from kansformer.train.distributed import Ranks
+from kansformer.words import number
 
 # What starts from weights, with all of it training, takes smaller steps, and in its first blocks
 # smaller ones still: usual values for ViTs, not tried here on large pretrained files.

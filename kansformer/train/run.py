@@ -1,6 +1,5 @@
 """What a training run consists of, made from its settings or put back from its state."""
 
-import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import AdamW
@@ -27,9 +25,13 @@ from kansformer.data import (
 )
 from kansformer.data.augment import least_side, make_augmentation
 from kansformer.device import usable_cores
-from kansformer.errors import UserError
 from kansformer.evaluate import best_epoch
 from kansformer.train.build import build_model, fit_to_mlps, sizes_of_twin
+from kansformer.train.checks import (
+    check_grids_can_move,
+    check_settings,
+    without_idle_settings,
+)
 from kansformer.train.config import TrainConfig
 from kansformer.train.distributed import (
     Ranks,
@@ -42,13 +44,12 @@ from kansformer.train.distributed import (
     whole_state,
 )
 from kansformer.train.facts import describe
-from kansformer.train.find_lr import find_rate
 from kansformer.train.grids import calibrate, first_pictures
 from kansformer.train.loss import Criterion, Mix, make_criterion, make_mix
-from kansformer.train.memory import pieces_that_fit
 from kansformer.train.optimiser import make_optimiser, make_schedule
 from kansformer.train.run_folder import RunFolder
-from kansformer.train.state import Progress, check_same_run, fingerprint
+from kansformer.train.state import Progress, check_same_run, fingerprint, on_cpu
+from kansformer.words import number
 from models.kan_grid import make_room
 from models.twins import count_flops, count_parameters
 from models.vit_model import VisionTransformer, ViTConfig
@@ -69,14 +70,16 @@ class Run:
     weights: dict[str, Any] | None  # report on the weights file
     average: ModelEmaV3 | None
     optimiser: AdamW
-    schedule: CosineLRScheduler
+    schedule: Any  # with timm's `step_update`
     scaler: torch.amp.GradScaler
     criterion: Criterion
     mix: Mix | None
+    pictures: PictureDataset  # to train on, augmented
     sampler: TrainingSampler
     train_loader: DataLoader[Any]
     val_loader: DataLoader[Any]
-    pieces: int  # into which a batch is divided
+    resumed: bool
+    pieces: int = 1  # into which a batch is divided
     first_state: dict[str, Any] | None = None  # until one is saved
     progress: Progress = field(default_factory=Progress)
     stepping: nn.Module | None = None  # what is called in training
@@ -133,7 +136,7 @@ def prepare(
     say: Callable[[str], None],
     project_root: Path | None,
 ) -> Run:
-    """All that a run needs, fresh or as it was when its state was saved."""
+    """All that a run needs, fresh or as it was when its state was saved; nothing is written."""
     assert data.val is not None, "the data needs a validation split"
     resume, overwrite = config.resume, config.overwrite
     what = config.model if config.weights is None else "finetuned"
@@ -146,6 +149,9 @@ def prepare(
     torch.manual_seed(config.seed)
     model, preprocessing, loaded = build_model(config, data)
     preprocessing = replace(preprocessing, levels=data.train.levels)
+    check_settings(config, data, model, loaded, ranks)
+    config = without_idle_settings(config, model, ranks, say)
+    criterion = make_criterion(config, data, preprocessing, ranks.device)
     twin = sizes_of_twin(config, model.config)
     folder.check_space(count_parameters(model), config.ema > 0)
     model.to(ranks.device)
@@ -153,11 +159,6 @@ def prepare(
         data.train.labels, config.batch_size, accumulate=config.accumulate, rank=ranks.rank,
         world=ranks.world, seed=config.seed, balanced=config.balanced_sampler,
     )  # fmt: skip
-    if ranks.world > 1 and len(data.train) < sampler.step_size:
-        raise UserError(
-            f"{len(data.train)} training pictures are too few for a step of {sampler.step_size} on"
-            f" {ranks.world} processes; lower --batch-size"
-        )
     augmentation = make_augmentation(config.augment, preprocessing, config.random_erasing)
     pictures = PictureDataset(
         data.train, augmentation, config.seed, skip_broken=True,
@@ -173,22 +174,16 @@ def prepare(
     if loaded:
         say(f"weights {loaded}")
         fitted = None
-        if loaded.left_out_mlps and config.freeze_layers and not config.distill:
-            raise UserError(
-                "--freeze-layers would leave the KAN blocks random; leave out --no-distill"
-            )
         if loaded.left_out_mlps and config.distill and not resume:
             whole = plain_loader(data.val, preprocessing, config, replace(ranks, rank=0, world=1))
             fitted = fit_to_mlps(config, data, model, loaded, train_loader, whole)
             say(f"fitted  {fitted['text']}")
         report = {**loaded.to_dict(), "fitted": fitted}
-    if config.calibrate_grid and not resume:
-        calibrate(model, first_pictures(train_loader, ranks.device))
-    criterion = make_criterion(config, data, preprocessing, ranks.device)
-    if config.find_lr and not resume:
-        config = replace(config, lr=find_rate(model, config, criterion, train_loader, ranks))
-        say(f"rate    {config.lr:.1e} is what --find-lr chose")
-    pieces = pieces_that_fit(model, config, criterion, ranks) if config.auto_batch else 1
+    if (config.calibrate_grid or config.update_grid_every) and not resume:
+        images = first_pictures(train_loader, ranks.device)
+        if config.calibrate_grid:
+            calibrate(model, images)
+        check_grids_can_move(config, model, images)
     average = ModelEmaV3(model, config.ema, use_warmup=True, exclude_buffers=True) if (
         config.ema) else None  # fmt: skip
     if config.shard and ranks.world > 1:
@@ -201,25 +196,48 @@ def prepare(
     run = Run(
         config, data, ranks, say, folder, project_root, model, preprocessing, report, average,
         optimiser, make_schedule(optimiser, config, min(sampler.steps, config.max_steps or 10**9)),
-        torch.amp.GradScaler(ranks.device.type, enabled=config.amp == "fp16"),
-        criterion, make_mix(config, len(data.class_names)), sampler, train_loader, val_loader,
-        pieces,
+        make_scaler(config, ranks.device),
+        criterion, make_mix(config, len(data.class_names)), pictures, sampler, train_loader,
+        val_loader,
+        resume,
     )  # fmt: skip
+    on = f"{ranks.device}{f' x {ranks.world}' if ranks.world > 1 else ''}"
     run.say(
-        f"run     recipe {config.recipe}, augmentation {config.augment}, {config.epochs} epochs on"
-        f" {ranks.device}{f' x {ranks.world}' if ranks.world > 1 else ''}, into {folder.path}"
+        f"run     recipe {config.recipe}, augmentation {config.augment},"
+        f" {number(config.epochs, 'epoch')} on {on}, into {folder.path}"
     )
-    if pieces > 1:
-        run.say(f"memory  batches are worked on in {pieces} pieces")
     if resume:
         restore(run, folder.load_state(say))
         at = f", step {run.progress.step}" if run.progress.step else ""
         run.say(f"resumed after epoch {run.progress.epoch}{at}")
-    else:
-        run.first_state = copy.deepcopy(state_of(run))
-        if may_be_restarted():
-            save(run)
     return run
+
+
+def begin(run: Run) -> None:
+    """Keeps the first state of a fresh run, for `recover`; all ranks must call it."""
+    run.folder.make()
+    if run.resumed:
+        return
+    run.first_state = on_cpu(state_of(run))
+    if may_be_restarted():
+        save(run)
+
+
+def make_scaler(config: TrainConfig, device: torch.device) -> torch.amp.GradScaler:
+    """The loss scaler, which does something with float16 only."""
+    return torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+
+
+def renew_optimiser(run: Run) -> None:
+    """Puts a new optimiser, with its schedule, in the place of a run's."""
+    run.optimiser = make_optimiser(run.model, run.config)
+    run.schedule = make_schedule(run.optimiser, run.config, run.steps)
+
+
+def use_rate(run: Run, rate: float) -> None:
+    """Another --lr for a run that has not begun."""
+    run.config = replace(run.config, lr=rate)
+    renew_optimiser(run)
 
 
 def how_many_workers(config: TrainConfig, pictures: Pictures) -> int:
@@ -249,9 +267,10 @@ def say_what(
     say: Callable[[str], None], data: PictureData, model: VisionTransformer, twin: dict[str, int]
 ) -> None:
     """The lines on data and model."""
-    sizes = [f"{len(data.train)} training", f"{len(data.val or ())} validation"]
-    sizes += [f"{len(data.test)} test"] if data.test else []
-    say(f"data    {data.name}: {len(data.class_names)} classes, {', '.join(sizes)} pictures")
+    sizes = {"training": data.train, "validation": data.val or (), "test": data.test or ()}
+    told = [f"{len(part):,} {name}" for name, part in sizes.items() if len(part)]
+    last = "picture" if told[-1].startswith("1 ") else "pictures"
+    say(f"data    {data.name}: {number(len(data.class_names), 'class')}, {', '.join(told)} {last}")
     say(f"model   {describe(model)}")
     if model.config.ffn != "mlp":
         say(
@@ -302,8 +321,15 @@ def restore(run: Run, state: dict[str, Any]) -> None:
 
 
 def set_rate(run: Run, update: int) -> None:
-    """The learning rate of a step, by its number in the whole run."""
-    run.schedule.step_update(update)
+    """The learning rate of a step, by its number in the whole run.
+
+    Where --time-budget ends before the epochs do, the share of it that is spent counts instead.
+    """
+    place: float = update
+    if run.config.time_budget is not None:  # the same on all ranks, see `train_epoch`
+        share = run.progress.total_seconds / (60 * run.config.time_budget)
+        place = max(update, share * run.config.epochs * run.steps)
+    run.schedule.step_update(place)
     for group in run.optimiser.param_groups:
         group["lr"] *= run.progress.rate
 
@@ -329,3 +355,7 @@ def begin_folder(run: Run) -> None:
         "weights": run.weights,
     }
     run.folder.begin(settings, run.data.class_names, run.project_root)
+    first = TrainingSampler(run.data.train.labels, 1, seed=run.config.seed,
+                            balanced=run.config.balanced_sampler)  # fmt: skip
+    run.folder.events.add_settings(run.config.public())
+    run.folder.events.add_pictures(run.pictures, first.order(), run.preprocessing)

@@ -5,24 +5,27 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from kansformer.errors import UserError, one_line
 from kansformer.evaluate.plots import draw_history
 from kansformer.figures import as_png
 from kansformer.files import (
+    existing,
     lies_within,
     make_output_folder,
+    refuse_unmakeable,
     refuse_within,
     replacing,
     write_bytes,
     write_class_indices,
     write_json,
 )
+from kansformer.train.events import Events
 
 SMALL_FILES = 20_000_000  # bytes for curves, events, tables
 DRAW_SECONDS = 30  # between two drawings of the curves, which take longer than a short epoch
@@ -30,6 +33,8 @@ DRAW_SECONDS = 30  # between two drawings of the curves, which take longer than 
 
 class RunFolder:
     """Output folder of a run: what is written where.
+
+    Nothing is written before `make`.
 
     Raises:
         UserError: the folder lies within the data, cannot be made, or holds something and is
@@ -43,17 +48,25 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self.last = path / "last.pt"
         self.previous = path / "last.previous.pt"
-        self.events: SummaryWriter | None = None  # opened when there is something to write
         self.drawn = time.monotonic()  # when the curves were last
-        make_output_folder(path)
+        refuse_unmakeable(path)
         if resume and not (self.last.is_file() or self.previous.is_file()):
             raise UserError(f"{self.last}: nothing to resume; leave out --resume to start")
-        if not resume and not overwrite and any(path.iterdir()):
+        if not resume and not overwrite and path.is_dir() and any(path.iterdir()):
             held = "holds an earlier run" if self.last.exists() else "is not empty"
             raise UserError(
                 f"{path}: {held}; go on with --resume, replace it with --overwrite, or choose"
                 " another --output"
             )
+
+    @cached_property
+    def events(self) -> Events:
+        """For TensorBoard; the file is opened when there is something to write."""
+        return Events(self.path / "tensorboard")
+
+    def make(self) -> None:
+        """Makes the folder itself."""
+        make_output_folder(self.path)
 
     def begin(
         self, settings: dict[str, Any], class_names: Sequence[str], also_in: Path | None
@@ -76,21 +89,16 @@ class RunFolder:
         """metrics.jsonl, one object per epoch, the last one's TensorBoard event, and now and then
         the curves.
         """
-        if self.events is None:
-            self.events = SummaryWriter(str(self.path / "tensorboard"))
-        for key, value in history[-1].items():
-            self.events.add_scalar(key, value, history[-1]["epoch"])
+        self.events.add_epoch(history[-1])
         lines = "".join(json.dumps(row) + "\n" for row in history)
         write_bytes(self.path / "metrics.jsonl", lines.encode())
         if time.monotonic() > self.drawn + DRAW_SECONDS:
             self._draw(history, best)
 
     def finish(self, history: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
-        """The curves to the end and summary.json, after which nothing more is written."""
+        """The curves to the end and summary.json."""
         self._draw(history, summary["best_epoch"])
         write_json(self.path / "summary.json", summary)
-        if self.events is not None:
-            self.events.close()
 
     def _draw(self, history: Sequence[dict[str, Any]], best: int) -> None:
         write_bytes(self.path / "curves.png", as_png(draw_history(history, best)))
@@ -98,6 +106,7 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """last.pt, plain types and tensors only, with a checksum; the one before it is kept too."""
+        self.make()
         with replacing(self.last, keep=self.previous) as file:
             torch.save({**state, "checksum": checksum(state)}, file)
 
@@ -131,7 +140,7 @@ class RunFolder:
         """
         state = parameters * 4 * (4 if averaged else 3)  # weights, moments, average: float32
         needed = 3 * state + 2 * parameters * 4 + SMALL_FILES  # two states and one being written
-        free = shutil.disk_usage(self.path).free
+        free = shutil.disk_usage(existing(self.path)).free
         if free < needed:
             raise UserError(
                 f"{self.path}: {free / 1e6:,.0f} MB are free and this run may need"

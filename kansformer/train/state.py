@@ -14,6 +14,7 @@ import torch
 from kansformer.data import PictureData
 from kansformer.errors import UserError
 from kansformer.train.config import TrainConfig
+from kansformer.words import number
 
 # settings that may differ between a run and its continuation
 FREE_ON_RESUME = (
@@ -47,6 +48,17 @@ class Progress:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in last.pt."""
         return asdict(self)
+
+
+def on_cpu(value: Any) -> Any:
+    """A copy of a state, with its tensors in the CPU's memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(item) for item in value)
+    return value
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -90,9 +102,9 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, data: str, step_s
             )
     if state["step_size"] != step_size:
         raise UserError(
-            f"a step takes {step_size} pictures now and took {state['step_size']} in the run to"
-            " resume; choose --batch-size and --accumulate so that with the number of processes"
-            " their product is the same"
+            f"a step takes {number(step_size, 'picture')} now and took {state['step_size']} in the"
+            " run to resume; choose --batch-size and --accumulate so that with the number of"
+            " processes their product is the same"
         )
     if state["data"] != data:
         raise UserError(

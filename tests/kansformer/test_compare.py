@@ -39,7 +39,7 @@ def test_twins_are_trained_compared_and_kept(
         assert row["n"] == 2
         assert abs(row["parameters"] / baseline - 1) < 0.02
         assert f"| {row['arm']} | 2 | {row['mean']:.2f} |" in printed
-    assert "best validation accuracy in %, 6 pictures, 1 epochs" in printed
+    assert "best validation accuracy in %, 6 pictures, 1 epoch," in printed
     assert (tmp_path / "out" / "compare.md").read_text() in printed
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
 

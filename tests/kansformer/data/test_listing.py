@@ -92,6 +92,10 @@ def test_for_heic_there_is_a_package(tmp_path: Path) -> None:
     (tmp_path / "data" / "red" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     (finding,) = [f for f in examine(str(tmp_path / "data")).findings if f.kind == "unread-format"]
     assert "pip install pillow-heif" in finding.remedy
+    for path in (tmp_path / "data" / "red").glob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"\(it has IMG_1.HEIC\); pip install pillow-heif"):
+        load_data(str(tmp_path / "data"))
 
 
 @pytest.mark.skipif(not images.READS_AVIF, reason="this Pillow reads no AVIF")

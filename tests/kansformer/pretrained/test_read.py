@@ -165,7 +165,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
     "missing": (lambda s: s.pop("blocks.1.norm1.bias"), "blocks.1.norm1.bias is missing"),
     "without positions": (lambda s: s.pop("pos_embed"), "it has no pos_embed"),
     "unexpected": (lambda s: s.update({"blocks.0.extra.weight": torch.ones(3)}),
-                   "1 tensors have no place in a ViT: blocks.0.extra.weight"),
+                   "1 tensor has no place in a ViT: blocks.0.extra.weight"),
     "gap": (lambda s: [s.pop(n) for n in list(s) if n.startswith("blocks.0.")],
             "not numbered from 0"),
     "far block": (lambda s: s.update({"blocks.900.norm1.bias": torch.ones(64)}),

@@ -13,12 +13,20 @@ from torch import Tensor
 from kansformer.data import load_data
 from kansformer.train import loop, train
 from kansformer.train.config import TrainConfig
+from kansformer.train.distributed import Ranks
+from kansformer.train.run import Run, prepare
 
 
 def do(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Trains on the settings' own data; returns the summary."""
     data = load_data(config.data_path).with_validation(config.val_split, config.seed)
     return train(config, data, say)
+
+
+def prepared(config: TrainConfig) -> Run:
+    """A run that has not begun, on one CPU."""
+    data = load_data(config.data_path).with_validation(config.val_split, config.seed)
+    return prepare(config, data, Ranks(0, 1, torch.device("cpu")), lambda line: None, None)
 
 
 def state(folder: Path) -> dict[str, Any]:

@@ -290,6 +290,58 @@ def test_after_bad_steps_the_last_good_state_goes_on(
     assert rates == pytest.approx([0.01 * row["lr"] for row in usual["history"]])
 
 
+@pytest.mark.parametrize("bad", [{4}, {4, 6}, {4, 5, 6}, {2, 4, 5, 6, 8}])
+def test_a_step_that_is_not_finite_is_skipped_with_float16_too(
+    bad: set[int], tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GradScaler takes no second gradient before it has been told what became of the first."""
+    take_step, calls = loop.take_step, []
+
+    def failing(run: Any, step: int, parts: Any) -> Any:
+        calls.append(step)
+        total, norm, count = take_step(run, step, parts)
+        return (total * float("nan") if len(calls) in bad else total), norm, count
+
+    scales: list[float] = []
+    monkeypatch.setattr(loop, "take_step", failing)
+    lines: list[str] = []
+    config = tiny_settings(colours, tmp_path / "out", epochs=4, amp="fp16", clip_grad=0.1)
+    monkeypatch.setattr(
+        loop, "say_bad_step", lambda run, *rest: scales.append(run.scaler.get_scale())
+    )
+    summary = do(config, lines.append)
+    assert summary["epochs"] == 4
+    restored = {4, 5, 6} <= bad
+    assert any("back to epoch" in line for line in lines) == restored
+    assert len(scales) == len(bad)
+    saved = state(tmp_path / "out")
+    assert all(value.isfinite().all() for value in saved["model"].values())
+    # the scale is lowered by overflows alone, of which only the first steps have any
+    assert saved["scaler"]["scale"] >= min(scales)
+
+
+@pytest.mark.parametrize("stop", [4, 5, 7])
+def test_float16_resumes_to_the_same_bits_around_a_bad_step(
+    stop: int, tmp_path: Path, colours: Path
+) -> None:
+    take_step = loop.take_step
+
+    def failing(run: Any, step: int, parts: Any) -> Any:
+        total, norm, count = take_step(run, step, parts)
+        bad = (run.progress.epoch, step) == (1, 1)
+        return (total * float("nan") if bad else total), norm, count
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "take_step", failing)
+        do(tiny_settings(colours, tmp_path / "whole", amp="fp16"))
+        with pytest.raises(Stopped):
+            stop_after(stop, lambda: do(tiny_settings(colours, tmp_path / "parts", amp="fp16")))
+        do(tiny_settings(colours, tmp_path / "parts", amp="fp16", resume=True))
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    assert same(whole, parts)
+    assert whole["scaler"] == parts["scaler"]
+
+
 def test_a_full_disk_ends_the_run_and_keeps_the_last_state(tmp_path: Path, colours: Path) -> None:
     do(tiny_settings(colours, tmp_path / "whole"))
     out = tmp_path / "out"

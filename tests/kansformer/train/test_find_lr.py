@@ -1,44 +1,120 @@
-"""Rates are tried on a copy, and the lowest loss tells which to take."""
+"""Rates are tried with the steps of the run, whose weights are put back afterwards."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from kansformer.train.distributed import Ranks
-from kansformer.train.find_lr import best_rate, find_rate
-from kansformer.train.loss import Criterion
+from kansformer.train import find_lr, loop
+from kansformer.train.find_lr import BELOW_THE_BEST, best_rate, find_rate
 from kansformer.train.run_folder import checksum
-from models.vit_model import create_model
+from kansformer.train.step import ready_model
+from models.vit_model import VisionTransformer
 from tests.conftest import tiny_settings
-from tests.kansformer.train.runs import do, final
-
-CPU = torch.device("cpu")
+from tests.kansformer.train.runs import do, final, prepared
 
 
-def test_rates_are_tried_on_a_copy(tmp_path: Path, colours: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"mixup": 0.3, "amp": "fp16", "ema": 0.9}])
+def test_the_search_leaves_no_traces(
+    tmp_path: Path, colours: Path, changes: dict[str, Any]
+) -> None:
     lines: list[str] = []
     out = tmp_path / "out"
-    summary = do(tiny_settings(colours, out, epochs=2, find_lr=True, lr=7.0), lines.append)
+    changes = {"epochs": 2, **changes}
+    summary = do(tiny_settings(colours, out, find_lr=True, lr=7.0, **changes), lines.append)
     assert 1e-6 < summary["lr"] < 0.1
     assert any("--find-lr chose" in line for line in lines)
     assert json.loads((out / "config.json").read_text())["train"]["lr"] == summary["lr"]
-    again = do(tiny_settings(colours, out, epochs=2, find_lr=True, lr=7.0, resume=True))
+    again = do(tiny_settings(colours, out, find_lr=True, lr=7.0, resume=True, **changes))
     assert again["lr"] == summary["lr"]
-    fixed = do(tiny_settings(colours, tmp_path / "fixed", epochs=2, lr=summary["lr"]))
+    fixed = do(tiny_settings(colours, tmp_path / "fixed", lr=summary["lr"], **changes))
     assert fixed["lr"] == summary["lr"]
-    assert checksum(final(out)) == checksum(final(tmp_path / "fixed")), "the trial left traces"
+    assert checksum(final(out)) == checksum(final(tmp_path / "fixed"))
 
 
-def test_the_rate_of_the_lowest_loss_is_where_learning_is_fastest() -> None:
-    model = create_model("vit_micro_patch4_8", num_classes=2)
-    before = checksum(dict(model.state_dict()))
-    images = torch.randn(16, 3, 8, 8)
-    labels = (images.mean((1, 2, 3)) > 0).long()
-    config = tiny_settings("x", "y")
-    found = find_rate(model, config, Criterion(), [(images, labels)], Ranks(0, 1, CPU))
+def test_the_rate_of_the_lowest_loss_is_where_learning_is_fastest(
+    tmp_path: Path, colours: Path
+) -> None:
+    run = prepared(tiny_settings(colours, tmp_path / "out"))
+    before = checksum(dict(run.model.state_dict()))
+    found = find_rate(run)
     assert 1e-5 < found <= 1e-1
-    assert checksum(dict(model.state_dict())) == before
-    best = best_rate(model, config, Criterion(), [(images, labels)], CPU)
-    assert best == pytest.approx(10 * found)
+    assert checksum(dict(run.model.state_dict())) == before
+    assert not run.optimiser.state
+    ready_model(run)
+    assert best_rate(run) == pytest.approx(BELOW_THE_BEST * found)
+
+
+def first_steps(
+    monkeypatch: pytest.MonkeyPatch, config: Any
+) -> dict[str, tuple[list[object], dict[str, Tensor]]]:
+    """What the model sees in the first step of search and training, and the gradient it leaves."""
+    found: dict[str, tuple[list[object], dict[str, Tensor]]] = {}
+    calls: list[object] = []
+    forward = VisionTransformer.forward
+
+    def watched_forward(self: VisionTransformer, x: Tensor) -> Tensor:
+        if self.training:
+            calls.append((tuple(x.shape), torch.is_autocast_enabled("cpu"), checksum(x)))
+        return forward(self, x)
+
+    def watch(phase: str, take: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(run: Any, *arguments: Any) -> Any:
+            calls.clear()
+            result = take(run, *arguments)
+            gradients = {
+                n: p.grad.clone() for n, p in run.model.named_parameters() if p.grad is not None
+            }
+            found.setdefault(phase, (list(calls), gradients))
+            return result
+
+        return watched
+
+    monkeypatch.setattr(find_lr, "TRIALS", 3)
+    monkeypatch.setattr(VisionTransformer, "forward", watched_forward)
+    monkeypatch.setattr(find_lr, "take_step", watch("search", find_lr.take_step))
+    monkeypatch.setattr(loop, "take_step", watch("training", loop.take_step))
+    do(config)
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"freeze_layers": True},
+        {"amp": "bf16", "mixup": 0.4, "accumulate": 2, "batch_size": 4},
+        {"clip_grad": 0.1, "spline_penalty": 0.1, "drop_rate": 0.2},
+        {"auto_batch": True},
+    ],
+)
+def test_a_step_of_the_search_is_a_step_of_training(
+    tmp_path: Path,
+    colours: Path,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    if "freeze_layers" in changes:
+        changes = {**changes, "weights": str(trained / "best.safetensors")}
+    if "auto_batch" in changes:  # no more than 3 pictures fit
+        forward = VisionTransformer.forward
+
+        def short(self: VisionTransformer, x: Tensor) -> Tensor:
+            if self.training and len(x) > 3:
+                raise torch.OutOfMemoryError("no more")
+            return forward(self, x)
+
+        monkeypatch.setattr(VisionTransformer, "forward", short)
+    config = tiny_settings(colours, tmp_path / "out", find_lr=True, epochs=1, **changes)
+    found = first_steps(monkeypatch, config)
+    (seen, gradient), (seen_later, gradient_later) = found["search"], found["training"]
+    assert seen == seen_later
+    assert gradient.keys() == gradient_later.keys()
+    assert all(torch.equal(gradient[name], gradient_later[name]) for name in gradient)
+    if "freeze_layers" in changes:
+        assert {name.split(".")[0] for name in gradient} == {"head", "norm"}

@@ -82,7 +82,7 @@ def test_files_of_a_run(tmp_path: Path) -> None:
 
 def test_best_file_is_the_best_epochs_model(tmp_path: Path, colours: Path) -> None:
     # a rate that grows too high, so that the best epoch is not the last
-    config = tiny_settings(colours, tmp_path / "out", epochs=4, lr=0.03, warmup_epochs=2.0)
+    config = tiny_settings(colours, tmp_path / "out", epochs=4, lr=0.1, lrf=1.0)
     summary, _ = run(config)
     model = load_model(tmp_path / "out" / "best.safetensors")
     assert model.training_info["epoch"] == summary["best_epoch"]

@@ -1,6 +1,7 @@
 """Decay and the learning rate."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 
+from kansformer.train.config import TrainConfig
 from kansformer.train.optimiser import learning_rate, make_optimiser, make_schedule
 from models.vit_model import LIKE_MLP, create_model
 from tests.conftest import tiny_settings
@@ -93,7 +95,7 @@ def test_rate_is_warm_up_then_cosine(warmup: float) -> None:
     for step in range(50):
         schedule.step_update(step)
         rates.append(optimiser.param_groups[0]["lr"])
-    first = min(round(5 * warmup), 49)
+    first = min(round(5 * warmup), 10)
     for step, rate in enumerate(rates):
         if step < first:
             expected = 0.1 / first + (0.1 - 0.1 / first) * step / first
@@ -102,3 +104,36 @@ def test_rate_is_warm_up_then_cosine(warmup: float) -> None:
             expected = 0.001 + (0.1 - 0.001) * (1 + math.cos(math.pi * phase)) / 2
         assert rate == pytest.approx(expected)
     assert min(rates) > 0
+
+
+def rates(config: TrainConfig, steps_per_epoch: int, places: Sequence[float]) -> list[float]:
+    """The rate at places of the schedule, counted in steps."""
+    optimiser = make_optimiser(create_model("vit_micro_patch4_8"), config)
+    schedule = make_schedule(optimiser, config, steps_per_epoch)
+    found = []
+    for place in places:
+        schedule.step_update(place)
+        found.append(learning_rate(optimiser))
+    return found
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.5, 2.0, 50.0])
+@pytest.mark.parametrize(
+    ("epochs", "steps"), [(1, 1), (1, 2), (2, 1), (1, 7), (2, 3), (2, 40), (9, 5)]
+)
+def test_short_runs_have_a_whole_schedule(
+    epochs: int, steps: int, warmup: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The highest rate within the first fifth, and at the end what is left for the last step."""
+    config = tiny_settings("x", "y", epochs=epochs, warmup_epochs=warmup, **SETTINGS)
+    total = epochs * steps
+    found = rates(config, steps, range(total + 1))
+    peak = max(step for step, rate in enumerate(found) if rate == pytest.approx(0.1))
+    assert peak <= total / 5
+    assert max(found) == pytest.approx(0.1)
+    assert found[: peak + 1] == pytest.approx(sorted(found[: peak + 1]))
+    assert found[peak:] == sorted(found[peak:], reverse=True)
+    if total > 1:  # one step before the end of the cosine, where 1 - cos x < x²/2
+        assert found[total - 1] <= 0.001 + 0.1 * (math.pi / 2 / (total - peak)) ** 2
+        assert found[total] == pytest.approx(0.001)
+    assert not caplog.records, "timm warns"

@@ -18,6 +18,7 @@ from kansformer.data import PictureData, PictureDataset, Preprocessing, Training
 from kansformer.data.augment import make_augmentation
 from kansformer.errors import UserError
 from kansformer.train import loop, train
+from kansformer.train import step as steps
 from kansformer.train.recipes import configure
 from kansformer.train.run_folder import checksum
 from tests.conftest import tiny_settings
@@ -204,14 +205,14 @@ def test_bf16_trains_as_well_as_float32(tmp_path: Path) -> None:
 def test_fp16s_overflow_is_no_bad_step(tmp_path: Path, colours: Path) -> None:
     lines: list[str] = []
     config = tiny_settings(colours, tmp_path / "out", epochs=4, amp="fp16")
-    clip, left = loop.clip_gradients, iter(range(4))
+    clip, left = steps.clip_gradients, iter(range(4))
 
     def overflowing(model: nn.Module, largest: float) -> Tensor:
         norm = clip(model, largest)
         return norm if next(left, None) is None else norm * float("inf")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "clip_gradients", overflowing)
+        patch.setattr(steps, "clip_gradients", overflowing)
         do(config, lines.append)
     assert not any("skipped" in line or "back to" in line for line in lines)
     saved = state(tmp_path / "out")

@@ -1,0 +1,126 @@
+"""Progress bars are for terminals: what goes into a file holds whole lines only."""
+
+import ast
+import fcntl
+import io
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from kansformer.errors import run_command
+from kansformer.progress import progress_bar
+from tests.conftest import ROOT, write_folder
+
+SOURCES = [*(ROOT / "kansformer").rglob("*.py"), *(ROOT / "models").rglob("*.py")]
+SOURCES += [*ROOT.glob("*.py"), *(ROOT / "examples").glob("*.py")]
+
+
+def test_bars_have_one_source() -> None:
+    for path in SOURCES:
+        nodes = [*ast.walk(ast.parse(path.read_text()))]
+        names = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+        names |= {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+        uses = any(name and name.split(".")[0] == "tqdm" for name in names)
+        assert uses == (path == ROOT / "kansformer" / "progress.py"), path
+
+
+def run(log: Path, *command: object) -> str:
+    """A command of ours with stdout and stderr in one file, as a scheduler has it; its log."""
+    environment = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"}
+    environment |= {"PYTHONPATH": str(ROOT), "KAN_MODE": "eager"}
+    with log.open("wb") as file:
+        done = subprocess.run(
+            [sys.executable, *map(str, command)], stdout=file, stderr=file, env=environment,
+            cwd=log.parent, timeout=240,
+        )  # fmt: skip
+    text = log.read_bytes().decode()
+    assert done.returncode == 0, text
+    return text
+
+
+def test_commands_write_whole_lines_into_a_file(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "colours", 20)
+    log = tmp_path / "log"
+    flags = "--model kansformer_micro_patch8_16 --stem patch --epochs 2 --batch-size 16 --workers 1"
+    flags += " --find-lr --ffn mlp"
+    train = run(
+        log, ROOT / "train.py", "--data-path", folder, "--output", tmp_path / "mlp", *flags.split()
+    )
+    epochs = [line.split()[1] for line in train.splitlines() if line.startswith("epoch ")]
+    assert epochs == ["1/2", "2/2"]
+    best = tmp_path / "mlp" / "best.safetensors"
+    fit = "--ffn kan --distill-steps 30 --epochs 1 --max-steps 1 --no-report --device cpu"
+    logs = {
+        "train": train,
+        "fit": run(log, ROOT / "train.py", "--data-path", folder, "--weights", best,
+                   "--output", tmp_path / "kan", *fit.split()),
+        "split": run(log, ROOT / "split_data.py", "--data-path", folder,
+                     "--output", tmp_path / "split"),
+        "predict": run(log, ROOT / "predict.py", folder, "--weights", best),
+        "evaluate": run(log, "-m", "kansformer.evaluate", "--weights", best,
+                        "--data-path", folder),
+        "doctor": run(log, "-m", "kansformer.data.doctor", "--data-path", folder),
+    }  # fmt: skip
+    for name, text in logs.items():
+        assert "\r" not in text, (name, text)
+        assert "it/s" not in text, (name, text)
+
+
+def test_lines_reach_a_file_as_they_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    with path.open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+
+        def main() -> None:
+            sys.stdout.write("epoch 1\n")
+            assert path.read_text() == "epoch 1\n"
+
+        assert run_command(main) == 0
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, shown: bool | None, terminal: bool) -> str:
+    """What a bar writes on stderr."""
+    if not terminal:
+        file = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", file)
+        list(progress_bar(range(3), "work", 3, shown=shown))
+        return file.getvalue()
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with os.fdopen(theirs, "w") as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        list(progress_bar(range(3), "work", 3, shown=shown))
+        file.write("end")
+        file.flush()
+        text = os.read(ours, 10_000).decode()
+    os.close(ours)
+    return text.removesuffix("end")
+
+
+@pytest.mark.parametrize(
+    ("shown", "terminal", "disabled", "expected"),
+    [
+        (None, True, "", True),
+        (None, False, "", False),
+        (None, True, "1", False),
+        (True, False, "", True),
+        (False, True, "", False),
+    ],
+)
+def test_a_bar_is_drawn_where_there_is_a_terminal(
+    shown: bool | None,
+    terminal: bool,
+    disabled: str,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", disabled)
+    assert ("work" in drawn(monkeypatch, shown, terminal)) == expected
