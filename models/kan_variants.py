@@ -49,6 +49,23 @@ def kan_layer(
     return layer
 
 
+class Dropout(nn.Dropout):
+    """`nn.Dropout` whose masks a generator draws; None for torch's global one.
+
+    From the same state, both draw the same masks.
+    """
+
+    def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
+        super().__init__(p)
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.generator is None or not self.training or self.p == 0:
+            return super().forward(x)
+        kept = 1 - self.p
+        return x * torch.empty_like(x).bernoulli_(kept, generator=self.generator).div_(kept)
+
+
 class ResidualKAN(nn.Module):
     """KAN layers with gated skips: x -> skip(x) + gate · layer(x), one gate per layer.
 
@@ -59,20 +76,30 @@ class ResidualKAN(nn.Module):
     Args:
         layers_hidden: widths from input to output.
         gate: every gate at the start.
+        generator: draws the initial parameters; None for torch's global one.
         options: as in `kan_layer`, the same for all layers.
 
     Shapes: (..., layers_hidden[0]) -> (..., layers_hidden[-1]).
     """
 
-    def __init__(self, layers_hidden: Sequence[int], *, gate: float = 0.1, **options: Any) -> None:
+    def __init__(
+        self,
+        layers_hidden: Sequence[int],
+        *,
+        gate: float = 0.1,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         _check_widths(layers_hidden)
         if not math.isfinite(gate):
             raise ValueError(f"gate must be a finite number, not {gate}")
         pairs = list(pairwise(layers_hidden))
-        self.layers = nn.ModuleList(kan_layer(*pair, **options) for pair in pairs)
+        self.layers = nn.ModuleList(
+            kan_layer(*pair, generator=generator, **options) for pair in pairs
+        )
         self.skips = nn.ModuleList(
-            nn.Identity() if width == out else nn.Linear(width, out, bias=False)
+            nn.Identity() if width == out else _linear(width, out, generator)
             for width, out in pairs
         )
         self.gates = nn.Parameter(torch.full((len(pairs),), float(gate)))
@@ -92,6 +119,7 @@ class DeepKAN(nn.Module):
         layers_hidden: widths from input to output.
         dropout: share of hidden values set to zero in training, in [0, 1).
         norm: LayerNorm between the layers; without it `grid_range` holds for all layers.
+        generator: draws the initial parameters and dropout's masks; None for torch's global one.
         options: as in `kan_layer`; `grid_range` is the first layer's.
 
     Shapes: (..., layers_hidden[0]) -> (..., layers_hidden[-1]).
@@ -107,6 +135,7 @@ class DeepKAN(nn.Module):
         *,
         dropout: float = 0.0,
         norm: bool = True,
+        generator: torch.Generator | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -119,13 +148,14 @@ class DeepKAN(nn.Module):
                 f"hidden widths must be at least 3 for their LayerNorm, not {list(hidden)};"
                 " widen them or leave it out with norm=False"
             )
+        options["generator"] = generator
         later = {**options, "grid_range": AFTER_NORM} if norm else options
         self.layers = nn.ModuleList(
             kan_layer(*pair, **(later if number else options))
             for number, pair in enumerate(pairwise(layers_hidden))
         )
         self.norms = nn.ModuleList(nn.LayerNorm(n) if norm else nn.Identity() for n in hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layers[0](x)
@@ -384,6 +414,13 @@ def _varies(x: Tensor) -> Tensor:
     """Whether each column of (N, inputs) holds more than one value, to rounding."""
     low, high = x.aminmax(dim=0)
     return high - low > ROUNDING * torch.finfo(x.dtype).eps * torch.maximum(high.abs(), low.abs())
+
+
+def _linear(width: int, out: int, generator: torch.Generator | None) -> nn.Linear:
+    """A linear map without bias, with the initial weights of nn.Linear."""
+    layer = torch.nn.utils.skip_init(nn.Linear, width, out, bias=False)
+    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+    return layer
 
 
 def _leave_splines_alone(layer: nn.Module) -> None:

@@ -188,13 +188,13 @@ class SymbolicKAN(nn.Module):
             raise ValueError(f"width must hold two or more of n or (sums, products), not {width}")
         if sizes[0][1]:
             raise ValueError("inputs cannot be products")
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.random.default_generator.manual_seed(seed)
-            self.layers = cast(Any, nn.ModuleList())
-            for before, (sums, products) in pairwise(sizes):
-                kan = KANLinear(sum(before), sums + 2 * products, **options)
-                self.layers.append(SymbolicLayer(kan.double(), products))
+        generator = None
+        if seed is not None:
+            generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+        self.layers = cast(Any, nn.ModuleList())
+        for before, (sums, products) in pairwise(sizes):
+            kan = KANLinear(sum(before), sums + 2 * products, generator=generator, **options)
+            self.layers.append(SymbolicLayer(kan.double(), products))
         self.register_buffer("inputs", torch.arange(sizes[0][0]))
         self.names = _checked_names(names, sizes[0][0])
         self.report: list[Any] = []

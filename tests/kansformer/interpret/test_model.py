@@ -1,7 +1,9 @@
 """Laws of the network: it computes what its edges say, and never a NaN."""
 
 import math
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sympy
@@ -105,6 +107,23 @@ def test_seeds_and_drawing_leave_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert width == [2, 3, 1]
     assert torch.equal(SymbolicKAN(width, seed=1)(box()), SymbolicKAN(width, seed=1)(box()))
+
+
+def test_networks_made_in_threads_are_those_made_alone() -> None:
+    def made(seed: int) -> list[Tensor]:
+        return list(SymbolicKAN([3, 5, 5, 1], seed=seed).state_dict().values())
+
+    seeds = list(range(8)) * 20
+    alone = [made(seed) for seed in range(8)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(made, seeds))
+    finally:
+        sys.setswitchinterval(before)
+    for seed, tensors in zip(seeds, together, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(alone[seed], tensors, strict=True))
 
 
 def test_bad_arguments_say_what_is_wrong() -> None:

@@ -3,7 +3,9 @@
 import copy
 import json
 import pickle
+import random
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,26 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert (first == second).all()
     assert (first != other).any()
+
+
+def test_fits_in_threads_equal_the_fit_alone() -> None:
+    x, y = friedman(60)
+
+    def states() -> list[object]:
+        numbers = np.random.get_state()[1].tolist()
+        return [torch.get_rng_state().tolist(), numbers, random.getstate()]
+
+    def weights(seed: int) -> list[torch.Tensor]:
+        options = {**QUICK, "dropout": 0.2, "batch_size": 16, "random_state": seed}
+        return list(KANRegressor(**options).fit(x, y).model_.state_dict().values())
+
+    before = states()
+    alone = [weights(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(weights, [0, 1, 2, 0]))
+    assert states() == before
+    for one, other in zip([*alone, alone[0]], together, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
 def test_no_hidden_layer_fits_a_sum_of_functions() -> None:
