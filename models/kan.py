@@ -20,6 +20,7 @@ from models.group_ops import group_kan_linear
 from models.kan_features import activation_name, features
 from models.kan_ops import check_mode, kan_linear, no_autocast
 from models.kan_weights import Weights
+from models.plain import plain
 
 Activation = Callable[[], Callable[[Tensor], Tensor]]  # makes an activation, as nn.SiLU does
 INITS = ("variance", "efficient-kan")
@@ -99,6 +100,8 @@ class KANLinear(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        in_features, out_features = plain((in_features, out_features))
+        grid_size, spline_order = plain((grid_size, spline_order))
         sizes = {"in_features": in_features, "out_features": out_features}
         low, high = _checked_range(sizes, grid_size, spline_order, grid_range)
         check_mode(mode)
@@ -340,6 +343,8 @@ class GroupKANLinear(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        in_features, out_features, groups = plain((in_features, out_features, groups))
+        grid_size, spline_order = plain((grid_size, spline_order))
         sizes = {"in_features": in_features, "out_features": out_features, "groups": groups}
         low, high = _checked_range(sizes, grid_size, spline_order, grid_range)
         check_mode(mode)
@@ -426,7 +431,7 @@ def _checked_range(
             f"{', '.join(sizes)} must be at least 1 and spline_order at least 0, not"
             f" {', '.join(map(str, sizes.values()))} and {spline_order}"
         )
-    low, high = grid_range
+    low, high = plain(grid_range)
     if not low < high:
         raise ValueError(f"grid_range must be (low, high) with low < high, not {grid_range}")
     return low, high
@@ -465,8 +470,8 @@ class KAN(nn.Module):
         super().__init__()
         if len(layers_hidden) < 2:
             raise ValueError(f"layers_hidden needs at least two widths, not {list(layers_hidden)}")
-        self.grid_size = grid_size
-        self.spline_order = spline_order
+        self.grid_size = plain(grid_size)
+        self.spline_order = plain(spline_order)
         self.layers = nn.ModuleList(
             KANLinear(
                 in_features,

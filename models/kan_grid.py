@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from models import splines
+from models.plain import plain
 
 
 class SplineLayer(Protocol):
@@ -106,6 +107,7 @@ def refine_grid(
         ValueError: a smaller size than the present one, or samples that are not finite; then
             nothing has changed.
     """
+    grid_size = plain(grid_size)
     if grid_size < layer.grid_size:
         raise ValueError(
             f"grid_size {grid_size} is smaller than the present {layer.grid_size}; nothing was"

@@ -19,6 +19,7 @@ from models.kan import KAN, KANLinear
 from models.kan_features import BASE_ACTIVATIONS, activation_name
 from models.kan_ops import kan_linear
 from models.kan_weights import Weights
+from models.plain import plain
 
 AFTER_NORM = (-3.0, 3.0)  # spans the N(0, 1) behind a LayerNorm
 ROUNDING = 100  # an input whose range is so many roundings of its largest value is constant
@@ -91,7 +92,7 @@ class ResidualKAN(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        _check_widths(layers_hidden)
+        layers_hidden = _checked_widths(layers_hidden)
         if not math.isfinite(gate):
             raise ValueError(f"gate must be a finite number, not {gate}")
         pairs = list(pairwise(layers_hidden))
@@ -139,8 +140,8 @@ class DeepKAN(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        _check_widths(layers_hidden)
-        hidden = layers_hidden[1:-1]
+        layers_hidden = _checked_widths(layers_hidden)
+        hidden, dropout = layers_hidden[1:-1], plain(dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {dropout}")
         if norm and hidden and min(hidden) < 3:
@@ -207,7 +208,7 @@ class SparseKAN(nn.Module):
         self, layers_hidden: Sequence[int], *, threshold: float = 0.01, **options: Any
     ) -> None:
         super().__init__()
-        _check_widths(layers_hidden)
+        layers_hidden = _checked_widths(layers_hidden)
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold must be in [0, 1), not {threshold}")
         self.threshold = threshold
@@ -336,8 +337,7 @@ class ModularKAN(nn.Module):
         }
         self.parts = nn.ModuleDict()
         for name, inputs in modules.items():
-            widths = (len(inputs), *hidden, out_features)
-            _check_widths(widths)
+            widths = _checked_widths((len(inputs), *hidden, out_features))
             layers = (kan_layer(*pair, **options) for pair in pairwise(widths))
             self.parts[name] = nn.Sequential(*layers)
 
@@ -385,7 +385,8 @@ class CheckpointedKAN(KAN):
         base_activation: str | None = "silu",
         **options: Any,
     ) -> None:
-        _check_widths(layers_hidden)
+        layers_hidden = _checked_widths(layers_hidden)
+        every = plain(every)
         if not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be a whole number of at least 1, not {every!r}")
         super().__init__(layers_hidden, base_activation=_activation(base_activation), **options)
@@ -429,11 +430,13 @@ def _leave_splines_alone(layer: nn.Module) -> None:
     nn.init.zeros_(layer.base_weight.requires_grad_(False))
 
 
-def _check_widths(layers_hidden: Sequence[int]) -> None:
-    if len(layers_hidden) < 2:
-        raise ValueError(f"layers_hidden needs at least two widths, not {list(layers_hidden)}")
-    if not all(isinstance(width, int) and width > 0 for width in layers_hidden):
-        raise ValueError(f"widths must be whole numbers of at least 1, not {list(layers_hidden)}")
+def _checked_widths(layers_hidden: Sequence[int]) -> list[int]:
+    widths: list[int] = plain(list(layers_hidden))
+    if len(widths) < 2:
+        raise ValueError(f"layers_hidden needs at least two widths, not {widths}")
+    if not all(isinstance(width, int) and width > 0 for width in widths):
+        raise ValueError(f"widths must be whole numbers of at least 1, not {widths}")
+    return widths
 
 
 def _check_modules(input_names: Sequence[str], modules: Mapping[str, Sequence[str]]) -> None:

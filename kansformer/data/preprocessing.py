@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from models.plain import plain_fields
+
 Statistics = float | Sequence[float]
 # means and standard deviations of pixel values that pretrained models were trained with
 STATISTICS: dict[str, tuple[Statistics, Statistics]] = {
@@ -35,6 +37,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name in ("mean", "std"):  # JSON has lists only
             value = getattr(self, name)
             if isinstance(value, list | tuple):

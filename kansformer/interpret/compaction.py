@@ -64,7 +64,7 @@ def compact(model: VisionTransformer, kept: Sequence[Tensor]) -> VisionTransform
     Raises:
         ValueError: numbers that are not those of units, or groups that would differ in size.
     """
-    config = model.config
+    config, kept = model.config, [units.long() for units in kept]
     _check_kept(config, kept)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     for block, units in enumerate(kept):

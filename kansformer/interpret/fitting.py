@@ -16,6 +16,7 @@ from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
 from kansformer.interpret.trace import ActiveParameters, LayerTrace, trace
 from models import kan_grid
 from models.kan import KANLinear
+from models.plain import plain
 
 OPTIMISERS = ("LM", "LBFGS", "Adam")
 LBFGS_ITERATIONS = 20  # in a step, as in pykan
@@ -209,8 +210,11 @@ def fit(
         raise ValueError(f"opt must be one of {', '.join(OPTIMISERS)}, not {opt!r}")
     if opt == "LM" and (batch is not None or lr is not None):
         raise ValueError("LM takes all samples at once and no learning rate")
+    steps, batch, seed = plain((steps, batch, seed))
     if steps < 0 or (batch is not None and batch < 1):
         raise ValueError(f"steps and batch must be positive, not {steps} and {batch}")
+    lr, lamb, lamb_l1, lamb_entropy = plain((lr, lamb, lamb_l1, lamb_entropy))
+    lamb_coef, lamb_coefdiff = plain((lamb_coef, lamb_coefdiff))
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"lr must be above 0, not {lr}")
     factors = lamb, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff

@@ -14,6 +14,7 @@ from models.kan import KAN, KANLinear
 from models.kan_features import activation_name, features
 from models.kan_ops import COMPILE_ELEMENTS, kan_linear
 from models.kan_weights import Weights
+from models.plain import plain
 
 Width = int | Sequence[int]  # sums, or (sums, products)
 
@@ -183,14 +184,14 @@ class SymbolicKAN(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        sizes = [(w, 0) if isinstance(w, int) else tuple(w) for w in width]
+        sizes = [(w, 0) if isinstance(w, int) else tuple(w) for w in plain(list(width))]
         if len(sizes) < 2 or any(len(s) != 2 or min(s) < 0 or sum(s) < 1 for s in sizes):
             raise ValueError(f"width must hold two or more of n or (sums, products), not {width}")
         if sizes[0][1]:
             raise ValueError("inputs cannot be products")
         generator = None
         if seed is not None:
-            generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+            generator = torch.Generator(torch.get_default_device()).manual_seed(plain(seed))
         self.layers = cast(Any, nn.ModuleList())
         for before, (sums, products) in pairwise(sizes):
             kan = KANLinear(sum(before), sums + 2 * products, generator=generator, **options)

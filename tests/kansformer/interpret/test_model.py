@@ -2,9 +2,11 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 import sympy
 import torch
@@ -19,12 +21,14 @@ from kansformer.interpret import (
     find_formula,
     fit,
     fix_symbolic,
+    load,
     plot,
     prune,
     prune_edge,
     prune_input,
     prune_node,
     refine,
+    save,
     symbolic_formula,
 )
 from kansformer.interpret.fitting import move_grids
@@ -124,6 +128,29 @@ def test_networks_made_in_threads_are_those_made_alone() -> None:
         sys.setswitchinterval(before)
     for seed, tensors in zip(seeds, together, strict=True):
         assert all(torch.equal(*pair) for pair in zip(alone[seed], tensors, strict=True))
+
+
+@pytest.mark.parametrize("n", [np.int64, np.uint8])
+def test_numbers_may_be_numpys(n: type, tmp_path: Path) -> None:
+    def made(n: type, real: type, listed: Callable[[list], Sequence]) -> tuple[SymbolicKAN, dict]:
+        dataset = create_dataset(hello, n(2), listed([-1, 1]), n(30), n(10), seed=n(3))
+        model = SymbolicKAN(listed([2, 3, 1]), seed=n(4), grid_size=n(3), spline_order=n(2))
+        history = fit(model, dataset, "Adam", n(2), batch=n(8), seed=n(5), lr=real(0.1),
+                      lamb=real(0.5), progress=False)  # fmt: skip
+        model = prune_node(model, dataset, keep=[listed([0, 2])])
+        model = prune_input(model, dataset, keep=listed([0]))
+        model = refine(SymbolicKAN.of(model), n(200))
+        save(tmp_path / "model.safetensors", model)
+        return load(tmp_path / "model.safetensors"), history
+
+    own, history = made(
+        n, np.float64, lambda values: np.array(values, np.int16 if -1 in values else n)
+    )
+    expected, expected_history = made(int, float, list)
+    assert history == expected_history
+    torch.testing.assert_close(own.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    pairs = SymbolicKAN([n(2), (n(1), n(1)), n(1)], seed=0)
+    assert pairs.width == [(2, 0), (1, 1), (1, 0)]
 
 
 def test_bad_arguments_say_what_is_wrong() -> None:

@@ -161,6 +161,21 @@ def test_fits_in_threads_equal_the_fit_alone() -> None:
         assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("number", [np.int64, np.int16, np.uint8])
+def test_parameters_may_be_numpys_numbers(number: type, tmp_path: Path) -> None:
+    x, y = friedman()
+    sizes = {"grid_size": 4, "spline_order": 2, "batch_size": 16, "max_epochs": 3, "patience": 2}
+    expected = KANRegressor(hidden=(4,), lr=0.5, dropout=0.5, random_state=7, **sizes).fit(x, y)
+    own = KANRegressor(
+        hidden=np.array([4], number), lr=np.float32(0.5), dropout=np.float32(0.5),
+        random_state=np.int64(7), **{name: number(size) for name, size in sizes.items()},
+    ).fit(x, y)  # fmt: skip
+    save_estimator(tmp_path / "model.safetensors", own)
+    for other in (own, load_estimator(tmp_path / "model.safetensors")):
+        np.testing.assert_allclose(other.predict(x), expected.predict(x), rtol=0, atol=1e-10)
+        assert other.history_ == expected.history_
+
+
 def test_no_hidden_layer_fits_a_sum_of_functions() -> None:
     x = np.random.default_rng(0).normal(size=(100, 2))
     estimator = KANRegressor(hidden=(), max_epochs=5).fit(x, x[:, 0])
