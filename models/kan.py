@@ -19,7 +19,7 @@ from models import kan_grid, splines
 from models.group_ops import group_kan_linear
 from models.kan_features import activation_name, features
 from models.kan_ops import check_mode, kan_linear, no_autocast
-from models.kan_weights import Weights
+from models.kan_weights import Weights, check_writable
 from models.plain import plain
 
 Activation = Callable[[], Callable[[Tensor], Tensor]]  # makes an activation, as nn.SiLU does
@@ -496,6 +496,8 @@ class KAN(nn.Module):
         An update that cannot be done is a ValueError, see `kan_grid.update_grid`; the layers
         before that one have their new grids then.
         """
+        if update_grid:
+            check_writable(*self.layers, names=kan_grid.CHANGED)
         for layer in self.layers:
             assert isinstance(layer, KANLinear)
             if update_grid:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from models.kan import KAN, KANLinear
 from models.kan_features import BASE_ACTIVATIONS, activation_name
 from models.kan_ops import kan_linear
-from models.kan_weights import Weights
+from models.kan_weights import Weights, check_writable
 from models.plain import plain
 
 AFTER_NORM = (-3.0, 3.0)  # spans the N(0, 1) behind a LayerNorm
@@ -285,7 +285,11 @@ class SparseKAN(nn.Module):
         """A copy without the edges that are idle on the samples x (..., inputs).
 
         Their mean output goes into the bias. The edges are out for good, also in further training.
+
+        Raises:
+            ValueError: weights are computed from other tensors, see `check_writable`.
         """
+        check_writable(self)
         new = copy.deepcopy(self)
         for layer, idle in zip(new._masked_layers(), self.idle_edges(x), strict=True):
             before = layer(x).reshape(-1, layer.out_features)

@@ -13,7 +13,7 @@ from kansformer.interpret.functions import FUNCTIONS, function_named
 from models.kan import KAN, KANLinear
 from models.kan_features import activation_name, features
 from models.kan_ops import COMPILE_ELEMENTS, kan_linear
-from models.kan_weights import Weights
+from models.kan_weights import Weights, check_writable
 from models.plain import plain
 
 Width = int | Sequence[int]  # sums, or (sums, products)
@@ -206,7 +206,9 @@ class SymbolicKAN(nn.Module):
 
         Raises:
             TypeError: none of these.
+            ValueError: weights are computed from other tensors, see `check_writable`.
         """
+        check_writable(model)
         if isinstance(model, cls):
             return copy.deepcopy(model)
         if not isinstance(model, (KAN, KANLinear)):
@@ -274,6 +276,7 @@ def spline_features(kan: KANLinear, x: Tensor) -> Tensor:
 
 def _folded(kan: KANLinear) -> KANLinear:
     """A copy that has its scaler in the coefficients, where a mask and a fit see one number."""
+    check_writable(kan)
     kan = copy.deepcopy(kan)
     if kan.enable_standalone_scale_spline:
         kan.spline_weight.data = kan.scaled_spline_weight.detach().clone()
