@@ -190,8 +190,9 @@ class SymbolicKAN(nn.Module):
         if sizes[0][1]:
             raise ValueError("inputs cannot be products")
         generator = None
-        if seed is not None:
-            generator = torch.Generator(torch.get_default_device()).manual_seed(plain(seed))
+        device = torch.get_default_device()
+        if seed is not None and device.type != "meta":  # where nothing is drawn
+            generator = torch.Generator(device).manual_seed(plain(seed))
         self.layers = cast(Any, nn.ModuleList())
         for before, (sums, products) in pairwise(sizes):
             kan = KANLinear(sum(before), sums + 2 * products, generator=generator, **options)
