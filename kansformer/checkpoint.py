@@ -20,7 +20,7 @@ from safetensors.torch import save as to_safetensors
 from kansformer.data import PictureData, Preprocessing
 from kansformer.data.sources import SplitRule
 from kansformer.errors import UserError
-from kansformer.files import write_bytes
+from kansformer.files import to_json, write_bytes
 from models.vit_model import VisionTransformer, ViTConfig
 
 FORMAT_VERSION = 1
@@ -145,7 +145,7 @@ def save_model(
         name: value.detach().cpu().contiguous()
         for name, value in (model.state_dict() if state is None else state).items()
     }
-    packed = to_safetensors(tensors, {"format": "pt", METADATA_KEY: json.dumps(metadata)})
+    packed = to_safetensors(tensors, {"format": "pt", METADATA_KEY: to_json(metadata)})
     write_bytes(Path(path), packed)
 
 

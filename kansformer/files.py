@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from kansformer.errors import JobFailed, UserError
+from models.plain import plain
 
 
 def lies_within(path: Path, data_path: Path) -> bool:
@@ -100,9 +103,24 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def to_json(value: Any, **options: Any) -> str:
+    """JSON of plain values, of NumPy's numbers too; options are those of `json.dumps`.
+
+    Raises:
+        TypeError: something else is in it.
+    """
+
+    def of_numpy(item: Any) -> Any:
+        if isinstance(item, np.generic | np.ndarray):
+            return plain(item)
+        raise TypeError(f"{type(item).__name__} {item!r} is no plain value")
+
+    return json.dumps(value, default=of_numpy, **options)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON by `write_bytes`, in UTF-8."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = to_json(value, indent=2, ensure_ascii=False)
     # bytes of a file name that are no UTF-8 are lone surrogates, which JSON has an escape for
     write_bytes(path, (text + "\n").encode(errors="backslashreplace"))
 

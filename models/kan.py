@@ -19,7 +19,8 @@ from models import kan_grid, splines
 from models.group_ops import group_kan_linear
 from models.kan_features import activation_name, features
 from models.kan_ops import check_mode, kan_linear, no_autocast
-from models.kan_weights import Weights
+from models.kan_weights import Weights, check_writable
+from models.plain import plain
 
 Activation = Callable[[], Callable[[Tensor], Tensor]]  # makes an activation, as nn.SiLU does
 INITS = ("variance", "efficient-kan")
@@ -67,6 +68,7 @@ class KANLinear(nn.Module):
         mode: how to compute it, "compiled", "eager" or "plain", or "auto", see `kan_linear`; all
             give the same to rounding. The attribute may be changed at any time.
         init: one of INITS.
+        generator: draws the initial parameters; None for torch's global one.
 
     Shapes: (..., in_features) -> (..., out_features).
 
@@ -95,8 +97,11 @@ class KANLinear(nn.Module):
         bias: bool = False,
         mode: str = "auto",
         init: str = "variance",
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        in_features, out_features = plain((in_features, out_features))
+        grid_size, spline_order = plain((grid_size, spline_order))
         sizes = {"in_features": in_features, "out_features": out_features}
         low, high = _checked_range(sizes, grid_size, spline_order, grid_range)
         check_mode(mode)
@@ -126,39 +131,41 @@ class KANLinear(nn.Module):
         if enable_standalone_scale_spline:
             self.spline_scaler = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-        self.reset_parameters()
+        self.reset_parameters(generator)
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws fresh parameters, on an even grid; a larger scale gives larger weights."""
         knots = splines.uniform_knots(*self.grid_range, self.grid_size, self.spline_order)
         self.grid.copy_(knots.expand_as(self.grid))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         if self.init == "efficient-kan":
-            self._reset_as_efficient_kan()
+            self._reset_as_efficient_kan(generator)
             return
         fan = 1 / math.sqrt(self.in_features)
         bound = math.sqrt(3)  # of a uniform variable with variance 1
         base = self.scale_base * fan / gain(self.base_activation)
-        nn.init.uniform_(self.base_weight, -base * bound, base * bound)
+        nn.init.uniform_(self.base_weight, -base * bound, base * bound, generator)
         noise = self.scale_noise / (2 * self.grid_size)
         if self.enable_standalone_scale_spline:
             scaler = self.scale_spline * fan
-            nn.init.uniform_(self.spline_scaler, -scaler * bound, scaler * bound)
+            nn.init.uniform_(self.spline_scaler, -scaler * bound, scaler * bound, generator)
         else:
             noise *= self.scale_spline * fan
-        nn.init.uniform_(self.spline_weight, -noise, noise)
+        nn.init.uniform_(self.spline_weight, -noise, noise, generator)
 
     @torch.no_grad()
-    def _reset_as_efficient_kan(self) -> None:
+    def _reset_as_efficient_kan(self, generator: torch.Generator | None) -> None:
         if self.grid.is_meta:
             return  # there is nothing to fit
-        nn.init.kaiming_uniform_(self.base_weight, a=math.sqrt(5) * self.scale_base)
+        a = math.sqrt(5)
+        nn.init.kaiming_uniform_(self.base_weight, a * self.scale_base, generator=generator)
         places = self.grid[:, self.spline_order : self.grid_size + self.spline_order + 1].T
-        noise = torch.rand(*places.shape, self.out_features, dtype=places.dtype) - 0.5
+        shape = *places.shape, self.out_features
+        noise = torch.rand(shape, generator=generator, dtype=places.dtype) - 0.5
         curves = self.curve2coeff(places, noise * (self.scale_noise / self.grid_size))
         if self.enable_standalone_scale_spline:
-            nn.init.kaiming_uniform_(self.spline_scaler, a=math.sqrt(5) * self.scale_spline)
+            nn.init.kaiming_uniform_(self.spline_scaler, a * self.scale_spline, generator=generator)
         else:
             curves = curves * self.scale_spline
         self.spline_weight.copy_(curves)
@@ -307,7 +314,8 @@ class GroupKANLinear(nn.Module):
     Args:
         in_features, out_features: sizes of the last dimension of input and output.
         groups: number of splines; channels c·in / groups … have spline c.
-        grid_size, spline_order, base_activation, grid_range, bias, mode: as in `KANLinear`.
+        grid_size, spline_order, base_activation, grid_range, bias, mode, generator: as in
+            `KANLinear`.
 
     Shapes: (..., in_features) -> (..., out_features).
 
@@ -332,8 +340,11 @@ class GroupKANLinear(nn.Module):
         grid_range: Sequence[float] = (-4, 4),
         bias: bool = True,
         mode: str = "auto",
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        in_features, out_features, groups = plain((in_features, out_features, groups))
+        grid_size, spline_order = plain((grid_size, spline_order))
         sizes = {"in_features": in_features, "out_features": out_features, "groups": groups}
         low, high = _checked_range(sizes, grid_size, spline_order, grid_range)
         check_mode(mode)
@@ -354,16 +365,16 @@ class GroupKANLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.spline_weight = nn.Parameter(torch.empty(groups, grid_size + spline_order))
-        self.reset_parameters()
+        self.reset_parameters(generator)
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws weight and bias as nn.Linear does; the splines are zero, on an even grid."""
         knots = splines.uniform_knots(*self.grid_range, self.grid_size, self.spline_order)
         self.grid.copy_(knots.expand_as(self.grid))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5), generator=generator)
         if self.bias is not None:
             bound = 1 / math.sqrt(self.in_features)
-            nn.init.uniform_(self.bias, -bound, bound)
+            nn.init.uniform_(self.bias, -bound, bound, generator)
         nn.init.zeros_(self.spline_weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -420,7 +431,7 @@ def _checked_range(
             f"{', '.join(sizes)} must be at least 1 and spline_order at least 0, not"
             f" {', '.join(map(str, sizes.values()))} and {spline_order}"
         )
-    low, high = grid_range
+    low, high = plain(grid_range)
     if not low < high:
         raise ValueError(f"grid_range must be (low, high) with low < high, not {grid_range}")
     return low, high
@@ -454,12 +465,13 @@ class KAN(nn.Module):
         grid_eps: float = 0.02,
         grid_range: Sequence[float] = (-1, 1),
         mode: str = "auto",
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if len(layers_hidden) < 2:
             raise ValueError(f"layers_hidden needs at least two widths, not {list(layers_hidden)}")
-        self.grid_size = grid_size
-        self.spline_order = spline_order
+        self.grid_size = plain(grid_size)
+        self.spline_order = plain(spline_order)
         self.layers = nn.ModuleList(
             KANLinear(
                 in_features,
@@ -473,6 +485,7 @@ class KAN(nn.Module):
                 grid_eps=grid_eps,
                 grid_range=grid_range,
                 mode=mode,
+                generator=generator,
             )
             for in_features, out_features in pairwise(layers_hidden)
         )
@@ -483,6 +496,8 @@ class KAN(nn.Module):
         An update that cannot be done is a ValueError, see `kan_grid.update_grid`; the layers
         before that one have their new grids then.
         """
+        if update_grid:
+            check_writable(*self.layers, names=kan_grid.CHANGED)
         for layer in self.layers:
             assert isinstance(layer, KANLinear)
             if update_grid:
@@ -557,6 +572,7 @@ class KANFeedForward(nn.Module):
         bias: bool = False,
         drop: float = 0.0,
         init: str = "variance",
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         pair = base_activation if isinstance(base_activation, tuple) else (base_activation,) * 2
@@ -570,6 +586,7 @@ class KANFeedForward(nn.Module):
                 "grid_range": grid_range,
                 "base_activation": activation,
                 "bias": bias,
+                "generator": generator,
             }
             if groups is None and init != "variance":
                 return KANLinear(width_in, width_out, init=init, **options)

@@ -1,7 +1,8 @@
 """The life of a grid: moved to where the samples are, refined, calibrated on a first batch.
 
 Each change keeps the layer's functions as well as the new knots allow, is checked before anything
-is written, and can be told to an optimiser. Under torch.distributed every rank must make it, with
+is written, and can be told to an optimiser. A `spline_weight` that is computed from other tensors
+(weight norm, pruning masks) is refused. Under torch.distributed every rank must make it, with
 its own samples: all of them count, and the ranks end up equal. What is to be sharded (FSDP) must be
 changed before.
 """
@@ -9,7 +10,7 @@ changed before.
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,10 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from models import splines
+from models.kan_weights import check_writable
+from models.plain import plain
+
+CHANGED = ("grid", "spline_weight")  # of a layer, by another grid
 
 
 class SplineLayer(Protocol):
@@ -65,8 +70,8 @@ def update_grid(
         (in,) bool, the features that were given a new grid.
 
     Raises:
-        ValueError: samples that are not finite, or too few of them for every feature; then nothing
-            has changed.
+        ValueError: samples that are not finite, or too few of them for every feature, or weights
+            that cannot be written to; then nothing has changed.
     """
     samples = _samples(layer, x)
     knots = splines.adaptive_knots(samples, layer.grid_size, layer.spline_order, grid_eps, margin)
@@ -103,9 +108,10 @@ def refine_grid(
         x, optimizer: as in `change_grid`.
 
     Raises:
-        ValueError: a smaller size than the present one, or samples that are not finite; then
-            nothing has changed.
+        ValueError: a smaller size than the present one, samples that are not finite, or weights
+            that cannot be written to; then nothing has changed.
     """
+    grid_size = plain(grid_size)
     if grid_size < layer.grid_size:
         raise ValueError(
             f"grid_size {grid_size} is smaller than the present {layer.grid_size}; nothing was"
@@ -134,7 +140,8 @@ def change_grid(
         optimizer: forgets its moments for `spline_weight`, which are of other functions.
 
     Raises:
-        ValueError: knots or samples that cannot be used; then nothing has changed.
+        ValueError: knots or samples that cannot be used, or weights that cannot be written to; then
+            nothing has changed.
     """
     knots = knots.detach().to("cpu", layer.grid.dtype)
     width, least = len(layer.grid), 2 * layer.spline_order + 2
@@ -171,6 +178,7 @@ def fit_grids(
     layers = list(spline_layers(model).values())
     if not layers:
         raise ValueError(f"{type(model).__name__} has no KAN layer whose grid could be fitted")
+    check_writable(*layers, names=CHANGED)
     before = [(layer.grid_size, copy.deepcopy(layer.state_dict())) for layer in layers]
     handles = [layer.register_forward_pre_hook(hook) for layer in layers]
     training = [(module, module.training) for module in model.modules()]
@@ -189,8 +197,14 @@ def fit_grids(
 
 
 def make_room(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Gives KAN layers the numbers of intervals that they have in a state dict, to load it."""
-    for name, layer in spline_layers(model).items():
+    """Gives KAN layers the numbers of intervals that they have in a state dict, to load it.
+
+    Raises:
+        ValueError: weights are computed from other tensors; then nothing has changed.
+    """
+    layers = spline_layers(model)
+    check_writable(*layers.values(), names=CHANGED)
+    for name, layer in layers.items():
         weight = state[f"{name}.spline_weight" if name else "spline_weight"]
         _resize(layer, weight.shape[-1] - layer.spline_order)
 
@@ -257,6 +271,7 @@ def _move(
     layer: SplineLayer, knots: Tensor, samples: Tensor | None, optimizer: Optimizer | None
 ) -> None:
     """Fits the functions to checked knots on the CPU, given the samples of all ranks."""
+    check_writable(cast(nn.Module, layer), names=CHANGED)
     maps = splines.refit_matrix(layer.grid.cpu(), knots, layer.spline_order, samples)
     weight = torch.einsum("inm,...im->...in", maps, layer.spline_weight.cpu().double())
     if not weight.isfinite().all():

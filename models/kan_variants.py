@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from models.kan import KAN, KANLinear
 from models.kan_features import BASE_ACTIVATIONS, activation_name
 from models.kan_ops import kan_linear
-from models.kan_weights import Weights
+from models.kan_weights import Weights, check_writable
+from models.plain import plain
 
 AFTER_NORM = (-3.0, 3.0)  # spans the N(0, 1) behind a LayerNorm
 ROUNDING = 100  # an input whose range is so many roundings of its largest value is constant
@@ -49,6 +50,23 @@ def kan_layer(
     return layer
 
 
+class Dropout(nn.Dropout):
+    """`nn.Dropout` whose masks a generator draws; None for torch's global one.
+
+    From the same state, both draw the same masks.
+    """
+
+    def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
+        super().__init__(p)
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.generator is None or not self.training or self.p == 0:
+            return super().forward(x)
+        kept = 1 - self.p
+        return x * torch.empty_like(x).bernoulli_(kept, generator=self.generator).div_(kept)
+
+
 class ResidualKAN(nn.Module):
     """KAN layers with gated skips: x -> skip(x) + gate · layer(x), one gate per layer.
 
@@ -59,20 +77,30 @@ class ResidualKAN(nn.Module):
     Args:
         layers_hidden: widths from input to output.
         gate: every gate at the start.
+        generator: draws the initial parameters; None for torch's global one.
         options: as in `kan_layer`, the same for all layers.
 
     Shapes: (..., layers_hidden[0]) -> (..., layers_hidden[-1]).
     """
 
-    def __init__(self, layers_hidden: Sequence[int], *, gate: float = 0.1, **options: Any) -> None:
+    def __init__(
+        self,
+        layers_hidden: Sequence[int],
+        *,
+        gate: float = 0.1,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
-        _check_widths(layers_hidden)
+        layers_hidden = _checked_widths(layers_hidden)
         if not math.isfinite(gate):
             raise ValueError(f"gate must be a finite number, not {gate}")
         pairs = list(pairwise(layers_hidden))
-        self.layers = nn.ModuleList(kan_layer(*pair, **options) for pair in pairs)
+        self.layers = nn.ModuleList(
+            kan_layer(*pair, generator=generator, **options) for pair in pairs
+        )
         self.skips = nn.ModuleList(
-            nn.Identity() if width == out else nn.Linear(width, out, bias=False)
+            nn.Identity() if width == out else _linear(width, out, generator)
             for width, out in pairs
         )
         self.gates = nn.Parameter(torch.full((len(pairs),), float(gate)))
@@ -92,6 +120,7 @@ class DeepKAN(nn.Module):
         layers_hidden: widths from input to output.
         dropout: share of hidden values set to zero in training, in [0, 1).
         norm: LayerNorm between the layers; without it `grid_range` holds for all layers.
+        generator: draws the initial parameters and dropout's masks; None for torch's global one.
         options: as in `kan_layer`; `grid_range` is the first layer's.
 
     Shapes: (..., layers_hidden[0]) -> (..., layers_hidden[-1]).
@@ -107,11 +136,12 @@ class DeepKAN(nn.Module):
         *,
         dropout: float = 0.0,
         norm: bool = True,
+        generator: torch.Generator | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
-        _check_widths(layers_hidden)
-        hidden = layers_hidden[1:-1]
+        layers_hidden = _checked_widths(layers_hidden)
+        hidden, dropout = layers_hidden[1:-1], plain(dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {dropout}")
         if norm and hidden and min(hidden) < 3:
@@ -119,13 +149,14 @@ class DeepKAN(nn.Module):
                 f"hidden widths must be at least 3 for their LayerNorm, not {list(hidden)};"
                 " widen them or leave it out with norm=False"
             )
+        options["generator"] = generator
         later = {**options, "grid_range": AFTER_NORM} if norm else options
         self.layers = nn.ModuleList(
             kan_layer(*pair, **(later if number else options))
             for number, pair in enumerate(pairwise(layers_hidden))
         )
         self.norms = nn.ModuleList(nn.LayerNorm(n) if norm else nn.Identity() for n in hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layers[0](x)
@@ -177,7 +208,7 @@ class SparseKAN(nn.Module):
         self, layers_hidden: Sequence[int], *, threshold: float = 0.01, **options: Any
     ) -> None:
         super().__init__()
-        _check_widths(layers_hidden)
+        layers_hidden = _checked_widths(layers_hidden)
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold must be in [0, 1), not {threshold}")
         self.threshold = threshold
@@ -254,7 +285,11 @@ class SparseKAN(nn.Module):
         """A copy without the edges that are idle on the samples x (..., inputs).
 
         Their mean output goes into the bias. The edges are out for good, also in further training.
+
+        Raises:
+            ValueError: weights are computed from other tensors, see `check_writable`.
         """
+        check_writable(self)
         new = copy.deepcopy(self)
         for layer, idle in zip(new._masked_layers(), self.idle_edges(x), strict=True):
             before = layer(x).reshape(-1, layer.out_features)
@@ -306,8 +341,7 @@ class ModularKAN(nn.Module):
         }
         self.parts = nn.ModuleDict()
         for name, inputs in modules.items():
-            widths = (len(inputs), *hidden, out_features)
-            _check_widths(widths)
+            widths = _checked_widths((len(inputs), *hidden, out_features))
             layers = (kan_layer(*pair, **options) for pair in pairwise(widths))
             self.parts[name] = nn.Sequential(*layers)
 
@@ -355,7 +389,8 @@ class CheckpointedKAN(KAN):
         base_activation: str | None = "silu",
         **options: Any,
     ) -> None:
-        _check_widths(layers_hidden)
+        layers_hidden = _checked_widths(layers_hidden)
+        every = plain(every)
         if not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be a whole number of at least 1, not {every!r}")
         super().__init__(layers_hidden, base_activation=_activation(base_activation), **options)
@@ -386,17 +421,26 @@ def _varies(x: Tensor) -> Tensor:
     return high - low > ROUNDING * torch.finfo(x.dtype).eps * torch.maximum(high.abs(), low.abs())
 
 
+def _linear(width: int, out: int, generator: torch.Generator | None) -> nn.Linear:
+    """A linear map without bias, with the initial weights of nn.Linear."""
+    layer = torch.nn.utils.skip_init(nn.Linear, width, out, bias=False)
+    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+    return layer
+
+
 def _leave_splines_alone(layer: nn.Module) -> None:
     """Takes the base out of a layer."""
     assert isinstance(layer, KANLinear)
     nn.init.zeros_(layer.base_weight.requires_grad_(False))
 
 
-def _check_widths(layers_hidden: Sequence[int]) -> None:
-    if len(layers_hidden) < 2:
-        raise ValueError(f"layers_hidden needs at least two widths, not {list(layers_hidden)}")
-    if not all(isinstance(width, int) and width > 0 for width in layers_hidden):
-        raise ValueError(f"widths must be whole numbers of at least 1, not {list(layers_hidden)}")
+def _checked_widths(layers_hidden: Sequence[int]) -> list[int]:
+    widths: list[int] = plain(list(layers_hidden))
+    if len(widths) < 2:
+        raise ValueError(f"layers_hidden needs at least two widths, not {widths}")
+    if not all(isinstance(width, int) and width > 0 for width in widths):
+        raise ValueError(f"widths must be whole numbers of at least 1, not {widths}")
+    return widths
 
 
 def _check_modules(input_names: Sequence[str], modules: Mapping[str, Sequence[str]]) -> None:

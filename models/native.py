@@ -1,6 +1,7 @@
 """Compiles C++ kernels for this processor, once, and keeps them on disk."""
 
 import ctypes
+import glob
 import hashlib
 import os
 import platform
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from models import splines
+from models.cache import cache_folder
 from models.kan_compile import warn_of_failure
 from models.kan_features import workspace
 
@@ -28,6 +31,7 @@ FLAGS = [
 # What not every compiler has; without OpenMP the kernels start threads themselves. On macOS a
 # second OpenMP beside torch's would end the program.
 WANTED = ["-march=native", *(["-fopenmp"] if sys.platform != "darwin" else [])]
+COMPILERS = ("c++", "g++", "clang++")  # where CXX in the environment names none
 FOLDER = Path(__file__).parent
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
 THREAD = 2**21  # products that repay one
@@ -50,7 +54,7 @@ def kernels(
     source = FOLDER / f"{name}_kernels.cpp"
     try:
         return library(source, T=C_TYPES[exact], ORDER=order, M=M, BASE=base)
-    except Exception as error:  # without a home folder, say
+    except Exception as error:  # no compiler, no room for temporary files, ...
         warn_of_failure(error)
         return None
 
@@ -130,39 +134,95 @@ def parts(rows: int, products: int) -> int:
 def library(source: Path, **defines: object) -> ctypes.CDLL:
     """The functions of a C++ file, compiled with these macros where that was not done before.
 
+    A compiled file is kept under a name made of all that went into it: the sources, the flags, the
+    processor and the compiler. Without any compiler, one that another compiler made will do.
+
     Raises:
-        OSError: there is no compiler, or it fails; CXX in the environment is one to be used.
+        OSError: there is no compiler, or it fails; see `compiler`.
     """
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in defines.items())]
     texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
-    known = texts, flags, WANTED, processor()
-    key = hashlib.sha256(repr(known).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{source.stem}-{key}.so"
-    if path.exists():
+    name = f"{source.stem}-{_digest(texts, flags, WANTED, processor())}"
+    kept = cache_folder()
+    folder = None if kept is None else kept / "kernels"
+    command = compiler()
+    if command is None:
+        return _of_any_compiler(folder, name)
+    name += f"-{_digest([_identity(word) for word in command])}.so"
+    if folder is not None and os.path.exists(folder / name):
         try:
-            return ctypes.CDLL(str(path))
+            return ctypes.CDLL(str(folder / name))
         except OSError:  # the file is damaged: made again
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                (folder / name).unlink()
+    temporary = _temporary_folder(folder)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder = tempfile.mkdtemp(dir=path.parent)
-    except OSError:  # nothing can be kept there
-        folder = tempfile.mkdtemp()
-    try:
-        made = Path(folder) / path.name
-        _compile(source, made, flags)
-        if made.parent.parent == path.parent:
-            made = made.replace(path)  # in one step: another process may be doing the same
+        made = temporary / name
+        _compile(command, source, made, flags)
+        if temporary.parent == folder:
+            made = made.replace(folder / name)  # in one step: another process may do the same
         return ctypes.CDLL(str(made))
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _compile(source: Path, path: Path, flags: list[str]) -> None:
-    commands = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    command = next((c for c in map(shlex.split, commands) if shutil.which(c[0])), None)
-    if command is None:
-        raise OSError(f"no C++ compiler ({', '.join(commands)})")
+def compiler() -> list[str] | None:
+    """The command of the C++ compiler: CXX in the environment, else c++, g++ or clang++.
+
+    Returns:
+        None where CXX is not set and there is none of the three.
+
+    Raises:
+        OSError: CXX is set, and no such program can be run.
+    """
+    asked = os.environ.get("CXX", "").strip()
+    if not asked:
+        return next(([name] for name in COMPILERS if shutil.which(name)), None)
+    try:
+        command = shlex.split(asked)
+    except ValueError as error:  # a quotation mark without its counterpart
+        raise OSError(f"CXX is {asked}: {error}") from None
+    if not shutil.which(command[0]):
+        raise OSError(f"no C++ compiler ({asked})")
+    return command
+
+
+def _identity(word: str) -> tuple[object, ...]:
+    """A word of a command, and which file it is if it names a program.
+
+    Running the compiler for its version would take longer than loading a kernel.
+    """
+    found = shutil.which(word)
+    if found is None:
+        return (word,)
+    path = os.path.realpath(found)
+    status = os.stat(path)
+    return word, path, status.st_size, status.st_mtime_ns
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:24]
+
+
+def _of_any_compiler(folder: Path | None, name: str) -> ctypes.CDLL:
+    """The newest kernel of that name that can be loaded."""
+    found = [] if folder is None else folder.glob(f"{glob.escape(name)}-*.so")
+    for path in sorted(found, key=os.path.getmtime, reverse=True):
+        with suppress(OSError):
+            return ctypes.CDLL(str(path))
+    raise OSError(f"no C++ compiler ({', '.join(COMPILERS)})")
+
+
+def _temporary_folder(folder: Path | None) -> Path:
+    """A new folder to compile in, in `folder` if anything can be kept there."""
+    if folder is not None:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return Path(tempfile.mkdtemp(dir=folder))
+    return Path(tempfile.mkdtemp())
+
+
+def _compile(command: list[str], source: Path, path: Path, flags: list[str]) -> None:
     for wanted in (WANTED, WANTED[:1], WANTED[1:], []):
         done = subprocess.run(
             [*command, *flags, *wanted, str(source), "-o", str(path)],
@@ -175,12 +235,6 @@ def _compile(source: Path, path: Path, flags: list[str]) -> None:
     lines = done.stderr.strip().splitlines() or ["failed"]
     reason = next((line for line in lines if "error" in line), lines[0])
     raise OSError(f"{' '.join(command)}: {reason}")
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: `kansformer/kernels` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "kansformer" / "kernels"
 
 
 @cache

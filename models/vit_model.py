@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.kan import INITS, GroupKANLinear, KANFeedForward, KANLinear
 from models.kan_features import BASE_ACTIVATIONS
+from models.plain import plain_fields
 
 FFNS = ("kan", "group-kan", "mlp")
 HEADS = ("linear", "kan")
@@ -82,6 +83,7 @@ class ViTConfig:
     pre_logits: bool = False  # tanh of a linear layer before the head (ViT's ImageNet-21k models)
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         object.__setattr__(self, "grid_range", tuple(self.grid_range))
         if isinstance(self.base_activation, list):  # as JSON has it
             object.__setattr__(self, "base_activation", tuple(self.base_activation))

@@ -27,6 +27,7 @@ from kansformer.data.images import (
     upright,
 )
 from kansformer.data.parallel import in_processes
+from models.cache import cache_folder
 
 VERSION = 2  # of what `inspect` finds: another one makes old entries useless
 # faults that lie in a file's bytes; others, such as permissions, may pass, and are not remembered
@@ -118,10 +119,13 @@ def file_key(path: str) -> str | None:
 
 
 def _cache_file(paths: Sequence[str]) -> Path | None:
-    """Where facts are remembered; None if that is among the pictures: nothing is written there."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()
-    file = folder / "kansformer" / "pictures.sqlite"
+    """Where facts are remembered; None without a cache folder, or with one among the pictures,
+    where nothing is ever written.
+    """
+    folder = cache_folder()
+    if folder is None:
+        return None
+    file = folder / "pictures.sqlite"
     ends = [os.path.realpath(path) for path in (min(paths), max(paths))] if paths else []
     try:
         inside = ends and file.resolve().is_relative_to(os.path.commonpath(ends))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from kansformer.data.images import DEFAULT_LEVELS, Levels, Source, open_image
+from models.plain import plain_fields
 
 Statistics = float | Sequence[float]
 # means and standard deviations of pixel values that pretrained models were trained with
@@ -39,6 +40,7 @@ class Preprocessing:
     levels: Levels = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name in ("mean", "std"):  # JSON has lists only
             value = getattr(self, name)
             if isinstance(value, list | tuple):

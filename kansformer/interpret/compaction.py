@@ -10,6 +10,8 @@ was less the unit's contributions.
 `refit` then fits the second layers anew, by least squares, to what the blocks gave before. That
 makes up for the change of the norm, for the mean of what was removed, and for what the remaining
 units know of it (He, Zhang and Sun, 2017, prune channels of convolutions so).
+
+A model whose weights are computed from other tensors (weight norm, pruning masks) is refused.
 """
 
 import copy
@@ -24,6 +26,7 @@ from kansformer.interpret.ranking import BlockScores
 from kansformer.interpret.recording import BlockRecord
 from models.kan import GroupKANLinear, KANLinear
 from models.kan_grid import refine_grid
+from models.kan_weights import check_writable
 from models.vit_model import VisionTransformer, ViTConfig
 
 RIDGE = 1e-3  # pull of a refit towards the present weights, in units of the features' mean square
@@ -64,8 +67,9 @@ def compact(model: VisionTransformer, kept: Sequence[Tensor]) -> VisionTransform
     Raises:
         ValueError: numbers that are not those of units, or groups that would differ in size.
     """
-    config = model.config
+    config, kept = model.config, [units.long() for units in kept]
     _check_kept(config, kept)
+    check_writable(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     for block, units in enumerate(kept):
         start = f"blocks.{block}.mlp."
@@ -104,6 +108,16 @@ def _check_kept(config: ViTConfig, kept: Sequence[Tensor]) -> None:
                 raise ValueError(f"block {block}: every group must keep as many units")
 
 
+def _copy(model: VisionTransformer) -> VisionTransformer:
+    """A copy to write to.
+
+    Raises:
+        ValueError: weights are computed from other tensors, see `check_writable`.
+    """
+    check_writable(model)
+    return copy.deepcopy(model)
+
+
 def _model_with(config: ViTConfig, state: dict[str, Tensor]) -> VisionTransformer:
     with torch.device("meta"):
         made = VisionTransformer(config)
@@ -122,7 +136,7 @@ def refit(model: VisionTransformer, records: Sequence[BlockRecord]) -> VisionTra
     Args:
         records: of the model before it was made smaller; pictures that it was trained on.
     """
-    made = copy.deepcopy(model)
+    made = _copy(model)
     for block, record in enumerate(records):
         ffn = made.get_submodule(f"blocks.{block}.mlp")
         inputs: list[Tensor] = []
@@ -179,7 +193,7 @@ def remove_edges(
     """
     if not 0 < keep <= 1:
         raise ValueError(f"the share of edges to keep must be in (0, 1], not {keep}")
-    made = copy.deepcopy(model)
+    made = _copy(model)
     for block, own in enumerate(scores):
         for name, ranks in (("fc1", own.first), ("fc2", own.second)):
             layer = edge_layer(made, block, name)
@@ -195,7 +209,7 @@ def remove_edges(
 @torch.no_grad()
 def without_splines(model: VisionTransformer) -> VisionTransformer:
     """A copy whose splines are zero, so that bases and weights are left alone."""
-    made = copy.deepcopy(model)
+    made = _copy(model)
     for block in range(model.config.depth):
         for name in LAYERS:
             layer = edge_layer(made, block, name)
@@ -221,7 +235,7 @@ def refine_blocks(
         raise ValueError("MLP blocks have no grids to refine")
     if not set(chosen) <= set(range(config.depth)):
         raise ValueError(f"there are blocks 0 to {config.depth - 1}, not {list(chosen)}")
-    made = copy.deepcopy(model)
+    made = _copy(model)
     sizes = list(config.block_grids)
     for block in chosen:
         for name in LAYERS:

@@ -6,6 +6,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from models.plain import plain
+
 
 class Dataset(TypedDict):
     """Inputs (N, n_var) and labels (N, outputs), to train on and to test on."""
@@ -38,6 +40,7 @@ def create_dataset(
         ValueError: a range that is empty, the wrong number of them, sizes that are not positive,
             or values of f that are not finite or have another shape.
     """
+    n_var, train_num, test_num, seed = plain((n_var, train_num, test_num, seed))
     if min(n_var, train_num, test_num) < 1:
         raise ValueError(
             f"n_var, train_num and test_num must be positive: {n_var}, {train_num}, {test_num}"

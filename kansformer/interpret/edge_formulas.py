@@ -20,6 +20,7 @@ from kansformer.interpret.symbolic import Suggestion, cost, fit_candidates
 from models import splines
 from models.kan import GroupKANLinear, KANLinear
 from models.kan_features import BASE_ACTIVATIONS, activation_name
+from models.kan_weights import check_writable
 from models.vit_model import VisionTransformer
 
 SAMPLES = 1000  # inputs that a formula is fitted to
@@ -121,6 +122,7 @@ def project_functions(
     Args:
         inputs: recorded inputs (N, in) by block and layer, where the fit counts.
     """
+    check_writable(model)
     made = copy.deepcopy(model)
     for formula in formulas:
         layer = _spline_layer(made, formula.block, formula.layer)

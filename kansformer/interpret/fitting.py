@@ -16,6 +16,8 @@ from kansformer.interpret.trace import ActiveParameters, LayerTrace, trace
 from kansformer.progress import progress_bar
 from models import kan_grid
 from models.kan import KANLinear
+from models.kan_weights import check_writable
+from models.plain import plain
 
 OPTIMISERS = ("LM", "LBFGS", "Adam")
 LBFGS_ITERATIONS = 20  # in a step, as in pykan
@@ -151,6 +153,7 @@ def move_grids(
 
     A feature with too few distinct values keeps the grid it has.
     """
+    check_writable(model)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         x = model.select(x)
@@ -202,20 +205,24 @@ def fit(
         After every step: "train_rmse", "test_rmse", "reg" and the metrics by their names.
 
     Raises:
-        ValueError: an unknown optimiser, settings that do not fit it, or data that is not finite or
-            of other shapes than the network's.
+        ValueError: an unknown optimiser, settings that do not fit it, data that is not finite or of
+            other shapes than the network's, or weights that cannot be written to.
     """
     if opt not in OPTIMISERS:
         raise ValueError(f"opt must be one of {', '.join(OPTIMISERS)}, not {opt!r}")
     if opt == "LM" and (batch is not None or lr is not None):
         raise ValueError("LM takes all samples at once and no learning rate")
+    steps, batch, seed = plain((steps, batch, seed))
     if steps < 0 or (batch is not None and batch < 1):
         raise ValueError(f"steps and batch must be positive, not {steps} and {batch}")
+    lr, lamb, lamb_l1, lamb_entropy = plain((lr, lamb, lamb_l1, lamb_entropy))
+    lamb_coef, lamb_coefdiff = plain((lamb_coef, lamb_coefdiff))
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"lr must be above 0, not {lr}")
     factors = lamb, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff
     if not all(0 <= factor < math.inf for factor in factors):
         raise ValueError(f"lamb and the other factors must be numbers of at least 0, not {factors}")
+    check_writable(model)
     own = model if isinstance(model, SymbolicKAN) else SymbolicKAN.of(model)
     x, y = checked(own, dataset["train_input"], dataset["train_label"])
     test_x, test_y = checked(own, dataset["test_input"], dataset["test_label"])

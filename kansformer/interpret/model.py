@@ -13,7 +13,8 @@ from kansformer.interpret.functions import FUNCTIONS, function_named
 from models.kan import KAN, KANLinear
 from models.kan_features import activation_name, features
 from models.kan_ops import COMPILE_ELEMENTS, kan_linear
-from models.kan_weights import Weights
+from models.kan_weights import Weights, check_writable
+from models.plain import plain
 
 Width = int | Sequence[int]  # sums, or (sums, products)
 
@@ -183,18 +184,19 @@ class SymbolicKAN(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        sizes = [(w, 0) if isinstance(w, int) else tuple(w) for w in width]
+        sizes = [(w, 0) if isinstance(w, int) else tuple(w) for w in plain(list(width))]
         if len(sizes) < 2 or any(len(s) != 2 or min(s) < 0 or sum(s) < 1 for s in sizes):
             raise ValueError(f"width must hold two or more of n or (sums, products), not {width}")
         if sizes[0][1]:
             raise ValueError("inputs cannot be products")
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.random.default_generator.manual_seed(seed)
-            self.layers = cast(Any, nn.ModuleList())
-            for before, (sums, products) in pairwise(sizes):
-                kan = KANLinear(sum(before), sums + 2 * products, **options)
-                self.layers.append(SymbolicLayer(kan.double(), products))
+        generator = None
+        device = torch.get_default_device()
+        if seed is not None and device.type != "meta":  # where nothing is drawn
+            generator = torch.Generator(device).manual_seed(plain(seed))
+        self.layers = cast(Any, nn.ModuleList())
+        for before, (sums, products) in pairwise(sizes):
+            kan = KANLinear(sum(before), sums + 2 * products, generator=generator, **options)
+            self.layers.append(SymbolicLayer(kan.double(), products))
         self.register_buffer("inputs", torch.arange(sizes[0][0]))
         self.names = _checked_names(names, sizes[0][0])
         self.report: list[Any] = []
@@ -205,7 +207,9 @@ class SymbolicKAN(nn.Module):
 
         Raises:
             TypeError: none of these.
+            ValueError: weights are computed from other tensors, see `check_writable`.
         """
+        check_writable(model)
         if isinstance(model, cls):
             return copy.deepcopy(model)
         if not isinstance(model, (KAN, KANLinear)):
@@ -273,6 +277,7 @@ def spline_features(kan: KANLinear, x: Tensor) -> Tensor:
 
 def _folded(kan: KANLinear) -> KANLinear:
     """A copy that has its scaler in the coefficients, where a mask and a fit see one number."""
+    check_writable(kan)
     kan = copy.deepcopy(kan)
     if kan.enable_standalone_scale_spline:
         kan.spline_weight.data = kan.scaled_spline_weight.detach().clone()

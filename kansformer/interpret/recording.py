@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.plain import plain
 from models.vit_model import VisionTransformer, ViTConfig
 
 TOKENS = 8  # of each picture that are kept
@@ -57,7 +58,7 @@ def record(
     Raises:
         ValueError: there are no pictures.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(plain(seed))
     kept: list[list[BlockRecord]] = [[] for _ in model.blocks]
     for batch in pictures:
         for block, (full, parts) in enumerate(zip(block_records(model, batch), kept, strict=True)):

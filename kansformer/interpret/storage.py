@@ -10,7 +10,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from kansformer.errors import UserError
-from kansformer.files import write_bytes
+from kansformer.files import to_json, write_bytes
 from kansformer.interpret.functions import FUNCTIONS
 from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
 from models.kan import KANLinear
@@ -43,7 +43,7 @@ def save(path: str | Path, model: nn.Module) -> None:
         })  # fmt: skip
     metadata = {"format_version": FORMAT_VERSION, "names": own.names, "layers": layers}
     tensors = {name: value.detach().cpu().contiguous() for name, value in own.state_dict().items()}
-    write_bytes(Path(path), to_safetensors(tensors, {METADATA_KEY: json.dumps(metadata)}))
+    write_bytes(Path(path), to_safetensors(tensors, {METADATA_KEY: to_json(metadata)}))
 
 
 def load(path: str | Path) -> SymbolicKAN:

@@ -12,6 +12,7 @@ from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
 from kansformer.interpret.trace import trace, training_samples
 from models import kan_grid
 from models.kan import KANLinear
+from models.plain import plain
 
 Data = Dataset | Tensor | None
 
@@ -63,7 +64,7 @@ def prune_node(
     x = training_samples(own, data)
     for number, nodes in enumerate(keep):
         count = own.layers[number].nodes
-        wanted = sorted(set(nodes))
+        wanted = sorted(set(plain(list(nodes))))
         if not wanted or wanted[0] < 0 or wanted[-1] >= count:
             raise ValueError(f"hidden layer {number + 1} has nodes 0 to {count - 1}, not {wanted}")
         if len(wanted) < count:
@@ -125,7 +126,8 @@ def prune_input(
         score = attribute(own, data).nodes[0]
         columns = (score > threshold).nonzero()[:, 0].tolist() or [int(score.argmax())]
     else:
-        if not keep or not set(keep) <= set(used):
+        keep = set(plain(list(keep)))
+        if not keep or not keep <= set(used):
             raise ValueError(f"the inputs in use are {used}, not {sorted(keep)}")
         columns = [column for column, number in enumerate(used) if number in keep]
     first = own.layers[0]
@@ -146,7 +148,7 @@ def refine(model: nn.Module, grid: int) -> SymbolicKAN:
     Raises:
         ValueError: fewer intervals than some layer has.
     """
-    own = SymbolicKAN.of(model)
+    own, grid = SymbolicKAN.of(model), plain(grid)
     for layer in own.layers:
         kan = layer.kan
         if grid < kan.grid_size:

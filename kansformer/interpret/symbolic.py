@@ -18,6 +18,7 @@ from kansformer.interpret.least_squares import levenberg_marquardt
 from kansformer.interpret.model import SymbolicKAN
 from kansformer.interpret.surgery import check_edge, prune_edge
 from kansformer.interpret.trace import trace, training_samples
+from models.plain import plain
 
 FIT_SAMPLES = 200  # places on a curve that a candidate is fitted to, by its inputs' quantiles
 STARTS = 3  # places of the search that are polished
@@ -350,7 +351,8 @@ class _Trial:
 
 
 def _split(x: Tensor, y: Tensor, seed: int) -> _Split:
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    generator = torch.Generator().manual_seed(plain(seed))
+    order = torch.randperm(len(x), generator=generator).to(x.device)
     count = max(len(x) - round(HELD_OUT * len(x)), 1)
     rest = order[count:] if count < len(x) else order
     order = order[:count]

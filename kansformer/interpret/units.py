@@ -72,6 +72,7 @@ class _Tally:
 
     def add(self, hidden: Tensor, labels: Tensor, first: int) -> None:
         """Counts pictures, the first of which has that number; hidden is (B, T, hidden)."""
+        labels = labels.long()  # of any integer type
         numbers = torch.arange(hidden.shape[1])[self.tokens] - self.prefix
         hidden = hidden[:, self.tokens]
         self.sums.index_add_(0, labels, hidden.mean(dim=1))

@@ -43,7 +43,7 @@ def convert(state: StateDict, unwrapped: tuple[str, ...] = ()) -> Conversion:
     """Recognises the format of a state dict and converts it to our names.
 
     Args:
-        unwrapped: what `read.unwrap` took off.
+        unwrapped: what was taken off, as in `read.RawFile`.
 
     Raises:
         ValueError: not a ViT in a known format, or one with parts that our model has not.

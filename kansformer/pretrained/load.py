@@ -13,6 +13,7 @@ from kansformer.data.preprocessing import STATISTICS, Preprocessing
 from kansformer.errors import UserError
 from kansformer.pretrained.conversion import Conversion, StateDict
 from kansformer.pretrained.formats import convert, infer_config
+from kansformer.pretrained.prefixes import BESIDE
 from kansformer.pretrained.read import RawFile, read_file, unreadable
 from kansformer.pretrained.report import FILLED, Fate, LoadReport
 from kansformer.pretrained.resize import resize_state
@@ -69,8 +70,9 @@ def load_pretrained(
     `num_classes`, gives a model without one, whose output is the pooled features.
 
     Args:
-        weights: a `.safetensors`, `.npz`, `.pth`, `.pt`, `.bin` or `.tar` file; nothing in it is
-            run.
+        weights: a `.safetensors`, `.npz`, `.pth`, `.pt`, `.bin`, `.tar` or `.ckpt` file, an index
+            of several such as `model.safetensors.index.json`, or the folder that holds one; nothing
+            in them is run.
         ffn: feed-forward block; KAN blocks can be made of the file's MLPs, nothing of its KANs.
         num_classes: classes of the head.
         img_size: side of the pictures, pixels.
@@ -176,6 +178,8 @@ def _foreign(raw: RawFile, asked: dict[str, Any]) -> Source:
     """
     try:
         conversion = convert(raw.tensors, raw.unwrapped)
+        conversion.skipped |= raw.skipped
+        _leave_out_beside(conversion, raw.beside)
         if conversion.left:
             has = "has" if len(conversion.left) == 1 else "have"
             more = f"{number(len(conversion.left), 'tensor')} {has} no place in a ViT: "
@@ -212,6 +216,21 @@ def _foreign(raw: RawFile, asked: dict[str, Any]) -> Source:
     return Source(
         conversion, config, preprocessing, names if known else None, sidecar.mean is not None
     )
+
+
+def _leave_out_beside(conversion: Conversion, beside: frozenset[str]) -> None:
+    """Leaves out what stands beside the ViT and is no head for its features."""
+    for name in beside & conversion.left.keys():
+        conversion.skipped[name] = BESIDE
+        del conversion.left[name]
+    patches = conversion.state.get("patch_embed.proj.weight")
+    for head in ("head", "head_dist"):
+        names = [f"{head}.weight", f"{head}.bias"]
+        made = [name for name in names if beside.intersection(conversion.sources.get(name, ()))]
+        shapes = [conversion.state[name].shape for name in made]
+        fits = len(made) == 2 and patches is not None and shapes[0][1:] == patches.shape[:1]
+        if made and not fits:
+            _drop(conversion, rf"{head}\.", "a head for other features than the ViT's")
 
 
 def _preprocessing(conversion: Conversion, sidecar: Sidecar, config: ViTConfig) -> Preprocessing:

@@ -15,42 +15,47 @@ import torch
 from torch import Tensor
 
 from kansformer.errors import UserError
+from kansformer.pretrained.prefixes import BESIDE, strip_prefixes
+from kansformer.pretrained.shards import INDEX, find_index, read_shards
 
 StateDict = dict[str, Tensor]
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
 # where trainers put the state dict; averaged weights (EMA), the better ones, come first
 WRAPPERS = (
     "state_dict_ema", "model_ema", "teacher",
     "model_state_dict", "state_dict", "model", "module", "net",
 )  # fmt: skip
-# what wrappers of a module put before its tensors' names; the last three are Hugging Face's
-PREFIXES = (
-    "module.", "_orig_mod.", "backbone.",
-    "vit.", "deit.", "dinov2.", "dinov2_with_registers.",
-)  # fmt: skip
+
+NO_TENSOR = "not a tensor"
 
 
 @dataclass(frozen=True)
 class RawFile:
     """The tensors of a file under the names of the module that they were saved from.
 
-    `unwrapped` are the dictionary keys and name prefixes that were taken off, outermost first, and
-    `sidecar` is the config.json beside the file.
+    `unwrapped` are the dictionary keys and name prefixes that were taken off, outermost first,
+    `beside` names tensors that may not be of the ViT (see `Stripped`), `skipped` has entries that
+    were left out, with the reason, and `sidecar` is the config.json beside the file.
     """
 
     path: str
     tensors: StateDict
     metadata: dict[str, str] = field(default_factory=dict)
     unwrapped: tuple[str, ...] = ()
+    beside: frozenset[str] = frozenset()
+    skipped: dict[str, str] = field(default_factory=dict)
     sidecar: dict[str, Any] = field(default_factory=dict)
 
 
 def read_file(path: str | Path) -> RawFile:
-    """Reads a `.safetensors`, `.npz`, `.pth`, `.pt`, `.bin` or `.tar` file.
+    """Reads a file whose name ends in one of SUFFIXES, or the files that an index lists.
 
     Tensors of 16 or 64 bits become float32.
+
+    Args:
+        path: a file, an index such as `model.safetensors.index.json`, or the folder that holds one.
 
     Raises:
         UserError: no such file, a damaged one, one that would run code, or one without a dictionary
@@ -58,12 +63,20 @@ def read_file(path: str | Path) -> RawFile:
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path}: a folder; give the weights file in it")
+        index = find_index(path)
+        if index is None:
+            raise UserError(f"{path}: a folder; give the weights file in it")
+        path = index
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; check --weights")
     metadata: dict[str, str] = {}
     suffix = path.suffix.lower()
-    if suffix == ".safetensors":
+    if path.name.endswith(INDEX):
+        try:
+            contents = read_shards(path, _read_shard)
+        except ValueError as error:
+            raise error if isinstance(error, UserError) else unreadable(path, str(error)) from None
+    elif suffix == ".safetensors":
         contents, metadata = _read_safetensors(path)
     elif suffix == ".npz":
         contents = _read_npz(path)
@@ -71,9 +84,17 @@ def read_file(path: str | Path) -> RawFile:
         contents = _read_torch(path)
     else:
         raise unreadable(path, f"its name does not end in {', '.join(SUFFIXES)}")
-    state, unwrapped = unwrap(path, contents)
-    tensors = {name: _as_float32(path, name, value) for name, value in state.items()}
-    return RawFile(str(path), tensors, metadata, unwrapped, _read_sidecar(path))
+    state, keys, skipped = unwrap(path, contents)
+    try:
+        found = strip_prefixes(state)
+    except ValueError as error:
+        raise unreadable(path, str(error)) from None
+    tensors = {name: _as_float32(path, name, value) for name, value in found.tensors.items()}
+    skipped |= dict.fromkeys(found.skipped, BESIDE)
+    return RawFile(
+        str(path), tensors, metadata, keys + found.prefixes, found.beside, skipped,
+        _read_sidecar(path),
+    )  # fmt: skip
 
 
 def unreadable(path: str | Path, cause: str) -> UserError:
@@ -91,6 +112,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             return tensors, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise unreadable(path, " ".join(str(error).split())[:200]) from None
+
+
+def _read_shard(path: Path) -> Any:
+    return _read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_torch(path)
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -118,11 +143,12 @@ def _read_torch(path: Path) -> Any:
         raise unreadable(path, "damaged, cut off, or not a file of torch.save") from None
 
 
-def unwrap(path: str | Path, contents: Any) -> tuple[StateDict, tuple[str, ...]]:
-    """Takes the state dict out of a trainer's checkpoint and prefixes off its names.
+def unwrap(path: str | Path, contents: Any) -> tuple[StateDict, tuple[str, ...], dict[str, str]]:
+    """Takes the state dict out of a trainer's checkpoint.
 
     Returns:
-        The state dict, and what was taken off.
+        The state dict, the keys that it was under, and entries that are not tensors, with that as
+        the reason for leaving them out.
 
     Raises:
         UserError: there is no dictionary of tensors.
@@ -138,17 +164,11 @@ def unwrap(path: str | Path, contents: Any) -> tuple[StateDict, tuple[str, ...]]
         raise unreadable(path, f"it holds a {type(contents).__name__}, not a state dict")
     if not contents:
         raise unreadable(path, "its state dict is empty")
-    odd = [k for k, v in contents.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
-    if odd:
-        raise unreadable(path, f"entry {str(odd[0])[:60]!r} is not a tensor")
-    state = dict(contents)
-    while prefix := next((p for p in PREFIXES if any(n.startswith(p) for n in state)), None):
-        stripped = {name.removeprefix(prefix): value for name, value in state.items()}
-        if len(stripped) < len(state):
-            raise unreadable(path, f"names with and without {prefix} contradict each other")
-        unwrapped.append(prefix)
-        state = stripped
-    return state, tuple(unwrapped)
+    tensors = {k: v for k, v in contents.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    odd = [str(name) for name in contents if name not in tensors]
+    if not tensors or not all(isinstance(name, str) for name in contents):
+        raise unreadable(path, f"entry {odd[0][:60]!r} is not a tensor")
+    return tensors, tuple(unwrapped), dict.fromkeys(odd, NO_TENSOR)
 
 
 def _as_float32(path: Path, name: str, value: Tensor) -> Tensor:

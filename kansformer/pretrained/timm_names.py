@@ -1,5 +1,6 @@
 """Files with timm's names: timm, DeiT, DINO, DINOv2, MAE, and ViTs with KAN blocks."""
 
+import re
 from typing import Any
 
 from torch import Tensor
@@ -28,14 +29,14 @@ def convert_timm(state: StateDict, unwrapped: tuple[str, ...] = ()) -> Conversio
     """Any of the files with timm's names but those below; which one decides the preprocessing.
 
     Args:
-        unwrapped: what `read.unwrap` took off: DINO keeps a teacher and backbone, and a plain
+        unwrapped: what was taken off, as in `read.RawFile`: DINO keeps a teacher, and a plain
             `model` is how DeiT is published, which has no other mark.
     """
     out = Conversion("timm ViT", dict(state))
     out.rename(TIMM)
     if "dist_token" in out.state:
         out.format, out.preprocessing = "DeiT, distilled", IMAGENET
-    elif {"backbone.", "teacher"} & set(unwrapped):
+    elif is_dino(state, unwrapped):
         out.skip(DINO_HEADS, "head of the self-supervised training")
         out.format, out.preprocessing = "DINO", RESIZE_256
     elif "fc_norm.weight" in out.state and "cls_token" in out.state:
@@ -57,6 +58,12 @@ def convert_timm(state: StateDict, unwrapped: tuple[str, ...] = ()) -> Conversio
             " and DINO need preprocessing imagenet"
         )
     return out
+
+
+def is_dino(state: StateDict, unwrapped: tuple[str, ...]) -> bool:
+    """Whether this is of DINO's training: its teacher, or a projection head beside the ViT."""
+    teacher = any("teacher" in part for part in unwrapped)
+    return teacher or any(re.match(DINO_HEADS, name) for name in state)
 
 
 def convert_dinov2(state: StateDict) -> Conversion:

@@ -1,7 +1,7 @@
 """`KANRegressor` and `KANClassifier`: estimators that scikit-learn's own tools can work with.
 
 Both scale their inputs, train a `DeepKAN` on the CPU in float64, keep a share of the samples back
-to stop in time, and leave torch's global generator as it was.
+to stop in time, and draw from generators of their own.
 """
 
 from collections.abc import Sequence
@@ -82,8 +82,14 @@ class _KANEstimator(BaseEstimator):
         self.patience = patience
         self.random_state = random_state
 
-    def build(self, inputs: int, outputs: int) -> StandardizedModel:
+    def build(
+        self, inputs: int, outputs: int, generator: torch.Generator | None = None
+    ) -> StandardizedModel:
         """A fresh network of these parameters in float64; its scaling is not fitted yet.
+
+        Args:
+            generator: draws the initial parameters and dropout's masks; None for torch's global
+                one.
 
         Raises:
             ValueError: parameters that no network can be built from.
@@ -98,6 +104,7 @@ class _KANEstimator(BaseEstimator):
             spline_order=self.spline_order,
             base_activation=self.base_activation,
             grid_range=GRID_RANGES[self.scaling],
+            generator=generator,
         )
         target_scaling = Standardizer(outputs) if isinstance(self, RegressorMixin) else None
         return StandardizedModel(scaling, network, target_scaling).double()
@@ -112,30 +119,28 @@ class _KANEstimator(BaseEstimator):
             raise ValueError(f"max_epochs must be at least 1, not {self.max_epochs}")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         fitted, held_out = self._split(y if loss == "cross_entropy" else None, len(x), seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = self.build(x.shape[1], outputs)
-            inputs, targets = torch.tensor(x), torch.tensor(y)  # copies: x may be read-only
-            inputs = model.inputs.fit(inputs[fitted])(inputs)
-            if model.outputs is not None:
-                targets = model.outputs.fit(targets[fitted])(targets)
-            trainer = KANTrainer(
-                model.network,
-                loss=loss,
-                lr=self.lr,
-                weight_decay=self.weight_decay,
-                l1=self.l1,
-                l2=self.l2,
-                batch_size=self.batch_size,
-                patience=self.patience if len(held_out) else None,
-                seed=seed,
-            )
-            self.history_ = trainer.fit(
-                inputs[fitted],
-                targets[fitted],
-                validation=(inputs[held_out], targets[held_out]) if len(held_out) else None,
-                epochs=self.max_epochs,
-            )
+        model = self.build(x.shape[1], outputs, torch.Generator().manual_seed(seed))
+        inputs, targets = torch.tensor(x), torch.tensor(y)  # copies: x may be read-only
+        inputs = model.inputs.fit(inputs[fitted])(inputs)
+        if model.outputs is not None:
+            targets = model.outputs.fit(targets[fitted])(targets)
+        trainer = KANTrainer(
+            model.network,
+            loss=loss,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            l1=self.l1,
+            l2=self.l2,
+            batch_size=self.batch_size,
+            patience=self.patience if len(held_out) else None,
+            seed=seed,
+        )
+        self.history_ = trainer.fit(
+            inputs[fitted],
+            targets[fitted],
+            validation=(inputs[held_out], targets[held_out]) if len(held_out) else None,
+            epochs=self.max_epochs,
+        )
         self.best_epoch_ = trainer.best_epoch
         self.model_ = model.eval()
 

@@ -16,7 +16,7 @@ from safetensors.torch import save as to_safetensors
 from sklearn.utils.validation import check_is_fitted
 
 from kansformer.errors import UserError
-from kansformer.files import write_bytes
+from kansformer.files import to_json, write_bytes
 from kansformer.regression.estimators import KANClassifier, KANRegressor
 
 FORMAT_VERSION = 1
@@ -61,7 +61,7 @@ def save_estimator(path: str | Path, estimator: KANRegressor | KANClassifier) ->
         metadata["outputs"] = len(estimator.model_.outputs.shift)
         metadata["flat"] = estimator._flat
     try:
-        text = json.dumps(metadata, default=_plain)
+        text = to_json(metadata)
     except TypeError as error:
         raise ValueError(f"this estimator cannot be saved: {error}") from None
     tensors = {name: t.contiguous() for name, t in estimator.model_.state_dict().items()}
@@ -123,13 +123,6 @@ def _rebuilt(
     else:
         estimator._flat = bool(metadata["flat"])
     return estimator
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's numbers, as people pass them for parameters, as Python's."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} {value!r} is no plain value")
 
 
 def _not_ours(path: str | Path, cause: str) -> UserError:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.plain import plain
+
 Function = Callable[[Tensor], Tensor]
 
 
@@ -69,6 +71,7 @@ def create_synthetic_dataset(
             negative noise, an empty range, or a function that gives another shape or what is not
             finite.
     """
+    samples, inputs, seed = plain((samples, inputs, seed))
     if isinstance(function, str):
         if function not in FUNCTIONS:
             raise ValueError(f"function must be one of {', '.join(FUNCTIONS)}, not {function!r}")

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from kansformer.errors import JobFailed
 from kansformer.progress import progress_bar
 from models.kan import KANLinear
+from models.plain import plain
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
@@ -71,6 +72,8 @@ class KANTrainer:
             raise ValueError(
                 f"loss must be one of {', '.join(LOSSES)}, or a function, not {loss!r}"
             )
+        lr, weight_decay, l1, l2, clip_norm = plain((lr, weight_decay, l1, l2, clip_norm))
+        batch_size, patience, seed = plain((batch_size, patience, seed))
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("l1", l1), ("l2", l2)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0, not {value}")
@@ -103,7 +106,8 @@ class KANTrainer:
         """Trains for so many more epochs, or until patience ends, and returns the history.
 
         Args:
-            x, y: (N, inputs), and (N, outputs), or (N,) class numbers for "cross_entropy".
+            x, y: (N, inputs), and (N, outputs), or (N,) class numbers of any integer type for
+                "cross_entropy".
             validation: the same of other samples.
             progress: shows a bar.
 
@@ -118,7 +122,7 @@ class KANTrainer:
         x, y = self._on_device(x, y)
         held_out = None if validation is None else self._on_device(*validation)
         best_loss, best, waited = math.inf, _weights(self.model), 0
-        bar = progress_bar(range(epochs), shown=progress, unit="epoch")
+        bar = progress_bar(range(plain(epochs)), shown=progress, unit="epoch")
         try:
             for _ in bar:
                 row = self._epoch(x, y, held_out)
@@ -151,8 +155,10 @@ class KANTrainer:
             raise ValueError("inputs and targets must be finite")
         like = next(self.model.parameters())
         x = x.to(like)
-        numbers = y.is_floating_point() or self.loss is F.mse_loss
-        return x, y.to(like) if numbers else y.to(like.device)
+        if y.is_floating_point() or self.loss is F.mse_loss:
+            return x, y.to(like)
+        y = y.to(like.device)
+        return x, y.long() if self.loss is F.cross_entropy else y
 
     def _epoch(
         self, x: Tensor, y: Tensor, held_out: tuple[Tensor, Tensor] | None
@@ -220,6 +226,7 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
     Raises:
         ValueError: a batch size below 1.
     """
+    batch_size = plain(batch_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     like = next(model.parameters())

@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import torch
@@ -43,6 +44,19 @@ def test_round_trip(saved: tuple[Path, VisionTransformer]) -> None:
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(loaded(x), model(x))
     loaded.train()(x).sum().backward()  # it can be trained on
+
+
+def test_settings_may_be_numpys_numbers(tmp_path: Path) -> None:
+    model = small_model(depth=np.int64(2), mlp_ratio=np.float32(2))
+    pixels = Preprocessing(np.int32(8), np.uint8(1), np.float32(0.5), np.array([0.25]))
+    training = {"epoch": np.int64(7), "losses": np.array([0.5, 0.25], np.float32)}
+    path = tmp_path / "best.safetensors"
+    save_model(path, model, pixels, NAMES, training, temperature=np.float32(2))
+    loaded = load_model(path)
+    assert loaded.config == model.config
+    assert loaded.preprocessing == Preprocessing(8, 1, 0.5, (0.25,))
+    assert loaded.training_info == {"epoch": 7, "losses": [0.5, 0.25]}
+    assert loaded.temperature == 2
 
 
 def test_metadata_are_plain_json(saved: tuple[Path, VisionTransformer]) -> None:

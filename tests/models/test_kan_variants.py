@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.kan import KAN, KANLinear
+from models.kan import KAN, GroupKANLinear, KANFeedForward, KANLinear
 from models.kan_features import ACTIVATIONS
 from models.kan_variants import (
     BASE_ACTIVATIONS,
     CheckpointedKAN,
     DeepKAN,
+    Dropout,
     ModularKAN,
     ResidualKAN,
     SparseKAN,
@@ -49,6 +50,37 @@ def minimise(model: nn.Module, x: Tensor, y: Tensor, steps: int = 60) -> list[fl
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *MAKERS.values(),
+        lambda **o: KAN([3, 4, 2], **o),
+        lambda **o: KANLinear(3, 4, init="efficient-kan", **o),
+        lambda **o: GroupKANLinear(4, 2, groups=2, **o),
+        lambda **o: KANFeedForward(4, 6, groups=2, **o),
+        lambda **o: KANFeedForward(4, 6, **o),
+    ],
+)
+def test_a_generator_draws_what_the_global_one_would(make: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(3)
+    expected = make().state_dict()
+    state = torch.get_rng_state()
+    own = make(generator=torch.Generator().manual_seed(3)).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert own.keys() == expected.keys()
+    assert all(torch.equal(own[name], expected[name]) for name in own)
+
+
+def test_a_generator_draws_dropouts_masks() -> None:
+    torch.manual_seed(3)
+    expected, x = nn.Dropout(0.3), torch.ones(40, 5, requires_grad=True)
+    own = Dropout(0.3, torch.Generator().manual_seed(3))
+    for _ in range(2):
+        (slope,) = torch.autograd.grad(own(x).sum(), x)
+        assert torch.equal(slope, expected(x))
+    assert own.eval()(x) is x
 
 
 @each_variant

@@ -6,13 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from models import native
+from models.cache import cache_folder
 from tests.conftest import ROOT
 from tests.models.test_kan_ops import needs_compiler
 
+REAL = os.environ.get("CXX") or "c++"
 SOURCE = 'extern "C" int answer() { return ANSWER; }'
+
+
+def kernels() -> Path:
+    """The folder of compiled kernels."""
+    folder = cache_folder()
+    assert folder is not None
+    return folder / "kernels"
 
 
 @pytest.fixture
@@ -28,17 +36,65 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_libraries_are_compiled_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.library(source, ANSWER=42).answer() == 42
     assert native.library(source, ANSWER=43).answer() == 43
-    kept = sorted(native.cache_folder().iterdir())
+    kept = sorted(kernels().iterdir())
     assert len(kept) == 2
-    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(native, "_compile", None)
     assert native.library(source, ANSWER=42).answer() == 42
-    assert sorted(native.cache_folder().iterdir()) == kept
+    assert sorted(kernels().iterdir()) == kept
+
+
+def fake_compiler(path: Path, answer: int) -> Path:
+    """A compiler of files in which ANSWER is what it says."""
+    path.write_text(f'#!/bin/sh\nexec {REAL} -UANSWER "$@" -UANSWER -DANSWER={answer}\n')
+    path.chmod(0o755)
+    return path
+
+
+@needs_compiler
+def test_each_compiler_has_its_own_files(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = (fake_compiler(source.with_name(f"c{n}"), n) for n in (1, 2))
+    link = source.with_name("link")
+    link.symlink_to(one)
+    for command, answer in ((one, 1), (two, 2), (f"env {two}", 2), (link, 1)):
+        monkeypatch.setenv("CXX", str(command))
+        assert native.library(source, ANSWER=0).answer() == answer
+    fake_compiler(two, 33)  # as an upgrade puts another one in the same place
+    for command, answer in ((two, 33), (f"env {two}", 33), (f"{two} -DOTHER", 33), (one, 1)):
+        monkeypatch.setenv("CXX", str(command))
+        assert native.library(source, ANSWER=0).answer() == answer
+    link.unlink()
+    link.symlink_to(two)
+    monkeypatch.setenv("CXX", str(link))
+    assert native.library(source, ANSWER=0).answer() == 33
+
+
+@needs_compiler
+def test_without_a_compiler_the_file_of_any_will_do(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native.library(source, ANSWER=42)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    assert native.library(source, ANSWER=42).answer() == 42
+    with pytest.raises(OSError, match=r"no C\+\+ compiler \(no-such-compiler\)"):
+        native.library(source, ANSWER=43)
+
+
+@needs_compiler
+@pytest.mark.parametrize("command", ["no-such-compiler", "false", "'c++"])
+def test_a_compiler_that_was_asked_for_is_used_or_missed(
+    command: str, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native.library(source, ANSWER=42)
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(OSError, match=command):
+        native.library(source, ANSWER=42)
 
 
 @needs_compiler
 def test_a_damaged_file_is_made_again(source: Path) -> None:
     native.library(source, ANSWER=1)
-    (kept,) = native.cache_folder().iterdir()
+    (kept,) = kernels().iterdir()
     kept.unlink()  # not written over: this process has it open
     kept.write_bytes(b"no library")
     assert native.library(source, ANSWER=1).answer() == 1
@@ -60,23 +116,13 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
     assert native.library(source, ANSWER=42).answer() == 42
 
 
-def test_a_machine_without_a_home_gets_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", no_home)
-    with pytest.warns(UserWarning, match="run eagerly instead"):
-        assert native.kernels.__wrapped__("kan", torch.float32, 3, 12, None) is None
-
-
 @needs_compiler
 def test_the_compiler_s_first_complaint_is_the_reason(source: Path) -> None:
     source.with_name("other.h").write_text("no C++")
     source.write_text('#include "other.h"')
     with pytest.raises(OSError, match=r"other\.h.*error"):
         native.library(source)
-    assert not list(native.cache_folder().iterdir())
+    assert not list(kernels().iterdir())
 
 
 def test_without_a_compiler_it_falls_back_with_one_warning(tmp_path: Path) -> None:

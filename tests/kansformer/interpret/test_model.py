@@ -1,8 +1,12 @@
 """Laws of the network: it computes what its edges say, and never a NaN."""
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 import sympy
 import torch
@@ -17,12 +21,14 @@ from kansformer.interpret import (
     find_formula,
     fit,
     fix_symbolic,
+    load,
     plot,
     prune,
     prune_edge,
     prune_input,
     prune_node,
     refine,
+    save,
     symbolic_formula,
 )
 from kansformer.interpret.fitting import move_grids
@@ -105,6 +111,46 @@ def test_seeds_and_drawing_leave_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert width == [2, 3, 1]
     assert torch.equal(SymbolicKAN(width, seed=1)(box()), SymbolicKAN(width, seed=1)(box()))
+
+
+def test_networks_made_in_threads_are_those_made_alone() -> None:
+    def made(seed: int) -> list[Tensor]:
+        return list(SymbolicKAN([3, 5, 5, 1], seed=seed).state_dict().values())
+
+    seeds = list(range(8)) * 20
+    alone = [made(seed) for seed in range(8)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(made, seeds))
+    finally:
+        sys.setswitchinterval(before)
+    for seed, tensors in zip(seeds, together, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(alone[seed], tensors, strict=True))
+
+
+@pytest.mark.parametrize("n", [np.int64, np.uint8])
+def test_numbers_may_be_numpys(n: type, tmp_path: Path) -> None:
+    def made(n: type, real: type, listed: Callable[[list], Sequence]) -> tuple[SymbolicKAN, dict]:
+        dataset = create_dataset(hello, n(2), listed([-1, 1]), n(30), n(10), seed=n(3))
+        model = SymbolicKAN(listed([2, 3, 1]), seed=n(4), grid_size=n(3), spline_order=n(2))
+        history = fit(model, dataset, "Adam", n(2), batch=n(8), seed=n(5), lr=real(0.1),
+                      lamb=real(0.5), progress=False)  # fmt: skip
+        model = prune_node(model, dataset, keep=[listed([0, 2])])
+        model = prune_input(model, dataset, keep=listed([0]))
+        model = refine(SymbolicKAN.of(model), n(200))
+        save(tmp_path / "model.safetensors", model)
+        return load(tmp_path / "model.safetensors"), history
+
+    own, history = made(
+        n, np.float64, lambda values: np.array(values, np.int16 if -1 in values else n)
+    )
+    expected, expected_history = made(int, float, list)
+    assert history == expected_history
+    torch.testing.assert_close(own.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    pairs = SymbolicKAN([n(2), (n(1), n(1)), n(1)], seed=0)
+    assert pairs.width == [(2, 0), (1, 1), (1, 0)]
 
 
 def test_bad_arguments_say_what_is_wrong() -> None:

@@ -83,10 +83,11 @@ def test_strongest_edges_in_order() -> None:
     assert strongest(scores, 3, apart=True) == [(0, 0), (1, 1)]
 
 
-def test_units_by_class_and_picture() -> None:
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_units_by_class_and_picture(dtype: torch.dtype) -> None:
     model = vit(kan_hidden=6)
     pictures = torch.randn(12, 3, 8, 8)
-    labels = torch.arange(12) % 2  # the third class has no pictures
+    labels = (torch.arange(12) % 2).to(dtype)  # the third class has no pictures
     use = unit_use(model, zip(pictures.split(5), labels.split(5), strict=True), top=4)
     for block, own in enumerate(use):
         hidden = block_records(model, pictures)[block].hidden

@@ -97,7 +97,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "text.npz": (lambda p: p.write_text("hello"), "not a readable file"),
     "array.npz": (lambda p: p.write_bytes(_npy()), "not a readable file"),
     "text.safetensors": (lambda p: p.write_text("hello"), "not a readable file"),
-    "weights.ckpt": (lambda p: p.touch(), "does not end in .safetensors, .npz"),
+    "weights.h5": (lambda p: p.touch(), "does not end in .safetensors, .npz"),
     "dict.pth": (lambda p: torch.save({}, p), "its state dict is empty"),
     "nested.pth": (lambda p: torch.save({"model": {"state_dict": {}}}, p), "empty"),
     "tensor.pth": (lambda p: torch.save(torch.ones(3), p), "holds a Tensor, not a state dict"),

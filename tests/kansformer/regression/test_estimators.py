@@ -3,7 +3,9 @@
 import copy
 import json
 import pickle
+import random
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,41 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert (first == second).all()
     assert (first != other).any()
+
+
+def test_fits_in_threads_equal_the_fit_alone() -> None:
+    x, y = friedman(60)
+
+    def states() -> list[object]:
+        numbers = np.random.get_state()[1].tolist()
+        return [torch.get_rng_state().tolist(), numbers, random.getstate()]
+
+    def weights(seed: int) -> list[torch.Tensor]:
+        options = {**QUICK, "dropout": 0.2, "batch_size": 16, "random_state": seed}
+        return list(KANRegressor(**options).fit(x, y).model_.state_dict().values())
+
+    before = states()
+    alone = [weights(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(weights, [0, 1, 2, 0]))
+    assert states() == before
+    for one, other in zip([*alone, alone[0]], together, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("number", [np.int64, np.int16, np.uint8])
+def test_parameters_may_be_numpys_numbers(number: type, tmp_path: Path) -> None:
+    x, y = friedman()
+    sizes = {"grid_size": 4, "spline_order": 2, "batch_size": 16, "max_epochs": 3, "patience": 2}
+    expected = KANRegressor(hidden=(4,), lr=0.5, dropout=0.5, random_state=7, **sizes).fit(x, y)
+    own = KANRegressor(
+        hidden=np.array([4], number), lr=np.float32(0.5), dropout=np.float32(0.5),
+        random_state=np.int64(7), **{name: number(size) for name, size in sizes.items()},
+    ).fit(x, y)  # fmt: skip
+    save_estimator(tmp_path / "model.safetensors", own)
+    for other in (own, load_estimator(tmp_path / "model.safetensors")):
+        np.testing.assert_allclose(other.predict(x), expected.predict(x), rtol=0, atol=1e-10)
+        assert other.history_ == expected.history_
 
 
 def test_no_hidden_layer_fits_a_sum_of_functions() -> None:

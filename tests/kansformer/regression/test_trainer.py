@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,21 @@ def test_classes_are_learned_with_cross_entropy() -> None:
     trainer = KANTrainer(KAN([2, 4, 2]), loss="cross_entropy", lr=0.05)
     trainer.fit(x, labels, epochs=20)
     assert (trainer.predict(x).argmax(dim=1) == labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8, torch.bool, torch.uint16])
+def test_labels_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
+    x, _ = data(40)
+    labels = (x[:, 0] > 0).long()
+
+    def history(y: torch.Tensor, count: type) -> list[dict[str, float]]:
+        torch.manual_seed(0)
+        trainer = KANTrainer(
+            DeepKAN([2, 2]), loss="cross_entropy", batch_size=count(8), seed=count(3)
+        )
+        return trainer.fit(x, y, validation=(x, y), epochs=count(2))
+
+    assert history(labels.to(dtype), np.int16) == history(labels, int)
 
 
 def test_schedules_step_after_every_epoch() -> None:

@@ -1,0 +1,27 @@
+"""NumPy's numbers as Python's, where sizes, seeds and settings come in."""
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+
+def plain(value: Any) -> Any:
+    """NumPy's scalars and arrays as Python's numbers and lists, also in a list or tuple.
+
+    A NumPy integer is no `int`: JSON and torch's generators refuse it, and sums of its smaller
+    types overflow. Anything else comes back as it is.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(plain(item) for item in value)
+    return value
+
+
+def plain_fields(settings: Any) -> None:
+    """Makes the fields of a dataclass `plain` in place, of a frozen one too."""
+    for field in fields(settings):
+        object.__setattr__(settings, field.name, plain(getattr(settings, field.name)))
