@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kansformer.data.findings import number
 from kansformer.errors import JobFailed
 
 BINS = 15
@@ -83,8 +84,9 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     if right.all() or high - best < 0.01:
         cause = "all right" if right.all() else "no better than chance"
         raise JobFailed(
-            f"no temperature can be fitted: the predictions on {len(labels)} validation pictures"
-            f" are {cause}; the weights file is left as it was"
+            f"no temperature can be fitted: the predictions on"
+            f" {number(len(labels), 'validation picture')} are {cause}; the weights file is left"
+            " as it was"
         )
     return float(np.exp(best))
 

@@ -25,6 +25,7 @@ from kansformer.data import (
 from kansformer.data.dataset import NO_LABEL
 from kansformer.errors import JobFailed, Stopped, one_line
 from kansformer.evaluate import evaluate
+from kansformer.figures import font_hint
 from kansformer.report import write_report
 from kansformer.signals import StopSignals
 from kansformer.train.build import (
@@ -452,3 +453,5 @@ def report_on(run: Run) -> None:
         run.say(f"no report: {one_line(error)}")
     else:
         run.say(f"report  {page} ({time.monotonic() - started:.0f} s)")
+        if hint := font_hint(run.data.class_names):
+            sys.stderr.write(f"{hint}\n")

@@ -269,7 +269,9 @@ def test_the_command_makes_it_again(
     (reported.folder / "report.html").unlink()
     name = "kansformer.report.__main__"
     status, out, err = command(name, "--output", reported.folder, "--device", "cpu")
-    assert (status, err) == (0, "")
+    assert status == 0
+    assert err == "" or err.startswith("note: no font on this machine")  # one has Japanese letters
+    assert err.count("\n") <= 1
     assert out == f"wrote {reported.folder / 'report.html'}\n"
     assert reported.html == before
 
