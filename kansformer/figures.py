@@ -181,10 +181,14 @@ def text_width(text: str, size: float) -> float:
         return TextToPath().get_text_width_height_descent(text, font, ismath=False)[0] / 72
 
 
-def drawable_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names as a PNG can show them: "class 3" for one whose letters no font here has."""
+def drawable_names(names: Sequence[str], what: str = "class") -> tuple[str, ...]:
+    """Names as a PNG can show them: "class 3" for one with letters that no font here has.
+
+    Args:
+        what: they are names of.
+    """
     _find_families("".join(names))
-    return tuple(f"class {index}" if _missing(name) else name for index, name in enumerate(names))
+    return tuple(f"{what} {index}" if _missing(name) else name for index, name in enumerate(names))
 
 
 def font_hint(names: Sequence[str]) -> str | None:
@@ -198,7 +202,7 @@ def font_hint(names: Sequence[str]) -> str | None:
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     return (
         f"note: no font on this machine has all letters of {example}{more}; PNG figures show a"
-        ' substitute such as "class 3". Install a font for this script, such as Noto Sans'
+        ' substitute such as "class 3". Install a font for the script, such as one of Noto Sans'
     )
 
 

@@ -207,10 +207,13 @@ def draw_history(history: Sequence[dict[str, Any]], best: int, theme: str = "lig
     accuracy.set_title(
         f"best: {ringed:.2f} % in epoch {best}", fontsize=9.5, color=look.ink, loc="left"
     )
-    line(rate, "lr", ls="-", color=look.muted)
+    # a line of one point would not show
+    line(rate, "lr", ls="-", color=look.muted, marker="o" if len(epochs) == 1 else None)
     rate.set(xlabel="epoch", ylabel="rate")
-    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
-    rate.ticklabel_format(axis="y", style="plain")
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(epochs) == 1:
+        rate.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(-4, 4))
     rate.set_ylim(bottom=0)
     return figure
 

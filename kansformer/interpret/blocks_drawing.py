@@ -280,7 +280,7 @@ def draw_overview(
         bars = axis.barh(range(len(facts)), numbers, color=look.function, height=0.65)
         axis.bar_label(bars, fmt="%.2g", padding=3, fontsize=8, color=look.ink)
         axis.set_title(title, fontsize=10, color=look.ink, loc="left")
-        axis.set_xlim(0, max(1.18 * max(numbers), 1e-3))
+        axis.set_xlim(0, 1.18 * max(numbers) or 1)
         axis.set_yticks(range(len(facts)), [name for name, _ in facts], fontsize=8)
     panels[0].invert_yaxis()
     return figure
