@@ -222,25 +222,22 @@ def _find_families(text: str) -> None:
 
 
 def _fonts() -> Iterator[tuple[str, str]]:
-    """Family and file of the fonts of this machine: the usual one, sans serif ones, and others.
+    """Family and file of the fonts of this machine, the usual one first, then sans serif ones.
 
-    matplotlib's own, which are for mathematics, come last.
+    matplotlib's other fonts are left out: they are for mathematics.
     """
     from matplotlib import get_data_path
     from matplotlib.font_manager import FontProperties, findfont, fontManager
 
-    usual = findfont(FontProperties())
+    yield "sans-serif", str(findfont(FontProperties()))
+    own = get_data_path()
     files = {
         entry.name: entry.fname
         for entry in fontManager.ttflist
         if entry.style == "normal" and entry.weight in (400, "normal", "regular", "book")
-        and not entry.name.startswith("Last Resort")  # boxes for all of Unicode
+        and not entry.fname.startswith(own)
     }  # fmt: skip
-    yield "sans-serif", str(usual)
-    own = get_data_path()
-    yield from sorted(
-        files.items(), key=lambda font: (font[1].startswith(own), "Sans" not in font[0], font[0])
-    )
+    yield from sorted(files.items(), key=lambda font: ("Sans" not in font[0], font[0]))
 
 
 def _drawn_by(path: str, letters: Iterable[str]) -> set[str]:
