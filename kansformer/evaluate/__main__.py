@@ -160,7 +160,7 @@ def write_results(
 
     from kansformer.evaluate.calibration import reliability
     from kansformer.evaluate.plots import draw_confusion, draw_reliability
-    from kansformer.figures import as_png
+    from kansformer.figures import as_png, drawable_names, font_hint
 
     make_output_folder(folder)
     write_json(folder / "evaluation.json", report)
@@ -172,10 +172,13 @@ def write_results(
     ]  # fmt: skip
     write_csv(folder / "predictions.csv", predictions)
     confusion = np.array(report["confusion"])
-    write_bytes(folder / "confusion.png", as_png(draw_confusion(confusion, class_names)))
+    figure = draw_confusion(confusion, drawable_names(class_names))
+    write_bytes(folder / "confusion.png", as_png(figure))
     curve = reliability(found.labels, found.probabilities)
     title = f"{report['data']}, {report['split']}: ECE {report['ece']:.3f}, NLL {report['nll']:.3f}"
     write_bytes(folder / "reliability.png", as_png(draw_reliability(curve, title)))
+    if hint := font_hint(class_names):
+        print(hint, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -85,8 +85,8 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
         cause = "all right" if right.all() else "no better than chance"
         raise JobFailed(
             f"no temperature can be fitted: the predictions on"
-            f" {number(len(labels), 'validation picture')} are {cause};"
-            " the weights file is left as it was"
+            f" {number(len(labels), 'validation picture')} are {cause}; the weights file is left"
+            " as it was"
         )
     return float(np.exp(best))
 

@@ -8,59 +8,108 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kansformer.evaluate.calibration import Reliability
-from kansformer.figures import BLACK, THEMES, WHITE, new_figure, style_axis
+from kansformer.figures import (
+    BLACK,
+    THEMES,
+    WHITE,
+    new_figure,
+    shortened,
+    shortened_names,
+    style_axis,
+)
 from kansformer.words import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUMBERED = 15  # up to so many classes each cell of the confusion matrix shows its count
-NAMED = 50  # up to so many classes are named on its sides
-NAME_LENGTH = 18
+NAMED, NAMED_NARROW = 50, 25  # up to so many classes are named on its sides
+CELLS = 100  # a side; of more classes, neighbours share a cell
+NAME_INCHES = 1.5  # a longer name is shortened
 BARS = 25  # classes that have bars; of more, those with the lowest F1
 DPI = 120
 
 
 def draw_confusion(
-    confusion: np.ndarray, class_names: Sequence[str], theme: str = "light"
+    confusion: np.ndarray, class_names: Sequence[str], theme: str = "light", narrow: bool = False
 ) -> Figure:
     """The confusion matrix, each row as shares of its class.
 
     Args:
         confusion: (classes, classes) counts; rows are true classes.
+        narrow: draw it as wide as the other plots of a page, with names for fewer classes.
     """
     from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import MaxNLocator
 
     look = THEMES[theme]
     classes = len(class_names)
-    support = confusion.sum(axis=1, keepdims=True)
-    shares = np.divide(confusion, support, out=np.zeros(confusion.shape), where=support > 0)
-    side = min(4 + 0.22 * classes, 11)
-    figure = new_figure(look, side + 1, side, DPI)
+    named = classes <= (NAMED_NARROW if narrow else NAMED)
+    side = 4.4 if narrow else min(4 + 0.22 * classes, 11 if named else 7)
+    figure = new_figure(look, side + (0.4 if narrow else 1), side, DPI)
     axes = figure.subplots()
     style_axis(axes, look)
+    shares, together = pooled_shares(confusion)
+    end = together * len(shares) - 0.5
     # cividis reads the same to the colour-blind; the root shows rare mistakes too
-    image = axes.imshow(shares, cmap="cividis", norm=PowerNorm(0.5, 0, 1))
-    bar = figure.colorbar(image, ax=axes, shrink=0.8)
-    bar.set_label("share of the true class", color=look.ink)
+    image = axes.imshow(
+        shares, cmap="cividis", norm=PowerNorm(0.5, 0, 1), interpolation="none",
+        extent=(-0.5, end, end, -0.5),
+    )  # fmt: skip
+    axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5))
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, fraction=0.05, pad=0.02, aspect=25)
+    of_many = f",\nthe largest of {together} × {together} cells" if together > 1 else ""
+    bar.set_label(f"share of the true class{of_many}", color=look.ink, fontsize=9)
     bar.ax.tick_params(colors=look.muted, labelsize=8)
     bar.outline.set_visible(False)
-    if classes <= NAMED:
-        short = [_short(name) for name in class_names]
-        size = 9 if classes <= 25 else 6
+    axes.tick_params(length=0 if named else 3)
+    if named:
+        size = (7.5 if narrow else 9) if classes <= 25 else 6.5
+        inches = NAME_INCHES * (0.7 if narrow else 1)
+        short = shortened_names(class_names, inches, size)
         axes.set_xticks(range(classes), short, rotation=90, fontsize=size, parse_math=False)
         axes.set_yticks(range(classes), short, fontsize=size, parse_math=False)
         axes.tick_params(labelcolor=look.ink)
-    axes.tick_params(length=0 if classes <= NAMED else 3)
+    else:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(6, integer=True))
     if classes <= NUMBERED:
-        for (row, column), count in np.ndenumerate(confusion):
-            if count:
-                colour = BLACK if shares[row, column] > 0.25 else WHITE
-                axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
-    unit = "" if classes <= NAMED else " (its number)"
-    axes.set(xlabel=f"predicted class{unit}", ylabel=f"true class{unit}")
+        _write_counts(axes, confusion, shares, 0.6 * side / classes)
+    unit = "" if named else " (its index)"
+    axes.set_xlabel(f"predicted class{unit}", fontsize=9.5)
+    axes.set_ylabel(f"true class{unit}", fontsize=9.5)
     axes.spines[:].set_visible(False)
     return figure
+
+
+def pooled_shares(confusion: np.ndarray) -> tuple[np.ndarray, int]:
+    """Rows as shares of their class, (cells, cells), and how many classes share a cell's side.
+
+    Up to `CELLS` classes have cells of their own. Of more, a cell shows the largest share of the
+    neighbours in it, so that a single mistake among 1,000 classes does not vanish.
+
+    Args:
+        confusion: (classes, classes) counts; rows are true classes.
+    """
+    support = confusion.sum(axis=1, keepdims=True)
+    shares = np.divide(confusion, support, out=np.zeros(confusion.shape), where=support > 0)
+    together = -(-len(shares) // CELLS)
+    fill = -len(shares) % together
+    blocks = np.pad(shares, (0, fill)).reshape(
+        (len(shares) + fill) // together, together, -1, together
+    )
+    return blocks.max(axis=(1, 3)), together
+
+
+def _write_counts(axes: Any, confusion: np.ndarray, shares: np.ndarray, cell: float) -> None:
+    """Puts the counts into their cells, which are `cell` inches wide, if they can be read there."""
+    size = min(8.0, 72 * 0.85 * cell / (0.64 * len(f"{confusion.max()}")))
+    if size < 4:
+        return
+    for (row, column), count in np.ndenumerate(confusion):
+        if count:
+            colour = BLACK if shares[row, column] > 0.25 else WHITE
+            axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=size)
 
 
 def draw_reliability(curve: Reliability, title: str, theme: str = "light") -> Figure:
@@ -74,6 +123,7 @@ def draw_reliability(curve: Reliability, title: str, theme: str = "light") -> Fi
     axes.plot([0, 1], [0, 1], "--", color=look.muted, lw=1, label="perfectly calibrated")
     axes.plot(curve.confidence, curve.accuracy, "o-", color=look.function, ms=5, label="this model")
     axes.set(ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    title = shortened(title, 4, 10)
     axes.set_title(title, fontsize=10, color=look.ink, parse_math=False)
     axes.legend(frameon=False, loc="upper left", fontsize=9, labelcolor=look.ink)
     counts.vlines(curve.confidence, 0.5, curve.count, color=look.function, lw=6)
@@ -104,8 +154,10 @@ def draw_classes(per_class: Sequence[dict[str, Any]], theme: str = "light") -> F
             places + shift, values, 0.34, label=name, color=colour, hatch=hatch,
             edgecolor=look.paper, lw=0,
         )  # fmt: skip
-        axis.bar_label(bars, fmt="%.0f", padding=2, fontsize=7, color=look.ink)
-    axis.set_yticks(places, [_short(row["class"]) for row in rows], fontsize=8.5, parse_math=False)
+        labels = ["–" if row[name] is None else f"{100 * row[name]:.0f}" for row in rows]
+        axis.bar_label(bars, labels, padding=2, fontsize=7, color=look.ink)
+    short = shortened_names([row["class"] for row in rows], NAME_INCHES, 8.5)
+    axis.set_yticks(places, short, fontsize=8.5, parse_math=False)
     axis.tick_params(axis="y", labelcolor=look.ink, length=0)
     axis.set_xlim(0, 108)
     axis.set_ylim(len(rows) - 0.4, -0.6)
@@ -155,10 +207,13 @@ def draw_history(history: Sequence[dict[str, Any]], best: int, theme: str = "lig
     accuracy.set_title(
         f"best: {ringed:.2f} % in epoch {best}", fontsize=9.5, color=look.ink, loc="left"
     )
-    line(rate, "lr", ls="-", color=look.muted)
+    # a line of one point would not show
+    line(rate, "lr", ls="-", color=look.muted, marker="o" if len(epochs) == 1 else None)
     rate.set(xlabel="epoch", ylabel="rate")
-    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
-    rate.ticklabel_format(axis="y", style="plain")
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(epochs) == 1:
+        rate.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(-4, 4))
     rate.set_ylim(bottom=0)
     return figure
 
@@ -166,7 +221,7 @@ def draw_history(history: Sequence[dict[str, Any]], best: int, theme: str = "lig
 def confusion_in_words(found: dict[str, Any]) -> str:
     """What `draw_confusion` shows, from `report.figures`."""
     pairs = "; ".join(
-        f"{pair['count']} of {pair['true']} taken for {pair['predicted']}"
+        f"true {pair['true']}, predicted {pair['predicted']}: {pair['count']}"
         for pair in found["most_confused"][:5]
     )
     return (
@@ -209,7 +264,3 @@ def history_in_words(history: Sequence[dict[str, Any]]) -> str:
 
 def _percent(share: float | None) -> str:
     return "undefined" if share is None else f"{100 * share:.1f} %"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from kansformer.evaluate.calibration import BINS, reliability
+from kansformer.figures import fit_to_show
 from kansformer.words import number
 
 CONFIDENCE = 0.95
@@ -118,16 +119,17 @@ def as_text(report: dict[str, Any]) -> str:
             "",
             f"temperature {report['temperature']:.4f}, fitted on"
             f" {number(fitted['pictures'], 'validation picture')}; before, it was"
-            f" {fitted['before']['temperature']:.4f} with"
-            f" NLL {fitted['before']['nll']:.4f} and ECE {fitted['before']['ece']:.4f}",
+            f" {fitted['before']['temperature']:.4f} with NLL {fitted['before']['nll']:.4f} and ECE"
+            f" {fitted['before']['ece']:.4f}",
         ]
     lines += ["", *_class_table(report["per_class"])]
     if report["most_confused"]:
         lines += ["", "most confused:"]
     for pair in report["most_confused"]:
+        true, predicted = fit_to_show(pair["true"]), fit_to_show(pair["predicted"])
         lines.append(
-            f"{pair['count']:6}  {pair['true']} taken for {pair['predicted']}"
-            f" ({_percent(pair['share']).strip()} of {pair['true']})"
+            f"{pair['count']:6}  true {true}, predicted {predicted}"
+            f" ({_percent(pair['share']).strip()} of {true})"
         )
     return "\n".join(lines)
 
@@ -139,11 +141,12 @@ def _class_table(rows: list[dict[str, Any]]) -> list[str]:
         title = [f"the {ROWS} classes of the lowest F1 (--json and --output give all):"]
         occur = [row for row in rows if row["f1"] is not None]
         rows = sorted(occur, key=lambda row: row["f1"])[:ROWS]
-    width = max(len("class"), *(len(row["class"]) for row in rows))
+    names = [fit_to_show(row["class"]) for row in rows]
+    width = max(map(len, ["class", *names]))
     lines = [f"{'class':{width}}  precision    recall        F1   support"]
-    for row in rows:
+    for class_name, row in zip(names, rows, strict=True):
         cells = (_percent(row[name]) for name in ("precision", "recall", "f1"))
-        lines.append(f"{row['class']:{width}} {' '.join(cells)} {row['support']:9}")
+        lines.append(f"{class_name:{width}} {' '.join(cells)} {row['support']:9}")
     return title + lines
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kansformer.errors import UserError, run_command
-from kansformer.figures import as_png
+from kansformer.figures import as_png, drawable_names, font_hint
 from kansformer.files import make_output_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def main() -> None:
         operate,
         results,
     )
+    from kansformer.words import number
 
     surgery = Surgery(
         args.prune_units, args.prune_edges, args.refine,
@@ -64,13 +65,15 @@ def main() -> None:
     for name, figure, alt in pictures(model, found, sample, args.theme):
         write_bytes(output / name, as_png(figure))
         says["figures"].append({"file": name, "alt": alt})
+    if hint := font_hint(model.class_names):
+        print(hint, file=sys.stderr)
     if changed is not None:
         how = {**model.training_info, "surgery": says["surgery"]}
         path = output / "changed.safetensors"
         save_model(path, changed, model.preprocessing, model.class_names, how)
     write_json(output / "interpretation.json", says)
     print(report(says))
-    print(f"wrote interpretation.json and {len(says['figures'])} pictures to {output}")
+    print(f"wrote interpretation.json and {number(len(says['figures']), 'picture')} to {output}")
     if changed is not None:
         print(f"next: python train.py --data-path {args.data_path} --weights {path}")
 
@@ -145,7 +148,7 @@ def pictures(
     from kansformer.interpret import blocks_drawing as drawing
     from kansformer.interpret.inspection import attention_rows
 
-    names = model.class_names
+    names, drawable = model.class_names, drawable_names(model.class_names)
     if model.config.ffn != "mlp":
         yield (
             "layers.png",
@@ -162,22 +165,23 @@ def pictures(
         shown, use = found.units[block], found.uses[block]
         yield (
             f"units-{block}.png",
-            drawing.draw_units(block, shown, use, names, theme),
+            drawing.draw_units(block, shown, use, drawable, theme),
             drawing.units_alt_text(block, shown, use, names),
         )
-    rows, titles = attention_rows(model, sample.held_out)
-    yield (
-        "attention.png",
-        drawing.draw_attention(rows, titles, theme),
-        drawing.attention_alt_text(rows, titles),
-    )
+    rows, answers = attention_rows(model, sample.held_out)
+    shown_names = dict(zip(names, drawable, strict=True))
+    figure = drawing.draw_attention(rows, [own.renamed(shown_names) for own in answers], theme)
+    yield "attention.png", figure, drawing.attention_alt_text(rows, answers)
 
 
 def report(says: dict[str, Any]) -> str:
     """The results in a few lines."""
+    from kansformer.words import number
+
     lines = [
-        f"{says['ffn']} model, {says['pictures']['looked_at']} pictures looked at; accuracy"
-        f" {says['accuracy']:.2f} % on {says['pictures']['held_out']} held-out pictures"
+        f"{says['ffn']} model, {number(says['pictures']['looked_at'], 'picture')} looked at;"
+        f" accuracy {says['accuracy']:.2f} % on"
+        f" {number(says['pictures']['held_out'], 'held-out picture')}"
     ]
     if says["ffn"] == "mlp":
         lines.append("MLP blocks have no learned functions: units and attention are shown")

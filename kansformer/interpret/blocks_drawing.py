@@ -7,7 +7,7 @@ its alternative text. Lines differ in their strokes, not in colour alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from kansformer.figures import THEMES, Theme, new_figure, style_axis
+from kansformer.figures import (
+    THEMES,
+    Theme,
+    new_figure,
+    shortened_names,
+    style_axis,
+    text_width,
+    wrapped,
+)
 from kansformer.interpret.edges import Curve
 from kansformer.interpret.ranking import LayerFacts
 from kansformer.interpret.units import UnitUse
+from kansformer.words import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 4
+TITLE_SIZE = 8  # points, above pictures
 MOST_CLASSES = 10  # bars beside a unit; of more classes those that are most and least active
 
 
@@ -193,8 +203,9 @@ def draw_units(
         bars.barh(range(len(shown)), means, color=look.function, height=0.72)
         bars.axvline(0, color=look.muted, lw=0.7)
         bars.set_yticks(
-            range(len(shown)), [_short(class_names[i]) for i in shown], fontsize=7, parse_math=False
-        )
+            range(len(shown)), shortened_names([class_names[i] for i in shown], 0.8, 7), fontsize=7,
+            parse_math=False,
+        )  # fmt: skip
         bars.invert_yaxis()
         bars.set_title(f"unit {own.unit}", fontsize=9, color=look.ink, pad=3)
         montage.set_axis_off()
@@ -207,15 +218,15 @@ def _draw_montage(axis: Any, own: UnitPictures, look: Theme) -> None:
     from matplotlib.patches import Rectangle
 
     columns = -(-len(own.pictures) // 2)
-    for number, (picture, box) in enumerate(zip(own.pictures, own.boxes, strict=True)):
-        left, top = number % columns * 1.08, number // columns * 1.08
+    for place, (picture, box) in enumerate(zip(own.pictures, own.boxes, strict=True)):
+        left, top = place % columns * 1.08, place // columns * 1.08
         pixels = np.asarray(picture.convert("RGB"))
         axis.imshow(pixels, interpolation="nearest", extent=(left, left + 1, top + 1, top))
         if box is not None:
             x, y, side = (value / picture.width for value in box)
-            place = left + x, top + y
-            axis.add_patch(Rectangle(place, side, side, fill=False, ec="white", lw=3.2))
-            axis.add_patch(Rectangle(place, side, side, fill=False, ec=look.base, lw=1.8))
+            corner = left + x, top + y
+            axis.add_patch(Rectangle(corner, side, side, fill=False, ec="white", lw=3.2))
+            axis.add_patch(Rectangle(corner, side, side, fill=False, ec=look.base, lw=1.8))
     axis.set_xlim(0, 1.08 * columns)
     axis.set_ylim(2.1, 0)
 
@@ -269,7 +280,7 @@ def draw_overview(
         bars = axis.barh(range(len(facts)), numbers, color=look.function, height=0.65)
         axis.bar_label(bars, fmt="%.2g", padding=3, fontsize=8, color=look.ink)
         axis.set_title(title, fontsize=10, color=look.ink, loc="left")
-        axis.set_xlim(0, max(1.18 * max(numbers), 1e-3))
+        axis.set_xlim(0, 1.18 * max(numbers) or 1)
         axis.set_yticks(range(len(facts)), [name for name, _ in facts], fontsize=8)
     panels[0].invert_yaxis()
     return figure
@@ -284,20 +295,57 @@ def overview_alt_text(facts: Sequence[tuple[str, LayerFacts]]) -> str:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The class that a model predicts for a picture, its probability, and the true class."""
+
+    predicted: str
+    probability: float
+    true: str
+
+    def renamed(self, names: Mapping[str, str]) -> Answer:
+        """The same with other names of the classes."""
+        return Answer(names[self.predicted], self.probability, names[self.true])
+
+    def title(self, inches: float, size: float) -> str:
+        """Lines that fit into so many inches, in letters of so many points."""
+        room = inches - text_width("true: ", size)
+        names = list(dict.fromkeys((self.predicted, self.true)))  # one name if it is right
+        short = dict(zip(names, shortened_names(names, room, size), strict=True))
+        predicted, true = short[self.predicted].split(" "), short[self.true].split(" ")
+        chance = f"({in_percent(self.probability)})"
+        lines = ["predicted", *predicted, chance], ["true:", *true]
+        return "\n".join(wrapped(words, inches, size) for words in lines)
+
+    def __str__(self) -> str:
+        return f"predicted {self.predicted} ({in_percent(self.probability)}), true: {self.true}"
+
+
+def in_percent(probability: float) -> str:
+    """A probability in whole percent; what is not quite 0 or 1 is not called so."""
+    if 0 < probability < 0.005:
+        return "< 1 %"
+    return "> 99 %" if 0.995 <= probability < 1 else f"{100 * probability:.0f} %"
+
+
 def draw_attention(
     rows: Sequence[tuple[str, Sequence[Image.Image]]],
-    titles: Sequence[str],
+    answers: Sequence[Answer],
     theme: str = "light",
 ) -> Figure:
     """Pictures side by side, a row for each way of looking at them.
 
     Args:
-        rows: a name, and as many pictures as there are titles.
-        titles: above the columns.
+        rows: a name, and as many pictures as there are answers.
+        answers: for the titles of the columns.
     """
     look = THEMES[theme]
-    figure = new_figure(look, 9.6, 0.35 + 9.4 / max(len(titles), 4) * len(rows))
-    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    columns = max(len(answers), 4)
+    pitch = max(1.5, 9.6 / columns)  # inches from column to column
+    titles = [answer.title(pitch - 0.15, TITLE_SIZE) for answer in answers]
+    above = 0.14 * max(title.count("\n") + 1 for title in titles)
+    figure = new_figure(look, 0.3 + pitch * len(answers), above + pitch * len(rows))
+    axes = figure.subplots(len(rows), len(answers), squeeze=False)
     for line, (name, pictures) in zip(axes, rows, strict=True):
         for axis, picture in zip(line, pictures, strict=True):
             axis.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
@@ -306,19 +354,18 @@ def draw_attention(
             axis.spines[:].set_visible(False)
         line[0].set_ylabel(name, fontsize=9, color=look.ink)
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=8.5, color=look.ink, parse_math=False)
+        axis.set_title(title, fontsize=TITLE_SIZE, color=look.ink, parse_math=False)
     return figure
 
 
-def attention_alt_text(rows: Sequence[tuple[str, object]], titles: Sequence[str]) -> str:
+def attention_alt_text(rows: Sequence[tuple[str, object]], answers: Sequence[Answer]) -> str:
     """What `draw_attention` shows, in words."""
     names = ", ".join(name for name, _ in rows)
-    return f"{len(titles)} pictures ({'; '.join(titles)}), each in {len(rows)} rows: {names}."
+    said = "; ".join(map(str, answers))
+    return (
+        f"{number(len(answers), 'picture')} ({said}), each in {number(len(rows), 'row')}: {names}."
+    )
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 12 else name[:11] + "…"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kansformer.figures import fit_to_show
 from kansformer.interpret.attribution import attribute
 from kansformer.interpret.dataset import Dataset
 from kansformer.interpret.formula import ex_round, symbolic_formula
@@ -77,8 +79,8 @@ def plot(
             if is_product:
                 axes.plot(place, unit * level, "x", ms=5, color=INK, zorder=5)
     for place, number in zip(nodes[0], own.inputs.tolist(), strict=True):
-        axes.text(place, -0.22, _mathematical(own.names[number]), ha="center", va="top",
-                  fontsize=13)  # fmt: skip
+        axes.text(place, -0.22, ha="center", va="top", fontsize=13,
+                  **_mathematical(own.names[number]))  # fmt: skip
     for k, place in enumerate(nodes[-1]):
         axes.text(place, unit * len(layers) + 0.2, _output_label(own, k, len(nodes[-1])),
                   ha="center", va="bottom", fontsize=12)  # fmt: skip
@@ -118,8 +120,8 @@ def _draw_layer(
             axes, part.x[:, i], values[:, o, i], place, base + unit / 2, half, colour, alpha
         )
         if formula is not None:
-            axes.text(place, low, _mathematical(formula), fontsize=9, color=FORMULA, ha="center",
-                      va="center", zorder=6, bbox={"fc": "white", "ec": "none", "pad": 0.8},
+            axes.text(place, low, fontsize=9, color=FORMULA, ha="center", va="center", zorder=6,
+                      bbox={"fc": "white", "ec": "none", "pad": 0.8}, **_mathematical(formula),
                       )  # fmt: skip
 
 
@@ -149,13 +151,16 @@ def _between(values: Tensor) -> np.ndarray:
     return (2 * (values.numpy() - low) / (high - low)) - 1
 
 
-def _mathematical(name: str) -> str:
-    """A name as matplotlib's mathematics sets it: x_12 gets its whole subscript."""
+def _mathematical(name: str) -> dict[str, Any]:
+    """A name as matplotlib's mathematics sets it: x_12 gets its whole subscript.
+
+    Names that are not of this kind, such as those of a table's columns, are drawn as they are.
+    """
     words = {"sqrt": r"\sqrt{x}", "1/x": "1/x", "1/x^2": "1/x^2"}
-    if name in words or name.startswith("x"):
+    if name in words or re.fullmatch(r"x(\^\d|_[A-Za-z0-9]+)?", name):
         stem, _, index = words.get(name, name).partition("_")
-        return f"${stem}_{{{index}}}$" if index else f"${stem}$"
-    return name
+        return {"s": f"${stem}_{{{index}}}$" if index else f"${stem}$"}
+    return {"s": fit_to_show(name), "parse_math": False}
 
 
 def _output_label(model: SymbolicKAN, number: int, count: int) -> str:

@@ -18,7 +18,12 @@ from kansformer.errors import UserError
 from kansformer.evaluate import evaluate
 from kansformer.evaluate.split import choose_split
 from kansformer.interpret.attention import attention_rollout, gradient_map, overlay
-from kansformer.interpret.blocks_drawing import LayerCurves, UnitPictures, shape_in_words
+from kansformer.interpret.blocks_drawing import (
+    Answer,
+    LayerCurves,
+    UnitPictures,
+    shape_in_words,
+)
 from kansformer.interpret.compaction import (
     compact,
     refine_blocks,
@@ -215,8 +220,8 @@ def as_seen(model: TrainedModel, image: Image.Image) -> Image.Image:
 
 def attention_rows(
     model: TrainedModel, pictures: Pictures, count: int = 8
-) -> tuple[list[tuple[str, list[Image.Image]]], list[str]]:
-    """Pictures, where attention goes in them, and what their predicted class hangs on; titles.
+) -> tuple[list[tuple[str, list[Image.Image]]], list[Answer]]:
+    """Pictures, where attention goes in them, and what their predicted class hangs on; answers.
 
     The pictures are spread over the classes.
     """
@@ -225,19 +230,22 @@ def attention_rows(
     seen = [as_seen(model, pictures.open(int(i))) for i in chosen]
     batch = torch.stack([model.preprocessing.normalise(image) for image in seen])
     with torch.no_grad():
-        guesses = model(batch).argmax(dim=1)
+        probabilities = (model(batch) / model.temperature).softmax(dim=1)
+    guesses = probabilities.argmax(dim=1)
     rollout, gradient = attention_rollout(model, batch), gradient_map(model, batch, guesses)
     names = model.class_names
-    titles = [
-        names[guess] if guess == label else f"{names[guess]}, not {names[label]}"
-        for guess, label in zip(guesses.tolist(), pictures.labels[chosen].tolist(), strict=True)
+    answers = [
+        Answer(names[guess], float(row[guess]), names[label])
+        for guess, row, label in zip(
+            guesses.tolist(), probabilities, pictures.labels[chosen].tolist(), strict=True
+        )
     ]
     rows = [
         ("picture", seen),
         ("attention", [overlay(i, heat) for i, heat in zip(seen, rollout, strict=True)]),
         ("gradient", [overlay(i, heat) for i, heat in zip(seen, gradient, strict=True)]),
     ]
-    return rows, titles
+    return rows, answers
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,13 @@ history.png, predictions.png or confusion.png, and effects.png where an input va
 
 import argparse
 import sys
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kansformer.errors import UserError, run_command
+from kansformer.figures import as_png, font_hint
 from kansformer.files import make_output_folder, write_bytes, write_json
 from kansformer.regression.table import TASKS
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SETTINGS = ("hidden", "grid_size", "lr", "weight_decay", "dropout", "max_epochs")  # of estimators
 
@@ -43,8 +40,11 @@ def main() -> None:
     make_output_folder(output)
     save_estimator(output / "model.safetensors", experiment.estimator)
     for name, figure in pictures.items():
-        write_bytes(output / name, png(figure))
+        write_bytes(output / name, as_png(figure))
     write_json(output / "results.json", results)
+    classes = [] if args.task == "regression" else sorted(set(map(str, table.y)))
+    if hint := font_hint([args.target, *table.input_names, *classes]):
+        print(hint, file=sys.stderr)
     print(report(results))
     print(f"wrote {', '.join(['results.json', 'model.safetensors', *pictures])} to {output}")
 
@@ -97,13 +97,6 @@ def report(results: dict[str, Any]) -> str:
     strongest = sorted(results["importance"].items(), key=lambda item: -item[1])[:5]
     lines.append("most important: " + ", ".join(f"{name} {value:.3f}" for name, value in strongest))
     return "\n".join(lines)
-
-
-def png(figure: "Figure") -> bytes:
-    """A figure as a PNG."""
-    packed = BytesIO()
-    figure.savefig(packed, format="png", dpi=110)
-    return packed.getvalue()
 
 
 if __name__ == "__main__":

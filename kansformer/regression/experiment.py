@@ -1,6 +1,7 @@
 """One fit of a table: split, train, measure, explain. Nothing is printed or written here."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from sklearn.inspection import partial_dependence, permutation_importance
 from sklearn.model_selection import train_test_split
 
 from kansformer.errors import UserError
+from kansformer.figures import drawable_names
 from kansformer.regression.estimators import KANClassifier, KANRegressor
 from kansformer.regression.table import Table
 
@@ -61,6 +63,7 @@ class Experiment:
         """Figures by file name; none of effects where no input varies."""
         from kansformer.regression import plots
 
+        (target,) = drawable_names([target], "target")
         x, y = self.test
         answer = self.estimator.predict(x)
         scores = measure(self.estimator, x, y)
@@ -68,15 +71,16 @@ class Experiment:
         if isinstance(self.estimator, KANRegressor):
             title = f"{len(y)} test rows: R² {scores['r2']:.3f}, RMSE {scores['rmse']:.4g}"
             name, second = "predictions.png", plots.draw_predictions(y, answer, target, title)
-            curves, axis = [], target
+            curves: Sequence[str] = ()
+            axis = target
         else:
             title = f"{len(y)} test rows: {100 * scores['accuracy']:.1f} % right"
             counts = metrics.confusion_matrix(y, answer, labels=self.estimator.classes_)
-            classes = self.estimator.classes_.tolist()
+            classes = drawable_names([str(name) for name in self.estimator.classes_])
             name, second = "confusion.png", plots.draw_confusion(counts, classes, title)
             curves, axis = classes[:MOST_CURVES], "mean probability"
             if len(classes) == 2:  # of two, one says all
-                curves, axis = [], f"mean probability of {classes[1]}"
+                curves, axis = (), f"mean probability of {classes[1]}"
         figures = {"history.png": history, name: second}
         if effects := self.effects(max(len(curves), 1)):
             figures["effects.png"] = plots.draw_effects(effects, axis, curves)
@@ -85,15 +89,17 @@ class Experiment:
     def effects(self, curves: int) -> list[tuple[str, np.ndarray, np.ndarray, float]]:
         """Partial dependence on the most important inputs that vary: see `plots.draw_effects`."""
         names = self.table.input_names
+        shown = drawable_names(names, "input")
         x = self.train[0][:MOST_ROWS]
         varying = [name for column, name in enumerate(names) if np.ptp(x[:, column]) > 0]
         found = []
         for name in sorted(varying, key=lambda n: -self.importance[n])[:MOST_EFFECTS]:
+            column = names.index(name)
             effect = partial_dependence(
-                self.estimator, x, [names.index(name)], grid_resolution=60, method="brute"
+                self.estimator, x, [column], grid_resolution=60, method="brute"
             )
             places = effect["grid_values"][0]
-            found.append((name, places, effect["average"][:curves], self.importance[name]))
+            found.append((shown[column], places, effect["average"][:curves], self.importance[name]))
         return found
 
 

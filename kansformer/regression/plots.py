@@ -6,8 +6,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from kansformer.figures import shortened, shortened_names
 
 COLUMNS = 4  # panels side by side
+NAMED = 40  # up to so many classes are named on the sides of the confusion matrix
+DPI = 110
 GREY = "0.75"
 
 
@@ -34,15 +39,18 @@ def draw_predictions(truth: np.ndarray, prediction: np.ndarray, name: str, title
     ends = [min(truth.min(), prediction.min()), max(truth.max(), prediction.max())]
     axes.plot(ends, ends, color=GREY, lw=1, zorder=0)
     axes.scatter(truth, prediction, s=18, alpha=0.6, linewidths=0)
-    axes.set(xlabel=f"{name}, true", ylabel=f"{name}, predicted")
+    name = shortened(name, 2.2, 10)
+    axes.set_xlabel(f"{name}, true", parse_math=False)
+    axes.set_ylabel(f"{name}, predicted", parse_math=False)
     axes.set_title(title, fontsize=10)
     axes.set_box_aspect(1)
     return figure
 
 
 def draw_confusion(counts: np.ndarray, classes: Sequence[Any], title: str) -> Figure:
-    """How often each class (rows) was taken for which (columns), counts (classes, classes)."""
-    side = min(max(3.6, 1.6 + 0.5 * len(classes)), 12)
+    """How often each true class (rows) was predicted as which (columns), (classes, classes)."""
+    named = len(classes) <= NAMED
+    side = min(max(3.6, 1.6 + 0.5 * len(classes)), 12 if named else 7)
     figure, axes = _figure(side + 0.4, side)
     axes.grid(visible=False)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -51,12 +59,19 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[Any], title: str) -> Fi
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.6 else "0.2"
             axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
-    names = [_short(str(label), 14) for label in classes]
-    turn = 45 if max(map(len, names)) > 4 else 0
-    side_of_tick = "right" if turn else "center"
-    axes.set_xticks(range(len(names)), names, fontsize=9, rotation=turn, ha=side_of_tick)
-    axes.set_yticks(range(len(names)), names, fontsize=9)
-    axes.set(xlabel="predicted", ylabel="true")
+    if named:
+        names = shortened_names([str(label) for label in classes], 1.1, 9)
+        turn = 45 if max(map(len, names)) > 4 else 0
+        style: dict[str, Any] = {"fontsize": 9, "parse_math": False}
+        axes.set_xticks(
+            range(len(names)), names, rotation=turn, ha="right" if turn else "center", **style
+        )
+        axes.set_yticks(range(len(names)), names, **style)
+    else:
+        for side_of in (axes.xaxis, axes.yaxis):
+            side_of.set_major_locator(MaxNLocator(6, integer=True))
+    unit = "" if named else ", its place in the sorted classes"
+    axes.set(xlabel=f"predicted class{unit}", ylabel=f"true class{unit}")
     axes.set_title(title, fontsize=10)
     return figure
 
@@ -76,32 +91,33 @@ def draw_effects(
     """
     columns = min(COLUMNS, len(effects))
     rows = -(-len(effects) // columns)
-    figure = Figure(figsize=(2.5 * columns + 0.6, 2.1 * rows + 0.4), layout="constrained")
+    size = 2.5 * columns + 0.6, 2.1 * rows + 0.4
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, (name, places, curves, importance) in zip(grid.flat, effects, strict=False):
         for number, curve in enumerate(curves):
             axes.plot(places, curve, lw=1.8, color=f"C{number % 10}")
-        axes.set_title(f"{_short(name, 20)}  ({round(importance, 2) + 0.0:.2f})", fontsize=9)
+        title = f"{shortened(name, 1.5, 9)}  ({round(importance, 2) + 0.0:.2f})"
+        axes.set_title(title, fontsize=9, parse_math=False)
         axes.tick_params(labelsize=8)
         _clean(axes)
     for axes in grid.flat[len(effects) :]:
         axes.set_axis_off()
-    figure.supylabel(axis, fontsize=10)
+    figure.supylabel(shortened(axis, 2.1 * rows, 10), fontsize=10, parse_math=False)
     if labels:
-        figure.legend(
-            [f"{label}" for label in labels], loc="outside lower center", frameon=False, fontsize=9,
-            ncols=min(len(labels), 6),
+        names = shortened_names([str(label) for label in labels], 1.1, 9)
+        legend = figure.legend(
+            grid.flat[0].lines, names, loc="outside lower center", frameon=False, fontsize=9,
+            ncols=min(len(labels), max(1, round(1.5 * columns))),
         )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure (inches) with one plain panel."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     _clean(axes)
     return figure, axes

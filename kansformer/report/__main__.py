@@ -38,10 +38,13 @@ def main() -> None:
     refuse_within(folder, Path(data_path))
 
     from kansformer.data import load_data, usable
+    from kansformer.figures import font_hint
     from kansformer.report import write_report
 
     data, _ = usable(load_data(data_path, args.download, args.download_dir))
     print(f"wrote {write_report(folder, data, args.device)}")
+    if hint := font_hint(data.class_names):
+        print(hint, file=sys.stderr)
 
 
 def data_path_of(folder: Path) -> str:

@@ -19,6 +19,7 @@ from kansformer.evaluate.calibration import Reliability, reliability
 from kansformer.evaluate.predictions import Predictions, predict_all
 from kansformer.evaluate.report import figures
 from kansformer.evaluate.split import choose_split, draw_as_in_training
+from kansformer.figures import fit_to_show
 from kansformer.infer import Predictor
 from kansformer.interpret.attention import attention_rollout, overlay
 from kansformer.interpret.blocks_drawing import LayerCurves
@@ -168,11 +169,6 @@ def look(folder: Path, data: PictureData, device: str = "cpu") -> Contents:
         samples=augmented_samples(model, data),
         inside=look_inside(model, data.train, pictures, places, found),
     )
-
-
-def fit_to_show(name: str) -> str:
-    """A name without what cannot be printed, as bytes of a file name that are no UTF-8."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def some(pictures: Pictures, count: int) -> Pictures:

@@ -9,7 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from kansformer.evaluate.plots import BARS
 from kansformer.figures import css_colours
+from kansformer.interpret.blocks_drawing import Answer
 from kansformer.report.contents import Contents, Inside, Mistake, Sample
 from kansformer.words import number
 
@@ -18,7 +20,7 @@ GAP = 4
 THUMBNAIL = 168  # pixels at most of a mistake's side
 SMALL = 64  # pictures up to this side stay as they are, pixel for pixel
 NEXT_TO_NOTHING, LITTLE = 0.01, 0.05  # loss of accuracy without splines
-CLASSES_LISTED = 200
+CLASSES_LISTED = 1000
 
 
 def render(contents: Contents, drawn: Mapping[str, str]) -> str:
@@ -34,7 +36,9 @@ def render(contents: Contents, drawn: Mapping[str, str]) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": percent, "duration": duration, "shown": shown}
+    environment.filters |= {
+        "percent": percent, "duration": duration, "shown": shown, "number": number,
+    }  # fmt: skip
     inside = contents.inside
     return environment.get_template("page.html").render(
         run=contents,
@@ -50,6 +54,7 @@ def render(contents: Contents, drawn: Mapping[str, str]) -> str:
         splines=None if inside is None else worth_of_splines(inside),
         outside=None if inside is None else max(own.outside or 0 for _, own in inside.facts),
         listed=contents.figures["per_class"][:CLASSES_LISTED],
+        bars=BARS,
     )  # fmt: skip
 
 
@@ -79,8 +84,9 @@ def worth_of_splines(inside: Inside) -> tuple[str, str]:
         verdict = "The model relies on its splines."
     return verdict, (
         f"With all splines of the blocks set to zero it tells {percent(inside.without_splines)} of"
-        f" {number(inside.pictures, 'picture')} right, against {percent(inside.with_splines)} with"
-        f" them. Splines give {percent(min(shares))} to {percent(max(shares))} of the variance of a"
+        f" {number(inside.pictures, 'picture')} right, against"
+        f" {percent(inside.with_splines)} with them."
+        f" Splines give {percent(min(shares))} to {percent(max(shares))} of the variance of a"
         " layer's output, base activations the rest. What a model trained without splines would"
         " reach is another question, which kansformer.compare answers."
     )
@@ -88,14 +94,14 @@ def worth_of_splines(inside: Inside) -> tuple[str, str]:
 
 def mistakes_in_rows(
     mistakes: Sequence[Mistake],
-) -> tuple[list[tuple[str, list[Image.Image]]], list[str]]:
-    """Pictures and their attention in two rows, and titles, as `draw_attention` takes them."""
-    titles = [f"{m.true}\n→ {m.predicted}\n{percent(m.probability)}" for m in mistakes]
+) -> tuple[list[tuple[str, list[Image.Image]]], list[Answer]]:
+    """Pictures and their attention in two rows, and answers, as `draw_attention` takes them."""
+    answers = [Answer(m.predicted, m.probability, m.true) for m in mistakes]
     rows = [
         ("picture", [m.picture for m in mistakes]),
         ("attention", [m.attention for m in mistakes]),
     ]
-    return rows, titles
+    return rows, answers
 
 
 def contact_sheet(samples: Sequence[Sample]) -> Image.Image:

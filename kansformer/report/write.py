@@ -1,6 +1,6 @@
 """Writes a run's report: report.html, and its plots as PNGs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from kansformer.data import PictureData
 from kansformer.evaluate import plots
-from kansformer.figures import as_png, as_svg
+from kansformer.figures import as_png, as_svg, drawable_names
 from kansformer.files import make_output_folder, write_bytes
 from kansformer.interpret import blocks_drawing
 from kansformer.report import page
@@ -38,34 +38,43 @@ def write_report(folder: Path, data: PictureData, device: str = "cpu") -> Path:
     contents = look(folder, data, device)
     plots_folder = folder / "plots"
     make_output_folder(plots_folder)
+    names, drawable = contents.class_names, drawable_names(contents.class_names)
     drawn = {}
-    for name, figure, words in draw(contents):
+    for name, figure, words in draw(contents, names):
         drawn[name] = as_svg(figure, words)
-        write_bytes(plots_folder / f"{name}.png", as_png(figure))
+        if drawable == names:
+            write_bytes(plots_folder / f"{name}.png", as_png(figure))
+    if drawable != names:  # the reader's browser may have fonts that this machine has not
+        for name, figure, _ in draw(contents, drawable):
+            write_bytes(plots_folder / f"{name}.png", as_png(figure))
     if contents.samples:
         sheet = page.contact_sheet(contents.samples)
         write_bytes(plots_folder / "augmented.png", page.packed(sheet, "PNG"))
     if contents.mistakes:
-        rows, titles = page.mistakes_in_rows(contents.mistakes)
-        figure = blocks_drawing.draw_attention(rows, titles)
+        rows, answers = page.mistakes_in_rows(contents.mistakes)
+        shown = dict(zip(names, drawable, strict=True))
+        figure = blocks_drawing.draw_attention(rows, [own.renamed(shown) for own in answers])
         write_bytes(plots_folder / "mistakes.png", as_png(figure))
     path = folder / "report.html"
     write_bytes(path, page.render(contents, drawn).encode())
     return path
 
 
-def draw(contents: Contents) -> "Iterator[tuple[str, Figure, str]]":
-    """Name, figure and words of every plot."""
-    names, found = contents.class_names, contents.figures
+def draw(contents: Contents, class_names: Sequence[str]) -> "Iterator[tuple[str, Figure, str]]":
+    """Name, figure and words of every plot; the figures call the classes by these names."""
+    found = contents.figures
+    per_class = [
+        {**row, "class": name} for row, name in zip(found["per_class"], class_names, strict=True)
+    ]
     history = contents.history
     curves = plots.draw_history(history, contents.summary["best_epoch"])
     yield "curves", curves, plots.history_in_words(history)
     yield (
         "confusion",
-        plots.draw_confusion(np.array(found["confusion"]), names),
+        plots.draw_confusion(np.array(found["confusion"]), class_names, narrow=True),
         plots.confusion_in_words(found),
     )
-    yield "classes", plots.draw_classes(found["per_class"]), plots.classes_in_words(found)
+    yield "classes", plots.draw_classes(per_class), plots.classes_in_words(found)
     yield (
         "calibration",
         plots.draw_reliability(contents.reliability, f"ECE {found['ece']:.3f}"),

@@ -23,6 +23,7 @@ from kansformer.data import (
 from kansformer.data.dataset import NO_LABEL
 from kansformer.errors import JobFailed, Stopped, one_line
 from kansformer.evaluate import evaluate
+from kansformer.figures import font_hint
 from kansformer.progress import progress_bar
 from kansformer.report import write_report
 from kansformer.signals import StopSignals
@@ -406,3 +407,5 @@ def report_on(run: Run) -> None:
         run.say(f"no report: {one_line(error)}")
     else:
         run.say(f"report  {page} ({time.monotonic() - started:.0f} s)")
+        if hint := font_hint(run.data.class_names):
+            sys.stderr.write(f"{hint}\n")

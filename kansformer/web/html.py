@@ -19,7 +19,7 @@ from kansformer.interpret.decision import Decision, UnitVote
 STYLE = """
 .kan { --function: #0072b2; --base: #d55e00; --grid: #5b6570; --shade: #eef1f4; --bar: #9cc8e3;
   --line: #d9dfe6; --bad: #b3261e; color: var(--body-text-color); font-size: 1rem;
-  line-height: 1.45 }
+  line-height: 1.45; overflow-wrap: anywhere }
 .dark .kan { --function: #56b4e9; --base: #e69f00; --grid: #a9b3bd; --shade: #262d36;
   --bar: #1f5f86; --line: #3a444f; --bad: #ffb4ab }
 .kan p, .kan h3 { margin: 0 0 .6rem; color: inherit }

@@ -11,10 +11,17 @@ from kansformer.data import open_image
 from kansformer.errors import UserError, one_line
 from kansformer.web import html
 from kansformer.web.service import Service
+from kansformer.words import number
 
 KEEP_SECONDS = 600  # uploads are removed after this, and all of them at the end
 MOST_FILES = 100
 MOST_CLASSES = 10  # bars to show
+# on a phone the answer is below the picture: what an upload has changed is brought into sight
+SHOW = """() => requestAnimationFrame(() => requestAnimationFrame(() => {
+  const shown = ["#message [role=alert]", "#answer h2", "#answers .kan"]
+    .map(name => document.querySelector(name)).find(found => found?.offsetParent);
+  shown?.closest(".block")?.scrollIntoView({block: "nearest"});
+}))"""
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 # names of system fonts only: others would be asked of a server elsewhere
@@ -23,6 +30,7 @@ STYLE = (
     html.STYLE
     + """
 .gradio-container { max-width: 1100px !important; margin: 0 auto }
+#answer h2, #answer .text { overflow-wrap: anywhere; min-width: 0 }
 #examples .grid-wrap { min-height: 0; height: auto; padding-top: 1.6rem }
 #examples .grid-container { grid-template-columns: repeat(auto-fill, 4.5rem); padding: .4rem }
 #examples .gallery-item, #examples button { width: 4.5rem; height: 4.5rem; min-height: 0 }
@@ -93,9 +101,9 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
     ) as page:
         where = "on this computer" if stays_here else "on the computer that runs this page"
         gr.Markdown(
-            f"# What is in this picture?\n`{service.name}` tells {len(names)} classes apart, and"
-            f" names one of them whatever the picture shows. Pictures stay {where}, and are removed"
-            f" from it {KEEP_SECONDS // 60} minutes later."
+            f"# What is in this picture?\n`{service.name}` tells {number(len(names), 'class')}"
+            " apart, and names one of them whatever the picture shows. Pictures stay"
+            f" {where}, and are removed from it {KEEP_SECONDS // 60} minutes later."
         )
         with gr.Tab("One picture"):
             wrong = gr.HTML(visible=False, elem_id="message")
@@ -127,7 +135,10 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
                     )  # fmt: skip
                 with gr.Column(scale=3, min_width=280):
                     decided = gr.HTML(elem_id="functions")
-            picture.change(look, [picture], [wrong, label, reasons, attention, decided], **PRIVATE)
+            looked = picture.change(
+                look, [picture], [wrong, label, reasons, attention, decided], **PRIVATE
+            )
+            looked.then(None, js=SHOW)
         with gr.Tab("Several pictures"):
             files = gr.File(
                 label=f"Drop up to {MOST_FILES} pictures", file_count="multiple", height=160,
@@ -135,5 +146,5 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
             )  # fmt: skip
             as_uploaded(files)
             answers = gr.HTML(elem_id="answers")
-            files.change(classify, [files], [answers], **PRIVATE)
+            files.change(classify, [files], [answers], **PRIVATE).then(None, js=SHOW)
     return page.queue(max_size=64, default_concurrency_limit=1)

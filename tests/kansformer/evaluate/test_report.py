@@ -1,18 +1,27 @@
 """Figures are scikit-learn's and those of their definitions; a temperature is the best there is."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from sklearn import metrics
 
 from kansformer.errors import JobFailed
 from kansformer.evaluate import best_epoch
 from kansformer.evaluate.calibration import fit_temperature, reliability, rescaled
-from kansformer.evaluate.plots import draw_classes, draw_confusion, draw_history, draw_reliability
+from kansformer.evaluate.plots import (
+    confusion_in_words,
+    draw_classes,
+    draw_confusion,
+    draw_history,
+    draw_reliability,
+    history_in_words,
+    pooled_shares,
+)
 from kansformer.evaluate.report import as_text, figures
-from kansformer.figures import as_png
+from tests.drawn import assert_drawn_within_bounds
 
 
 def predictions(classes: int, count: int = 300, sharpness: float = 1.0) -> tuple[np.ndarray, ...]:
@@ -143,22 +152,86 @@ def test_the_printed_table_of_many_classes_is_short() -> None:
     assert len(text.splitlines()) < 80
 
 
-@pytest.mark.parametrize("classes", [3, 40, 100])
-def test_pictures_have_no_clutter(classes: int) -> None:
-    """However many classes, the drawing keeps its size and its white margin."""
-    import io
+@pytest.mark.parametrize("narrow", [False, True], ids=["file", "page"])
+@pytest.mark.parametrize("classes", [1, 2, 10, 25, 40, 100, 1000])
+def test_a_confusion_matrix_stays_in_its_box(classes: int, narrow: bool) -> None:
+    """However many classes, and however they are called, all text is inside and apart."""
+    labels = np.arange(3 * classes) % classes
+    predicted = np.where(np.arange(len(labels)) % 3, labels, labels[::-1])
+    confusion = np.zeros((classes, classes), dtype=int)
+    np.add.at(confusion, (labels, predicted), 1)
+    names = [f"$a long_name {{ {index} ".ljust(60, "x") for index in range(classes)]
+    figure = draw_confusion(confusion, names, narrow=narrow)
+    assert_drawn_within_bounds(figure)
+    assert max(figure.get_size_inches()) <= (5 if narrow else 12)
+    matrix, bar = (axes.get_window_extent() for axes in figure.axes)
+    assert bar.x0 > matrix.x1
+    assert matrix.y0 <= bar.y0 < bar.y1 <= matrix.y1
+    assert min(matrix.width, matrix.height) > 0.4 * figure.bbox.width
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
+        assert all(not a.overlaps(b) for a, b in pairwise(boxes))
+        assert min(label.get_fontsize() for label in axis.get_ticklabels()) >= 6
 
-    labels, probabilities = predictions(classes, 300)
-    confusion = metrics.confusion_matrix(labels, probabilities.argmax(1), labels=range(classes))
-    names = [f"$a long_name {index} ".ljust(60, "x") for index in range(classes)]
-    for figure in (
-        draw_confusion(confusion, names),
-        draw_reliability(reliability(labels, probabilities), "x"),
-        draw_classes(figures(labels, probabilities, names)["per_class"]),
-    ):
-        image = Image.open(io.BytesIO(as_png(figure))).convert("RGB")
-        assert 200 <= min(image.size) <= max(image.size) <= 1500
-        assert image.getpixel((0, 0)) == image.getpixel((image.width - 1, 0)) == (255, 255, 255)
+
+@pytest.mark.parametrize("classes", [3, 40, 1000])
+def test_bars_of_classes_stay_in_their_box(classes: int) -> None:
+    labels, probabilities = predictions(classes, 4 * classes)
+    names = [f"$a long_name {{ {index} ".ljust(60, "x") for index in range(classes)]
+    figure = draw_classes(figures(labels, probabilities, names)["per_class"])
+    assert_drawn_within_bounds(figure)
+    assert max(figure.get_size_inches()) <= 10
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(set(shown)) == len(shown) == min(classes, 25)
+
+
+def test_a_long_title_stays_in_its_box() -> None:
+    labels, probabilities = predictions(3, 300)
+    figure = draw_reliability(reliability(labels, probabilities), "$a_long title {^ " * 9)
+    assert_drawn_within_bounds(figure)
+
+
+@pytest.mark.parametrize("classes", [1, 100, 101, 255, 1000])
+def test_neighbours_in_a_cell_show_their_largest_share(classes: int) -> None:
+    confusion = np.random.default_rng(classes).poisson(0.01, (classes, classes))
+    shares, together = pooled_shares(confusion)
+    assert len(shares) <= 100
+    assert together == (classes + 99) // 100
+    fine = confusion / confusion.sum(axis=1, keepdims=True).clip(1)
+    expected = np.zeros_like(shares)
+    for true, predicted in np.argwhere(confusion):
+        cell = true // together, predicted // together
+        expected[cell] = max(expected[cell], fine[true, predicted])
+    assert np.array_equal(shares, expected)
+
+
+def test_an_undefined_precision_is_not_called_zero() -> None:
+    row = {"class": "a", "precision": None, "recall": 0.0, "f1": 0.0, "support": 3}
+    texts = [text.get_text() for text in draw_classes([row]).axes[0].texts]
+    assert texts == ["0", "–"]
+
+
+def test_one_epoch_is_drawn_as_one_epoch() -> None:
+    row = {"epoch": 1, "train_loss": 1.0, "val_loss": 0.9, "val_acc1": 50.0, "lr": 1e-6}
+    figure = draw_history([row], 1)
+    assert_drawn_within_bounds(figure)
+    ticks = figure.axes[2].xaxis
+    low, high = figure.axes[2].get_xlim()
+    assert [tick for tick in ticks.get_majorticklocs() if low <= tick <= high] == [1]
+    assert figure.axes[2].lines[0].get_marker() == "o"
+    assert history_in_words([row]).startswith("Curves over 1 epoch:")
+
+
+def test_text_says_which_class_is_the_true_one_and_counts_in_the_singular() -> None:
+    found = figures(np.array([0]), np.array([[0.2, 0.8]]), ["a\nb", "c"])
+    text = as_text({
+        **found, "data": "x", "split": "test", "pictures": 1, "note": "", "device": "cpu",
+        "pictures_per_second": 1.0, "threads": 1, "batch_size": 32,
+    })  # fmt: skip
+    assert "1 picture, 2 classes" in text
+    assert ", 1 thread," in text
+    assert "1  true a\N{REPLACEMENT CHARACTER}b, predicted c (100.00 % of a" in text
+    assert "true a\nb, predicted c: 1" in confusion_in_words(found)
 
 
 def test_the_ring_is_at_the_epoch_that_is_kept() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from io import BytesIO
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ from PIL import Image
 
 from kansformer.interpret.blocks_drawing import (
     THEMES,
+    Answer,
     LayerCurves,
     UnitPictures,
+    attention_alt_text,
+    draw_attention,
     draw_functions,
     draw_overview,
     draw_units,
     functions_alt_text,
+    in_percent,
     overview_alt_text,
     shape_in_words,
     units_alt_text,
@@ -23,6 +28,7 @@ from kansformer.interpret.blocks_drawing import (
 from kansformer.interpret.edges import Curve
 from kansformer.interpret.ranking import LayerFacts
 from kansformer.interpret.units import UnitUse
+from tests.drawn import assert_drawn_within_bounds
 
 
 def curve_of(y: torch.Tensor) -> Curve:
@@ -96,6 +102,65 @@ def test_units_are_drawn_and_told() -> None:
     assert rgb(draw_units(0, units, use, ("cat", "dog", "emu"))).std() > 5
     text = units_alt_text(0, units, use, ("cat", "dog", "emu"))
     assert "Unit 1 is most active for cat (2) and least for dog (-1)" in text
+
+
+def test_units_of_classes_with_long_names_stay_in_their_box() -> None:
+    names = [f"$class {{^ number {index} of a long list of classes" for index in range(1000)]
+    empty = torch.zeros(2, 0)
+    use = UnitUse(torch.randn(1000, 6), empty, empty, empty)
+    picture = Image.new("L", (8, 8), 90)
+    figure = draw_units(
+        0, [UnitPictures(unit, [picture] * 8, [None] * 8) for unit in range(6)], use, names
+    )
+    assert_drawn_within_bounds(figure)
+    for bars in figure.axes[::2]:
+        shown = [label.get_text() for label in bars.get_yticklabels()]
+        assert len(set(shown)) == len(shown) == 10
+        assert bars.get_window_extent().width > 0.08 * figure.bbox.width
+
+
+ANSWERS = [
+    Answer("daisy", 0.93, "dandelion"),
+    Answer("a class with a long name in many words", 0.5, "a class with a long name in few words"),
+    Answer("W" * 60, 0.9999, "$x_{^"),
+    Answer("two\nlines", 0.001, "two\nlines"),
+]
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+@pytest.mark.parametrize("theme", THEMES)
+def test_titles_say_which_class_is_true_and_fit_above_their_pictures(
+    count: int, theme: str
+) -> None:
+    answers = (2 * ANSWERS)[:count]
+    rows = [(name, [Image.new("RGB", (8, 8))] * count) for name in ("picture", "attention")]
+    figure = draw_attention(rows, answers, theme)
+    assert_drawn_within_bounds(figure)
+    titles = [axes.title for axes in figure.axes[:count]]
+    for axes, title, answer in zip(figure.axes, titles, answers, strict=False):
+        predicted, true = title.get_text().split("\ntrue: ")
+        assert predicted.startswith("predicted")
+        assert predicted.endswith(f"({in_percent(answer.probability)})")
+        name = predicted.removeprefix("predicted").rpartition("(")[0]
+        assert (" ".join(name.split()) == " ".join(true.split())) == (
+            answer.predicted == answer.true
+        )
+        box, picture = title.get_window_extent(), axes.get_window_extent()
+        assert box.y0 >= picture.y1
+        assert box.width <= 1.1 * picture.width
+    boxes = [title.get_window_extent() for title in titles]
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+    assert titles[0].get_text() == "predicted daisy (93 %)\ntrue: dandelion"
+    text = attention_alt_text(rows, answers)
+    assert "predicted daisy (93 %), true: dandelion" in text
+    assert text.startswith("1 picture (" if count == 1 else f"{count} pictures (")
+
+
+def test_percentages_are_whole_and_nothing_uncertain_is_called_certain() -> None:
+    given = (0.0, 0.001, 0.0051, 0.5, 0.994, 0.9951, 1.0)
+    assert [in_percent(p) for p in given] == [
+        "0 %", "< 1 %", "1 %", "50 %", "99 %", "> 99 %", "100 %"
+    ]  # fmt: skip
 
 
 def test_the_overview_is_drawn_and_told() -> None:

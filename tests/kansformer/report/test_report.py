@@ -1,7 +1,9 @@
 """The report of a run: one safe, readable file, whose figures are evaluation's."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,15 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
+import kansformer.figures
 from kansformer.checkpoint import load_model
 from kansformer.data import PictureData, TrainingSampler, load_data, training_loader
 from kansformer.data.augment import make_augmentation
 from kansformer.data.dataset import PictureDataset
+from kansformer.evaluate.report import figures
+from kansformer.figures import as_svg
 from kansformer.infer import Predictor
 from kansformer.interpret.ranking import LayerFacts
 from kansformer.report import contents
 from kansformer.report.contents import Contents, Inside, fit_to_show, look
-from kansformer.report.page import duration, percent, worth_of_splines
+from kansformer.report.page import duration, percent, render, worth_of_splines
+from kansformer.report.write import draw
 from kansformer.train import loop, train
 from tests.browser import chromium, needs_chromium, visit
 from tests.conftest import tiny_settings, write_picture
@@ -269,7 +275,10 @@ def test_the_command_makes_it_again(
     (reported.folder / "report.html").unlink()
     name = "kansformer.report.__main__"
     status, out, err = command(name, "--output", reported.folder, "--device", "cpu")
-    assert (status, err) == (0, "")
+    assert status == 0
+    lines = [line.rpartition("\r")[2] for line in err.splitlines()]
+    hint = "note: no font on this machine"  # for Japanese letters, if it has none
+    assert [line for line in lines if line and not line.startswith(hint)] == []
     assert out == f"wrote {reported.folder / 'report.html'}\n"
     assert reported.html == before
 
@@ -321,3 +330,100 @@ def test_a_browser_shows_it_without_network_and_scripts(
         for summary in visited.page.query_selector_all("summary"):
             summary.click()
         assert visited.problems() == []
+
+
+def with_names(looked: Contents, names: list[str]) -> Contents:
+    """The same run as if it had told other classes apart."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, len(names), 4 * len(names))
+    probabilities = random.random((len(labels), len(names))) ** 20
+    probabilities[np.arange(len(labels)), labels] += 1
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    mistakes = [replace(m, true=names[0], predicted=names[1]) for m in looked.mistakes]
+    return replace(
+        looked, class_names=tuple(names), figures=figures(labels, probabilities, names),
+        mistakes=mistakes, samples=[replace(s, label=names[0]) for s in looked.samples],
+        summary={**looked.summary, "classes": len(names)},
+        inside=looked.inside and replace(looked.inside, curves={0: looked.inside.curves[0]}),
+    )  # fmt: skip
+
+
+# what is drawn and lies outside the box of its column, or of the figure it belongs to
+OUTSIDE = """
+[...document.querySelectorAll("body *")].filter(element => {
+  const drawing = element.tagName !== "svg" && element.closest("svg");
+  const column = (drawing || element).parentElement.getBoundingClientRect();
+  const own = element.getBoundingClientRect();
+  return own.width && (own.left < column.left - 1 || own.right > column.right + 1);
+}).map(element => element.outerHTML.slice(0, 200))
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("count", [25, 1000])
+def test_nothing_lies_outside_its_column(
+    browser: Any, looked: Contents, tmp_path: Path, count: int
+) -> None:
+    names = [f"{index} a class with a {'W' * 30}" for index in range(count)]
+    told = with_names(looked, names)
+    drawn = {name: as_svg(figure, words) for name, figure, words in draw(told, names)}
+    page = tmp_path / "report.html"
+    page.write_text(render(told, drawn))
+    with visit(browser, page.as_uri()) as visited:
+        for details in visited.page.query_selector_all("summary"):
+            details.click()
+        for width in (320, 390, 768, 1280):
+            visited.page.set_viewport_size({"width": width, "height": 800})
+            assert visited.problems() == []
+            assert visited.page.evaluate(OUTSIDE) == []
+            letters = visited.page.evaluate(
+                "[...document.querySelectorAll('svg text')]"
+                ".map(text => parseFloat(text.style.fontSize) * text.getScreenCTM().d || 9)"
+            )
+            assert min(letters) > (4.4 if width == 320 else 5.4)  # pixels: small, but legible
+
+
+def test_counts_of_one_are_in_the_singular(looked: Contents) -> None:
+    summary = {
+        **looked.summary, "epochs": 1, "classes": 1, "threads": 1,
+        "pictures": {**looked.summary["pictures"], "train": 1},
+    }  # fmt: skip
+    one = replace(
+        looked, summary=summary, pictures=1, samples=looked.samples[:1], mistakes=[],
+        history=looked.history[:1],
+    )  # fmt: skip
+    plots = dict.fromkeys(["curves", "calibration", "confusion", "classes", "layers"], "")
+    plots |= {f"functions-{block}": "" for block in range(4)}
+    text = " ".join(Page(render(one, plots)).text.split())
+    for words in (
+        "1 epoch of 1 picture,", "tells 1 class apart", "Judged on 1 validation picture.",
+        "on 1 picture.", ", 1 thread",
+    ):  # fmt: skip
+        assert words in text
+    assert not re.search(r"\b1 (epochs|pictures|classes|threads)", text)
+
+
+def test_it_says_which_class_is_the_true_one(reported: Reported, looked: Contents) -> None:
+    text = " ".join(Page(reported.html).text.split())
+    for mistake in looked.mistakes:
+        said = f"predicted {mistake.predicted} ({percent(mistake.probability)})"
+        assert f"{said} true: {mistake.true}" in text
+    assert "Most confused pairs truepredictedpictures" in text  # the head of a table
+
+
+def test_letters_that_no_font_has_are_said_once_and_kept_on_the_page(
+    reported: Reported, command: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(contents, "BLOCKS", 1)
+    monkeypatch.setattr(kansformer.figures, "_FAMILIES", {})
+    usual = next(kansformer.figures._fonts())
+    monkeypatch.setattr(kansformer.figures, "_fonts", lambda: iter([usual]))
+    name = "kansformer.report.__main__"
+    status, _, err = command(name, "--output", reported.folder, "--device", "cpu")
+    (japanese,) = [name for name in NAMES if not name.isascii()]
+    assert (status, err.count("\n")) == (0, 1)
+    line = err.rpartition("\r")[2]  # after a bar, which shows on a slow machine
+    assert line.startswith(f"note: no font on this machine has all letters of {japanese};")
+    (matrix,) = re.findall(r"<svg[^>]*Confusion matrix.*?</svg>", reported.html, re.S)
+    assert "日本" in re.sub("<svg[^>]*>", "", matrix)

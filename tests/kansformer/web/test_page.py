@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
+from kansformer.checkpoint import load_model, save_model
 from tests.browser import chromium, needs_chromium, visit
 from tests.conftest import ROOT
 from tests.server import served, stop
@@ -126,6 +127,52 @@ def test_a_picture_is_classified_and_explained_without_leaving(
         assert visited.overflow() <= 0
         assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} \
             == {"127.0.0.1"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def long_names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of a model whose classes have long names, one of them in one piece."""
+    weights = tmp_path_factory.mktemp("long") / "long.safetensors"
+    model = load_model(DIGITS)
+    names = tuple(f"{digit} <b>{'is a long name ' * 3}{'W' * 60}" for digit in range(10))
+    save_model(weights, model, model.preprocessing, names, model.training_info)
+    page = ("-m", "kansformer.web", "--weights", weights, "--device", "cpu")
+    with served([*page, "--examples", DIGIT.parent], ROOT) as (address, _):
+        yield address
+
+
+IN_SIGHT = """
+() => [...document.querySelectorAll(SELECTOR)].some(element => {
+  const box = element.getBoundingClientRect();
+  return box.height && box.top >= 0 && box.bottom <= innerHeight && box.right <= innerWidth;
+})
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "height"), [(390, 600), (1280, 900)])
+@pytest.mark.parametrize("page", ["address", "long_names"])
+def test_the_answer_is_in_sight_after_an_upload(
+    browser: "Browser", pictures: Path, width: int, height: int, page: str,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    def is_in_sight(selector: str) -> None:
+        condition = IN_SIGHT.replace("SELECTOR", repr(selector))
+        visited.page.wait_for_function(condition, timeout=SOON)
+
+    with visit(browser, request.getfixturevalue(page), width, height) as visited:
+        upload = visited.page.set_input_files
+        upload("#picture input[type=file]", pictures / "eight.png")
+        is_in_sight("#answer h2")
+        assert visited.overflow() <= 0
+        visited.page.get_by_label("Remove Image").click()
+        visited.page.wait_for_selector("#functions figure", state="hidden")
+        upload("#picture input[type=file]", pictures / "<b>broken.png")
+        is_in_sight("#message [role=alert]")
+        visited.page.get_by_role("tab", name="Several pictures").click()
+        upload("#files input[type=file]", [pictures / "eight.png", pictures / "notes.txt"])
+        is_in_sight("#answers tbody tr")
+        assert visited.overflow() <= 0
 
 
 @needs_chromium
