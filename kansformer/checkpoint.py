@@ -55,8 +55,7 @@ class TrainedModel(VisionTransformer):
     @property
     def training_settings(self) -> dict[str, Any]:
         """The settings that it was trained with, as far as the weights file tells."""
-        settings = self.training_info.get("settings")
-        return settings if isinstance(settings, dict) else {}
+        return settings_of(self.training_info)
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,22 @@ class RecordedSplit:
         return {"rule": rule, "validation": self.validation}
 
 
+def settings_of(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a training, as far as what a weights file tells of it has them."""
+    settings = training.get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
 def recorded_split(training: Mapping[str, Any]) -> RecordedSplit | None:
     """The split that a weights file tells of; older files tell its share and seed alone."""
-    record, settings = training.get("split"), training.get("settings")
+    record = training.get("split")
     if isinstance(record, dict):
         validation, rule = str(record.get("validation", "")), record.get("rule")
         if rule is None:
             return RecordedSplit(None, validation)
         names = "share", "seed"
     else:
-        validation, rule, names = "", settings, ("val_split", "seed")
+        validation, rule, names = "", settings_of(training), ("val_split", "seed")
     if not isinstance(rule, dict):
         return None
     share, seed = (rule.get(name) for name in names)
@@ -100,18 +105,13 @@ def recorded_split(training: Mapping[str, Any]) -> RecordedSplit | None:
     return RecordedSplit(SplitRule(share, seed), validation)
 
 
-def split_of_file(path: str | Path) -> tuple[str, RecordedSplit] | None:
-    """The name of the data that a weights file was trained on, and how they were split.
-
-    None if it is not one of ours, cannot be read, or does not tell.
-    """
+def training_of(path: str | Path) -> dict[str, Any]:
+    """What a weights file tells of its training; nothing if it is not one of ours."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            training = json.loads((file.metadata() or {})[METADATA_KEY])["training"]
-        split = recorded_split(training)
-        return None if split is None else (str(training.get("data", "")), split)
+            return dict(json.loads((file.metadata() or {})[METADATA_KEY])["training"])
     except Exception:  # it is for `load_model` to say what is wrong with it
-        return None
+        return {}
 
 
 def save_model(

@@ -71,12 +71,12 @@ def without_idle_settings(
         defaults = {setting.name: setting.default for setting in fields(TrainConfig)}
         idle = {n: defaults[n] for n in FOR_SPLINES if getattr(config, n) != defaults[n]}
     for name in idle:
-        say(f"warning --{name.replace('_', '-')} has no effect: the model has no splines")
+        say(f"warning: --{name.replace('_', '-')} has no effect: the model has no splines")
     if (config.mixup or config.cutmix) and config.batch_size % 2:
-        say("warning --mixup and --cutmix have no effect on batches of odd size; make --batch-size"
+        say("warning: --mixup and --cutmix have no effect on batches of odd size; make --batch-size"
             " even")  # fmt: skip
     if config.shard and ranks.world == 1:
-        say("warning --shard has no effect on one process; start several with torchrun")
+        say("warning: --shard has no effect on one process; start several with torchrun")
     return replace(config, **idle)
 
 

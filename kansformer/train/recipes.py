@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kansformer.checkpoint import split_of_file
+from kansformer.checkpoint import recorded_split, settings_of, training_of
 from kansformer.data import PictureData, load_data
+from kansformer.data.augment import POLICIES
 from kansformer.data.sources import SplitRule
 from kansformer.data.split import stratified_split
 from kansformer.data.usable import concerns, usable
@@ -242,8 +243,8 @@ def configure(
     """The settings of a run and its data: flags go before the recipe, the recipe before defaults.
 
     Between flags and recipe stand the rates of FINE_TUNING, for a run from weights; their model has
-    a stem already, whatever the recipe's is. Pictures that cannot be read are left out, which is
-    said.
+    a stem already, whatever the recipe's is. From weights of ours come the augmentation and, on the
+    same pictures, the validation split. Pictures that cannot be read are left out, which is said.
 
     Args:
         flags: fields of `TrainConfig` that were given, `data_path` among them.
@@ -275,9 +276,13 @@ def configure(
     settings = {**RECIPES[name](), **(FINE_TUNING if weights and all_trains else {})}
     if weights:
         settings.pop("stem", None)
-    rule = rule_of_weights(flags, data, say) if weights else None
+    before = training_of(flags["weights"]) if weights else {}
+    rule = rule_of_weights(before, flags, data, say)
     if rule is not None:
         settings["val_split"] = rule.share
+    policy = settings_of(before).get("augment")
+    if isinstance(policy, str) and policy in POLICIES:  # which may mirror pictures, or must not
+        settings["augment"] = policy
     config = TrainConfig(**{**settings, **flags, "recipe": name})
     data = data.with_validation(config.val_split, config.seed if rule is None else rule.seed)
     for concern in concerns(data, config.data_path):
@@ -288,26 +293,28 @@ def configure(
 
 
 def rule_of_weights(
-    flags: dict[str, Any], data: PictureData, say: Callable[[str], None]
+    training: dict[str, Any], flags: dict[str, Any], data: PictureData, say: Callable[[str], None]
 ) -> SplitRule | None:
     """The rule by which a weights file of ours was validated, if that was on these pictures.
 
     Where pictures that it was trained on may validate, or do so by another --val-split, that is
     said.
+
+    Args:
+        training: what the file tells of its training.
     """
-    weights = flags["weights"]
-    known = split_of_file(weights)
-    if known is None:
+    recorded = recorded_split(training)
+    if recorded is None:
         return None
-    name, recorded = known
+    weights = flags["weights"]
     rule, before = recorded.rule, data
     if data.val is None and rule is not None:
         with suppress(UserError):  # too few pictures to split them so
             before = data.with_validation(rule.share, rule.seed)
     if before.val is None or not recorded.is_of(before):
         say(
-            f"warning: {weights} was trained on {name}; if pictures of its training validate here,"
-            " the accuracy is too high"
+            f"warning: {weights} was trained on {training.get('data')}; if pictures of its training"
+            " validate here, the accuracy is too high"
         )
         return None
     if data.val is not None or rule is None:

@@ -354,7 +354,11 @@ def begin_folder(run: Run) -> None:
         "preprocessing": run.preprocessing.to_dict(),
         "weights": run.weights,
     }
-    run.folder.begin(settings, run.data.class_names, run.project_root)
+    root = run.project_root
+    if root is not None and not os.access(root, os.W_OK):
+        run.say(f"warning: {root} is read-only: its class_indices.json is not written")
+        root = None
+    run.folder.begin(settings, run.data.class_names, root)
     first = TrainingSampler(run.data.train.labels, 1, seed=run.config.seed,
                             balanced=run.config.balanced_sampler)  # fmt: skip
     run.folder.events.add_settings(run.config.public())

@@ -126,7 +126,7 @@ class RunFolder:
                 causes.append(f"{path.name}: {one_line(error)[:200]}")
                 continue
             if causes:
-                say(f"warning {self.last}: damaged; going on from {path.name}, written before it")
+                say(f"warning: {self.last}: damaged; going on from {path.name}, written before it")
             return state
         raise UserError(
             f"{self.last}: cannot be read ({'; '.join(causes)}); start anew with --overwrite"

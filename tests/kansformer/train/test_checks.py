@@ -134,7 +134,7 @@ def test_settings_of_splines_have_no_effect_on_an_mlp_which_is_said(
     lines: list[str] = []
     do(tiny_settings(colours, tmp_path / "with", **settings, **changes), lines.append)
     flag = f"--{next(iter(changes)).replace('_', '-')}"
-    assert f"warning {flag} has no effect: the model has no splines" in lines
+    assert f"warning: {flag} has no effect: the model has no splines" in lines
     do(tiny_settings(colours, tmp_path / "without", **settings))
     ours, theirs = final(tmp_path / "with"), final(tmp_path / "without")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

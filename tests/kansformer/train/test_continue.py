@@ -92,6 +92,16 @@ def test_data_with_val_of_their_own_are_said_to_be_others_unless_they_are_the_sa
     assert "was trained on" not in prepared(tmp_path / "run", data)[1]
 
 
+def test_what_was_never_mirrored_is_not_mirrored_later(trained: Path, folder: Path) -> None:
+    flags = {
+        "data_path": str(folder),
+        "weights": str(trained / "best.safetensors"),
+        "device": "cpu",
+    }
+    assert configure({**flags, "recipe": "pretrained"})[0].augment == "small"  # as `trained` had it
+    assert configure({**flags, "augment": "none"})[0].augment == "none"
+
+
 def test_the_rule_goes_on_from_file_to_file(trained: Path, folder: Path, tmp_path: Path) -> None:
     flags = {
         "data_path": str(folder), "weights": str(trained / "best.safetensors"), "device": "cpu",
@@ -117,7 +127,8 @@ def test_a_file_that_does_not_tell_is_doubted(trained: Path, folder: Path, tmp_p
     save_model(path, model, model.preprocessing, model.class_names, how)
     assert "was trained on colours" in prepared(tmp_path, folder)[1]
     for odd in ("x", {"rule": 3}, {"rule": {"share": "a", "seed": None}}, {"rule": {"share": 2.0}}):
-        save_model(path, model, model.preprocessing, model.class_names, {"split": odd})
+        how = {"split": odd, "settings": [{"augment": ["photos"]}]}
+        save_model(path, model, model.preprocessing, model.class_names, how)
         assert load_model(path).split is None
         prepared(tmp_path, folder)
 
