@@ -45,10 +45,16 @@ def refuse_unmakeable(path: Path) -> None:
     there = existing(path)
     if not there.is_dir():
         raise UserError(f"{path}: cannot be made ({there} is a file); choose another --output")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not may_write_in(there):
         raise UserError(
             f"{path}: cannot be made ({there} may not be written); choose another --output"
         )
+
+
+def may_write_in(folder: Path) -> bool:
+    """Whether this process may make files in a folder."""
+    by_effect = os.access in os.supports_effective_ids  # with the rights that it acts by
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=by_effect)
 
 
 def existing(path: Path) -> Path:

@@ -124,7 +124,8 @@ def test_every_shell_command_runs(clone: Path, page: str) -> None:
                 address, process = serving.enter_context(served(shlex.split(rest), clone))
                 continue
             name = rest.removeprefix("-m ").split()[0]
-            run(f"{rest} {SHORT.get(name, '')}", clone)
+            refining = " --epochs 2" if "--refine-grid" in line else ""  # after the first
+            run(f"{rest} {SHORT.get(name, '')}{refining}", clone)
         if process is not None:
             assert stop(process, signal.SIGTERM)[0] == 143
 

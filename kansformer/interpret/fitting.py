@@ -243,7 +243,7 @@ def fit(
             shown |= {name: float(metric(own)) for name, metric in (metrics or {}).items()}
             for name, value in shown.items():
                 history[name].append(value)
-            bar.set_postfix({name: f"{value:.2e}" for name, value in shown.items()}, refresh=False)
+            bar.set_postfix({name: f"{value:.2e}" for name, value in shown.items()})
             bar.update()
 
         if opt == "LM":

@@ -26,6 +26,7 @@ from kansformer.data import (
 from kansformer.data.augment import least_side, make_augmentation
 from kansformer.device import usable_cores
 from kansformer.evaluate import best_epoch
+from kansformer.files import may_write_in
 from kansformer.train.build import build_model, fit_to_mlps, sizes_of_twin
 from kansformer.train.checks import (
     check_grids_can_move,
@@ -355,7 +356,7 @@ def begin_folder(run: Run) -> None:
         "weights": run.weights,
     }
     root = run.project_root
-    if root is not None and not os.access(root, os.W_OK):
+    if root is not None and not may_write_in(root):
         run.say(f"warning: {root} is read-only: its class_indices.json is not written")
         root = None
     run.folder.begin(settings, run.data.class_names, root)

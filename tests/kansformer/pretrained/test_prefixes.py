@@ -134,5 +134,5 @@ def test_of_several_vits_none_is_guessed(tmp_path: Path) -> None:
 def test_what_the_vit_itself_has_too_much_is_an_error(tmp_path: Path) -> None:
     state = {f"model.{name}": value for name, value in TimmViT(**SIZES).state_dict().items()}
     state["model.gate.weight"] = torch.ones(3)
-    with pytest.raises(UserError, match=r"1 tensors have no place in a ViT: gate\.weight"):
+    with pytest.raises(UserError, match=r"1 tensor has no place in a ViT: gate\.weight"):
         load_pretrained(lightning(tmp_path / "a.ckpt", state))
