@@ -10,10 +10,26 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+DEEP = {"I;16": (0, 65535), "I": (0, 65535), "F": (0, 1)}  # black and white, if the model has none
+
+
+def in_8_bits(image: Image.Image, levels: dict) -> Image.Image:
+    """A picture of integers or floats scaled to grey, and transparency laid over white."""
+    mode = image.mode[:4]
+    if mode in DEEP:
+        black, white = levels.get(mode, DEEP[mode])
+        scaled = (np.asarray(image) - float(black)) * (255 / (white - black))
+        return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
+
 
 def prepare(image: Image.Image, how: dict) -> np.ndarray:
     """A picture as the model wants it, (C, S, S) float32."""
-    image = ImageOps.exif_transpose(image).convert("L" if how["in_chans"] == 1 else "RGB")
+    image = in_8_bits(ImageOps.exif_transpose(image), how["levels"])
+    image = image.convert("L" if how["in_chans"] == 1 else "RGB")
     size = round(how["img_size"] / how["crop_pct"])
     short = min(image.size)
     shape = [int(size * side / short) for side in image.size]

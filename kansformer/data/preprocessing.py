@@ -66,9 +66,11 @@ class Preprocessing:
         """(in_chans, img_size, img_size) float32 of a picture in any mode and orientation."""
         return self.normalise(self.fit(self.convert(image)))
 
-    def open(self, source: Source, name: str | None = None) -> Image.Image:
+    def open(
+        self, source: Source, name: str | None = None, at_least: int | None = None
+    ) -> Image.Image:
         """The picture as the model was trained to see it, mode "L" or "RGB"; see `open_image`."""
-        return open_image(source, name, levels=self.levels)
+        return open_image(source, name, at_least, self.levels)
 
     def convert(self, image: Image.Image) -> Image.Image:
         """The picture upright, in 8 bits and in the model's number of channels."""

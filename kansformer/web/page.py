@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from kansformer.data import open_image
 from kansformer.errors import UserError, one_line
 from kansformer.web import html
 from kansformer.web.service import Service
@@ -63,6 +62,7 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
         UserError: an example cannot be read.
     """
     names = service.predictor.class_names
+    preprocessing = service.predictor.model.preprocessing
 
     def look(picture: Any) -> tuple[Any, ...]:
         nothing = None, gr.Row(visible=False), None, ""
@@ -79,7 +79,7 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
         return gr.HTML("", visible=False), chances, gr.Row(visible=True), found.attention, shown
 
     def take(event: gr.SelectData) -> Image.Image:
-        return open_image(examples[event.index])
+        return preprocessing.open(examples[event.index])
 
     def classify(files: Any) -> str:
         if not files:
@@ -89,7 +89,9 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
         given = [(file.orig_name or Path(file.path).name, Path(file.path)) for file in files.root]
         answers = service.table(given)
         small = [
-            html.thumbnail(open_image(path, at_least=html.THUMBNAIL)) if "top" in answer else None
+            html.thumbnail(preprocessing.open(path, at_least=html.THUMBNAIL))
+            if "top" in answer
+            else None
             for (_, path), answer in zip(given, answers, strict=True)
         ]
         return html.table(answers, small)
@@ -120,7 +122,7 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
                     as_uploaded(picture)
                     if examples:
                         offered = gr.Gallery(
-                            [html.thumbnail(open_image(path)) for path in examples],
+                            [html.thumbnail(preprocessing.open(path)) for path in examples],
                             label="Or take one of these", object_fit="cover", allow_preview=False,
                             interactive=False, buttons=[], elem_id="examples",
                         )  # fmt: skip

@@ -143,7 +143,11 @@ def test_the_example_answers_as_predict_does(
     for number, shape in enumerate([(40, 53, 3), (61, 30), (7, 9, 3)]):
         picture = Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
         picture.save(tmp_path / f"{number}.png")
-    pictures = [str(tmp_path / f"{number}.png") for number in range(3)]
+    deep = random.integers(0, 65536, (20, 30)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "3.png")
+    layers = random.integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    Image.fromarray(layers).save(tmp_path / "4.png")
+    pictures = [str(tmp_path / f"{number}.png") for number in range(5)]
     monkeypatch.setattr(sys, "argv", ["run_onnx.py", str(tmp_path / "m.onnx"), *pictures])
     run_path(str(ROOT / "examples" / "run_onnx.py"), run_name="__main__")
     for line, answer in zip(

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 ORIENTATIONS = range(1, 9)
 # how a scan of a digit is stored in each mode: as black on white, or in the place named
 MODES = {
-    "L": "png", "1": "png", "P": "png", "RGB": "png", "RGBA": "png", "LA": "png",
+    "L": "png", "1": "png", "P": "png", "RGB": "png", "RGBA": "png", "LA": "png", "PA": "tif",
     "CMYK": "tif", "LAB": "tif", "YCbCr": "jpg", "I;16": "png", "I": "tif", "F": "tif",
 }  # fmt: skip
 
@@ -48,6 +48,10 @@ def in_mode(digit: np.ndarray, mode: str) -> Image.Image:
         return layers
     if mode == "P":
         return grey.convert("P")
+    if mode == "PA":
+        palette = grey.convert("P")
+        palette.putalpha(ImageOps.invert(grey))
+        return palette
     if mode == "LAB":
         return Image.merge("LAB", [grey, *[Image.new("L", grey.size, 128)] * 2])
     return grey.convert("RGB").convert(mode) if mode != "1" else grey.convert("1")
@@ -105,17 +109,6 @@ def test_every_way_gives_one_answer(
             assert chances == pytest.approx([expected[i] for i in range(10)], abs=1e-6)
 
 
-def test_a_palette_with_opacity_is_as_grey_with_opacity(
-    predictor: Predictor, digits: np.ndarray
-) -> None:
-    grey = Image.fromarray(digits[0])
-    palette, alpha = grey.convert("P"), ImageOps.invert(grey)
-    for image in (grey, palette):
-        image.putalpha(alpha)
-    assert (grey.mode, palette.mode) == ("LA", "PA")
-    assert predictor(palette)[0]["top"] == predictor(grey)[0]["top"]
-
-
 def test_arrays_are_taken_or_refused_by_name(predictor: Predictor, digits: np.ndarray) -> None:
     digit = digits[0]
     (expected,) = predictor(Image.fromarray(digit))
@@ -143,6 +136,25 @@ def test_bad_pictures_in_memory_get_an_error_each(predictor: Predictor, tmp_path
     words = ("known format", "known format", "mode 'rb'", "of a type that is not read")
     for answer, word in zip(answers, words, strict=True):
         assert word in answer["error"]
+
+
+def test_all_digits_in_every_mode_and_orientation(predictor: Predictor, tmp_path: Path) -> None:
+    """Of each mode 200 digits and each orientation, as path, open file, bytes and PIL image."""
+    train = load_data("digits").train.items
+    for mode in ("I;16", "LA", "PA", "CMYK", "LAB"):
+        suffix = MODES[mode]
+        paths = [
+            stored(in_mode(digit, mode), tmp_path / f"{mode[:2]} {number}.{suffix}", 1 + number % 8)
+            for number, digit in enumerate(train[:200])
+        ]
+        by_path = predictor(paths, topk=10)
+        in_memory = [path.read_bytes() for path in paths]
+        for pictures in (in_memory, map(io.BytesIO, in_memory),
+                         [Image.open(io.BytesIO(data)) for data in in_memory]):  # fmt: skip
+            answers = predictor(pictures, topk=10)
+            assert [a["top"] for a in answers] == [a["top"] for a in by_path]
+        upright = predictor([in_mode(digit, mode) for digit in train[:200]], topk=10)
+        assert [a["top"] for a in upright] == [a["top"] for a in by_path]
 
 
 def test_explanations_and_the_page_go_the_same_way(
