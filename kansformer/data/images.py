@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -220,13 +221,16 @@ def to_8_bit(image: Image.Image, levels: Levels | None, name: str = "picture") -
     if image.mode == "1":
         return image.convert("L")
     if image.mode == "LAB":
-        to_rgb = ImageCms.buildTransform(
-            ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
-        )
-        converted = ImageCms.applyTransform(image, to_rgb)
+        converted = ImageCms.applyTransform(image, _lab_to_rgb())
         assert converted is not None  # only None when in place
         return converted
     return image.convert("RGB")
+
+
+@cache
+def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
 
 
 def upright(image: Image.Image, original: Image.Image) -> Image.Image:
