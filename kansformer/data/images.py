@@ -85,7 +85,7 @@ REMEDIES = {
     "too-many-pixels": "make the picture smaller",
     "not-a-picture": "convert it or remove it",
     "damaged": "replace it or remove it",
-    "out-of-range": "scale its values to 8 bits",
+    "out-of-range": "scale it to 8 bits, or train on pictures of this kind",
 }
 
 
@@ -174,7 +174,8 @@ def decode(source: Source, name: str, at_least: int | None = None) -> Decoded:
     with _naming(source, name):
         if not is_source(source):
             wanted = "a path, an open file, bytes, a PIL image or a NumPy array"
-            raise _wrong(name, "not-a-picture", "of a type that is not read", f"give {wanted}")
+            cause = "an object that cannot be read as a picture"
+            raise _wrong(name, "not-a-picture", cause, f"give {wanted}")
         if isinstance(source, np.ndarray):
             source = _from_array(source, name)
         if isinstance(source, Image.Image):
@@ -208,7 +209,7 @@ def decode(source: Source, name: str, at_least: int | None = None) -> Decoded:
 
 def to_8_bit(image: Image.Image, levels: Levels | None, name: str = "picture") -> Image.Image:
     """A decoded picture in mode "L" or "RGB"; see `open_image`."""
-    if image.mode == "I" or image.mode.startswith("I;16") or image.mode == "F":
+    if deep_mode(image):
         return _scaled(image, levels, name)
     if image.has_transparency_data:
         grey = image.mode in ("1", "L", "LA", "La")
@@ -319,12 +320,9 @@ def _scaled(image: Image.Image, levels: Levels | None, name: str) -> Image.Image
         black, white = DEFAULT_LEVELS[mode]
         low, high = float(values.min(initial=0)), float(values.max(initial=0))
         if low < black or high > white:
-            raise _wrong(
-                name,
-                "out-of-range",
-                f"has values from {low:g} to {high:g}, and without others like it to compare with"
-                f" {black:g} to {white:g} is expected",
-            )
+            expected = f"outside the expected {black:g} to {white:g}"
+            cause = f"pixel values from {low:g} to {high:g}, {expected}"
+            raise _wrong(name, "out-of-range", cause)
     scaled = (values - black) * (255 / (white - black))
     return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
 

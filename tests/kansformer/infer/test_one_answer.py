@@ -133,7 +133,7 @@ def test_bad_pictures_in_memory_get_an_error_each(predictor: Predictor, tmp_path
     text = (tmp_path / "text.txt").open()
     answers = predictor([b"no picture", io.BytesIO(b""), text, 7])  # type: ignore[list-item]
     text.close()
-    words = ("known format", "known format", "mode 'rb'", "of a type that is not read")
+    words = ("known format", "known format", "mode 'rb'", "cannot be read as a picture")
     for answer, word in zip(answers, words, strict=True):
         assert word in answer["error"]
 

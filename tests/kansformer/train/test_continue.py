@@ -2,19 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from kansformer.checkpoint import load_model, save_model
 from kansformer.data import load_data
 from kansformer.evaluate.split import choose_split
+from kansformer.export.__main__ import accuracies
 from kansformer.train.recipes import configure
 from tests.conftest import write_folder, write_picture
 from tests.kansformer.train.runs import do
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -134,18 +134,20 @@ def test_a_file_that_does_not_tell_is_doubted(trained: Path, folder: Path, tmp_p
 
 
 def test_an_export_is_judged_by_the_validation_pictures(
-    command: Command, trained: Path, folder: Path, tmp_path: Path
+    trained: Path, folder: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--weights", trained / "best.safetensors", "--format", "pt2", "--output", "m.pt2")
-    name = "kansformer.export.__main__"
-    status, out, _ = command(name, *arguments, "--data-path", folder)
-    assert status == 0
-    assert "accuracy on 6 pictures (val)" in out
-    assert "split as in training: a share of 0.2 validates" in out
-    other = write_folder(tmp_path / "colours", 3)
-    status, out, _ = command(name, *arguments, "--data-path", other)
-    assert "accuracy on 9 pictures (all)" in out
-    assert "these pictures may be among those" in out
+    model = load_model(trained / "best.safetensors")
+
+    def run(images: Tensor) -> Tensor:  # as an exported program
+        with torch.no_grad():
+            return model(images)
+
+    said = accuracies(model, run, str(folder))
+    assert "accuracy on 6 pictures (val)" in said
+    assert "split as in training: a share of 0.2 validates" in said
+    said = accuracies(model, run, str(write_folder(tmp_path / "colours", 3)))
+    assert "accuracy on 9 pictures (all)" in said
+    assert "these pictures may be among those" in said
 
 
 def test_the_summary_of_the_files_says_it_in_json(trained: Path) -> None:
