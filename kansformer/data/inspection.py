@@ -181,8 +181,12 @@ class Cache:
             if self.file is not None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 base = sqlite3.connect(self.file)
-                base.execute("PRAGMA trusted_schema = OFF")  # a stranger's file runs nothing
-                base.execute(create)
+                try:
+                    base.execute("PRAGMA trusted_schema = OFF")  # a stranger's file runs nothing
+                    base.execute(create)
+                except sqlite3.Error:
+                    base.close()
+                    raise
                 return base
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)

@@ -39,7 +39,7 @@ DIGITS_TEST_SEED = 0
 SIZES_SAMPLED = 99  # pictures by which the size of all is told
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value to compare by
 class Pictures:
     """One split: files, or an array (N, H, W) or (N, H, W, 3) of uint8, with labels (N,).
 
@@ -183,7 +183,10 @@ class PictureData:
 
     def with_levels(self, levels: Levels) -> "PictureData":
         """The same data with other levels for its pictures of more than 8 bits."""
-        parts = {name: replace(part, levels=levels) for name, part in self.splits.items()}
+        parts = {
+            name: part if part.levels == levels else replace(part, levels=levels)
+            for name, part in self.splits.items()
+        }
         return replace(self, **parts)  # type: ignore[arg-type]
 
     def with_validation(self, share: float, seed: int) -> "PictureData":
