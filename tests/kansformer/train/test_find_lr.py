@@ -20,8 +20,9 @@ from tests.kansformer.train.runs import do, final, prepared
 
 @pytest.mark.parametrize("changes", [{}, {"mixup": 0.3, "amp": "fp16", "ema": 0.9}])
 def test_the_search_leaves_no_traces(
-    tmp_path: Path, colours: Path, changes: dict[str, Any]
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
+    monkeypatch.setattr(find_lr, "TRIALS", 30)
     lines: list[str] = []
     out = tmp_path / "out"
     changes = {"epochs": 2, **changes}
