@@ -7,7 +7,11 @@ matplotlib is imported only where it is used.
 
 from __future__ import annotations
 
+import atexit
+import os
 import re
+import shutil
+import tempfile
 import unicodedata
 import warnings
 from bisect import bisect_right
@@ -20,8 +24,16 @@ from io import BytesIO
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from models.cache import cache_folder
+
 if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+
+if cache_folder() is None and "MPLCONFIGDIR" not in os.environ:
+    # matplotlib before 3.11 cannot be imported by a user without a home folder
+    os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
+    atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
 
 MOST_PIXELS_PER_INCH = 104  # in a page, where a figure is at most as wide as its column
 LONGEST = 200  # letters of a name that are looked at when it is shortened
@@ -95,6 +107,13 @@ def as_svg(figure: Figure, words: str) -> str:
         f' style="max-width: {round(MOST_PIXELS_PER_INCH * width)}px">'
     )
     return head + text[text.index(">") + 1 :].strip()
+
+
+def colour_map(name: str) -> Colormap:
+    """One of matplotlib's colour maps."""
+    from matplotlib import colormaps
+
+    return colormaps[name]
 
 
 def css_colours(theme: str) -> str:

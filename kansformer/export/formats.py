@@ -107,9 +107,10 @@ def quantised(packed: bytes) -> bytes:
     logging.getLogger().setLevel(logging.ERROR)  # it advises a step that has been done
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "int8.onnx"
+            path, model = Path(folder) / "int8.onnx", onnx.load_from_string(packed)
+            del model.graph.value_info[:]  # shapes, which onnxruntime before 1.24 infers otherwise
             quantize_dynamic(
-                onnx.load_from_string(packed), path, op_types_to_quantize=["MatMul", "Gemm"],
+                model, path, op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True, weight_type=QuantType.QUInt8,  # signed ones saturate on AVX2
             )  # fmt: skip
             return path.read_bytes()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kansformer.checkpoint import TrainedModel
 from kansformer.data.images import Source
+from kansformer.figures import colour_map
 from models.vit_model import Attention, VisionTransformer
 
 OVERLAY_PIXELS = 336  # the shorter side of an overlay is at least this, so that one can see it
@@ -102,15 +103,13 @@ def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
     Returns:
         RGB, in the size of the picture, or larger if that is hard to see.
     """
-    from matplotlib import colormaps
-
     scale = max(1, -(-OVERLAY_PIXELS // min(image.size)))
     size = (image.width * scale, image.height * scale)
     values = heat.detach().float().cpu()
     values = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12)
     smooth = Image.fromarray(values.numpy()).resize(size, Image.Resampling.BICUBIC)
     # inferno's lightness rises with the value, so that it reads without telling colours apart
-    colours = Image.fromarray(colormaps["inferno"](np.asarray(smooth), bytes=True)).convert("RGB")
+    colours = Image.fromarray(colour_map("inferno")(np.asarray(smooth), bytes=True)).convert("RGB")
     grey = image.convert("L").resize(size, Image.Resampling.NEAREST).convert("RGB")
     return Image.blend(grey, colours, 0.6)
 
