@@ -210,7 +210,7 @@ def levels_of(facts: Iterable[Facts]) -> dict[str, tuple[float, float]]:
     """Levels of a data set, by modes, for its pictures with more than 8 bits (see `open_image`).
 
     Black is 0, or the least value if that is negative. White is 1 for floats up to 1; else the
-    least of 255, 511, 1023, ... that no value exceeds: the greatest number of so many bits.
+    smallest 2**n - 1 of 255, 511, 1023, ... that no value exceeds.
     """
     ends: dict[str, tuple[float, float]] = {}
     for known in facts:

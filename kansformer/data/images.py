@@ -140,7 +140,7 @@ def open_image(
             (H, W), (H, W, 3), or (H, W, 4) with transparency; or of uint16: (H, W).
         name: what to call the picture in an error; the path by default.
         at_least: a JPEG may come out at a half, a quarter or an eighth of its size, as long as its
-            shorter side keeps so many pixels. That is several times faster for photographs, and
+            shorter side keeps this many pixels. That is several times faster for photographs, and
             slightly different, so it is for training only.
         levels: of the data set that the picture belongs to. A mode that has none here has
             DEFAULT_LEVELS, and a picture that exceeds those is refused.
@@ -183,7 +183,7 @@ def decode(source: Source, name: str, at_least: int | None = None) -> Decoded:
             file = getattr(source, "fp", None)
             try:
                 return _load(source)
-            except Exception:
+            except Exception:  # decoders raise many kinds; the file may be intact all the same
                 if not file or (whole := mended(_all_bytes(file))) is None:
                     raise
                 return _decode_file(io.BytesIO(whole[0]), None, whole[1])
@@ -201,7 +201,7 @@ def decode(source: Source, name: str, at_least: int | None = None) -> Decoded:
             return _decode_file(source, at_least)
         except BOMBS:
             raise
-        except Exception:
+        except Exception:  # as above
             if (whole := mended(_all_bytes(source))) is None:
                 raise
             return _decode_file(io.BytesIO(whole[0]), at_least, whole[1])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUMBERED = 15  # up to so many classes each cell of the confusion matrix shows its count
-NAMED, NAMED_NARROW = 50, 25  # up to so many classes are named on its sides
+NAMED, NAMED_NARROW = 50, 25  # largest numbers of classes that are named on its sides
 CELLS = 100  # a side; of more classes, neighbours share a cell
 NAME_INCHES = 1.5  # a longer name is shortened
 BARS = 25  # classes that have bars; of more, those with the lowest F1

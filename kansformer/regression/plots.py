@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from kansformer.figures import shortened, shortened_names
 
 COLUMNS = 4  # panels side by side
-NAMED = 40  # up to so many classes are named on the sides of the confusion matrix
+NAMED = 40  # largest number of classes named on the sides of the confusion matrix
 DPI = 110
 GREY = "0.75"
 
