@@ -5,6 +5,7 @@ A comparison says something about the KAN only if both have equally many paramet
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import nn
@@ -49,6 +50,7 @@ def mlp_twin(config: ViTConfig) -> ViTConfig:
     return replace(config, ffn="mlp", hidden_widths=None, grid_sizes=None)
 
 
+@cache
 def count(config: ViTConfig, by: str) -> int:
     """A model's size: "params" or "flops" (see `count_flops`), without making its weights."""
     with torch.device("meta"):

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,10 +83,13 @@ def to_onnx(model: TrainedModel) -> bytes:
         from onnxscript import optimizer
     except ImportError as error:
         raise _missing(error) from None
-    made = torch.onnx.export(
-        to_program(model), dynamo=True, optimize=False, verbose=False,
-        input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "batch"},),
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        # torch 2.13 warns of its own use of it
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+        made = torch.onnx.export(
+            to_program(model), dynamo=True, optimize=False, verbose=False,
+            input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "batch"},),
+        )  # fmt: skip
     assert made is not None
     # Computes what depends on the weights alone once and for all, however large it is.
     optimizer.optimize_ir(made.model, input_size_limit=2**40, output_size_limit=2**40)

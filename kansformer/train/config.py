@@ -188,7 +188,7 @@ class TrainConfig:
     cache: bool = _flag(False, "keep the decoded pictures in memory")
     workers: int | None = _flag(None, "data loading processes (default: chosen by the machine)")
     max_steps: int | None = _flag(None, "stop every epoch after so many steps, for a trial run")
-    report: bool = _flag(True, "write report.html, a page on the finished run")
+    report: bool = _flag(True, "at the end, write report.html, and functions for TensorBoard")
     save_minutes: float = _flag(10.0, "minutes after which the state is saved within an epoch")
 
     def __post_init__(self) -> None:

@@ -53,7 +53,7 @@ from kansformer.train.run import (
 )
 from kansformer.train.step import NOT_FINITE, TAKEN, ready_model, take_step, update_weights
 from kansformer.words import number
-from models.twins import count_flops, count_parameters
+from models.twins import count, count_parameters
 from models.vit_model import VisionTransformer
 
 BAD_STEPS = 3  # in a row, before the last good state is put back
@@ -351,7 +351,7 @@ def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
         "model": run.model.config.to_dict(),
         "recipe": config.recipe,
         "parameters": count_parameters(run.model),
-        "flops_per_image": count_flops(VisionTransformer(run.model.config)),
+        "flops_per_image": count(run.model.config, "flops"),
         "mlp_twin": sizes_of_twin(config, run.model.config),
         "best_epoch": best["epoch"],
         "val_acc1": best["val_acc1"],
@@ -384,7 +384,8 @@ def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
         run.say(f"test accuracy {test['acc1']:.2f} % on {told}")
     if run.ranks.is_first:
         run.folder.finish(history, summary)
-        show_functions(run)
+        if config.report:
+            show_functions(run)
         run.folder.events.close()
     return summary
 

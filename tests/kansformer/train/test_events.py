@@ -40,7 +40,9 @@ def settings_of(found: EventAccumulator) -> dict[str, Any]:
 
 
 def test_events_hold_all_that_is_worth_seeing(tmp_path: Path, colours: Path) -> None:
-    config = tiny_settings(colours, tmp_path / "out", epochs=2, seed=3, augment="mirror")
+    config = tiny_settings(
+        colours, tmp_path / "out", epochs=2, seed=3, augment="mirror", report=True
+    )
     summary = do(config)
     found = events_of(tmp_path / "out")
     rows = [json.loads(row) for row in (tmp_path / "out" / "metrics.jsonl").read_text().split("\n")
@@ -77,7 +79,7 @@ def test_events_hold_all_that_is_worth_seeing(tmp_path: Path, colours: Path) -> 
 
 
 def test_an_mlp_has_no_functions_to_show(tmp_path: Path, colours: Path) -> None:
-    do(tiny_settings(colours, tmp_path / "out", epochs=1, ffn="mlp"))
+    do(tiny_settings(colours, tmp_path / "out", epochs=1, ffn="mlp", report=True))
     assert events_of(tmp_path / "out").Tags()["images"] == ["augmented training pictures"]
 
 
@@ -96,7 +98,7 @@ def test_a_drawing_that_fails_does_not_fail_the_run(
 ) -> None:
     monkeypatch.setattr("kansformer.train.events.function_figures", lambda *rest: 1 / 0)
     lines: list[str] = []
-    do(tiny_settings(colours, tmp_path / "out", epochs=1), lines.append)
+    do(tiny_settings(colours, tmp_path / "out", epochs=1, report=True), lines.append)
     assert "no functions for TensorBoard: division by zero" in lines
     assert (tmp_path / "out" / "summary.json").is_file()
     assert loop.load_model(tmp_path / "out" / "best.safetensors")
