@@ -26,8 +26,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure
 from benchmarks.textbook import TextbookKANLinear, cox_de_boor
+from models.engine.memory import workspace
 from models.kan import KANLinear
-from models.kan_features import workspace
 
 SHAPES = [(4160, 192, 64), (4160, 64, 192), (1576, 768, 64), (1024, 192, 768)]  # rows, in, out
 WAYS = ("compiled", "eager", "plain")

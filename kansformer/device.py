@@ -5,7 +5,7 @@ import os
 import torch
 
 from kansformer.errors import UserError
-from models.kan_ops import MODE_VARIABLE, check_mode
+from models.kan import MODE_VARIABLE, check_mode
 
 
 def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:

@@ -15,15 +15,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models import kan_grid, splines
-from models.group_ops import group_kan_linear
-from models.kan_features import activation_name, features
-from models.kan_ops import check_mode, kan_linear, no_autocast
-from models.kan_weights import Weights, check_writable
-from models.plain import plain
+from . import kan_grid, splines
+from .engine.blocks import no_autocast
+from .engine.definition import Weights, kan_features
+from .engine.memory import cached_table
+from .engine.operators import (
+    COMPILE_ELEMENTS,
+    MODE_VARIABLE,
+    check_mode,
+    compile_without_gradients,
+    group_kan_linear,
+    kan_linear,
+)
+from .kan_grid import check_writable
+from .plain import plain
+
+__all__ = [
+    "BASE_ACTIVATIONS", "COMPILE_ELEMENTS", "INITS", "KAN", "MODE_VARIABLE", "Activation",
+    "GroupKANLinear", "KANFeedForward", "KANLinear", "Weights", "activation_name", "check_mode",
+    "compile_without_gradients", "gain", "group_kan_linear", "kan_features", "kan_linear",
+]  # fmt: skip
 
 Activation = Callable[[], Callable[[Tensor], Tensor]]  # makes an activation, as nn.SiLU does
 INITS = ("variance", "efficient-kan")
+
+# Base activations that the engine computes, by their names there; others are computed beside it.
+BASE_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "identity": nn.Identity,
+}
+_NAMES: dict[object, str] = {kind: name for name, kind in BASE_ACTIVATIONS.items()}
+
+
+def activation_name(activation: object) -> str | None:
+    """Name in BASE_ACTIVATIONS of a module, or None for any other and for functions."""
+    if isinstance(activation, nn.GELU) and activation.approximate != "none":
+        return None
+    return _NAMES.get(type(activation))
 
 
 def gain(activation: Callable[[Tensor], Tensor]) -> float:
@@ -59,7 +90,7 @@ class KANLinear(nn.Module):
         scale_noise: size of the random spline at the start.
         scale_base: factor on the base weights at the start.
         scale_spline: factor on the spline's scale at the start.
-        enable_standalone_scale_spline: an own scale per edge, `spline_scaler`.
+        enable_standalone_scale_spline: a scale per edge, `spline_scaler`.
         base_activation: makes b, a module class or any callable without arguments.
         grid_eps: share of the equally spaced grid in `update_grid`; the rest follows the samples.
         grid_range: both ends of the grid. Behind a LayerNorm inputs are about N(0, 1), and a third
@@ -134,7 +165,7 @@ class KANLinear(nn.Module):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws fresh parameters, on an even grid; a larger scale gives larger weights."""
+        """Draws fresh parameters, on a uniform grid; a larger scale gives larger weights."""
         knots = splines.uniform_knots(*self.grid_range, self.grid_size, self.spline_order)
         self.grid.copy_(knots.expand_as(self.grid))
         if self.bias is not None:
@@ -213,7 +244,7 @@ class KANLinear(nn.Module):
             self.spline_scaler if self.enable_standalone_scale_spline else None,
         )
         y = kan_linear(x, self.grid, self.spline_order, activation, weights, self.mode)
-        if activation is None:  # one that the kernels do not know
+        if activation is None:  # one that the engine does not know
             base = self.base_activation(x).to(y.dtype)
             y = y + F.linear(base, self.base_weight.to(y.dtype))
         return y if self.bias is None else y + self.bias.to(y.dtype)
@@ -244,7 +275,7 @@ class KANLinear(nn.Module):
         weight = torch.cat([self.base_weight[..., None], self.scaled_spline_weight], dim=-1)
         weight = weight.to(x.dtype)
         with no_autocast(x):
-            values = features(x, self.grid, self.spline_order, None)  # (N, n, in)
+            values = kan_features(x, self.grid, self.spline_order, None)  # (N, n, in)
             values = torch.cat([self.base_activation(x.clone())[:, None], values], dim=1)
             values = (values - values.mean(dim=0)).permute(2, 1, 0)  # (in, n + 1, N)
             covariance = values @ values.mT / (len(x) - 1)
@@ -368,7 +399,7 @@ class GroupKANLinear(nn.Module):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws weight and bias as nn.Linear does; the splines are zero, on an even grid."""
+        """Draws weight and bias as nn.Linear does; the splines are zero, on a uniform grid."""
         knots = splines.uniform_knots(*self.grid_range, self.grid_size, self.spline_order)
         self.grid.copy_(knots.expand_as(self.grid))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5), generator=generator)
@@ -381,11 +412,11 @@ class GroupKANLinear(nn.Module):
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the last dimension is {x.shape[-1]}, not {self.in_features}")
         activation = activation_name(self.base_activation)
-        pieces = splines.remembered(splines.polynomial_pieces, self.grid, self.spline_order)
+        pieces = cached_table(splines.polynomial_pieces, self.grid, self.spline_order)
         # no matrix product, which would be in autocast's type
-        own = (pieces * self.spline_weight.to(pieces.dtype)[:, None, None]).sum(-1)
-        y = group_kan_linear(x, self.grid, own, activation, self.weight, self.bias, self.mode)
-        if activation is None:  # one that the kernels do not know
+        pieces = (pieces * self.spline_weight.to(pieces.dtype)[:, None, None]).sum(-1)
+        y = group_kan_linear(x, self.grid, pieces, activation, self.weight, self.bias, self.mode)
+        if activation is None:  # one that the engine does not know
             base = self.base_activation(x).to(y.dtype)
             y = y + F.linear(base, self.weight.to(y.dtype))
         return y

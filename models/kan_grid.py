@@ -1,27 +1,33 @@
 """The life of a grid: moved to where the samples are, refined, calibrated on a first batch.
 
 Each change keeps the layer's functions as well as the new knots allow, is checked before anything
-is written, and can be told to an optimiser. A `spline_weight` that is computed from other tensors
-(weight norm, pruning masks) is refused. Under torch.distributed every rank must make it, with
-its own samples: all of them count, and the ranks end up equal. What is to be sharded (FSDP) must be
-changed before.
+is written, and can be reported to an optimizer. A `spline_weight` that is computed from other
+tensors (weight norm, pruning masks) is refused. Under torch.distributed every rank must make the
+change, with its samples: all of them count, and the ranks end up equal. A model that is to be
+sharded (FSDP) must be changed before.
 """
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import LBFGS, Optimizer
 
-from models import splines
-from models.kan_weights import check_writable
-from models.plain import plain
+from . import splines
+from .plain import plain
 
 CHANGED = ("grid", "spline_weight")  # of a layer, by another grid
+
+# of KAN layers and linear ones
+WEIGHTS = ("grid", "base_weight", "spline_weight", "spline_scaler", "weight", "bias", "affine")
+
+# of hooks that compute a weight, by what they add to its name
+REMOVALS = {"_mask": "prune.remove", "_u": "remove_spectral_norm", "_g": "remove_weight_norm"}
 
 
 class SplineLayer(Protocol):
@@ -294,7 +300,7 @@ def _resize(layer: SplineLayer, grid_size: int) -> None:
     layer.grid_size = grid_size
     count = grid_size + layer.spline_order
     layer.grid = layer.grid.new_empty(len(layer.grid), count + layer.spline_order + 1)
-    # The parameter stays the one that an optimiser knows. By way of another dtype, since a loss
+    # The parameter stays the one that an optimizer holds. By way of another dtype, since a loss
     # that is still alive keeps a node of autograd's that would go on expecting the old shape.
     weight = layer.spline_weight
     data = weight.data.new_empty(*weight.shape[:-1], count)
@@ -303,9 +309,39 @@ def _resize(layer: SplineLayer, grid_size: int) -> None:
 
 
 def _forget_moments(optimizer: Optimizer, parameter: nn.Parameter) -> None:
-    """Drops what an optimiser remembers of a parameter; it starts anew at its next step."""
+    """Drops an optimizer's state of a parameter, which starts afresh at its next step."""
     if isinstance(optimizer, LBFGS):  # has one memory for all its parameters
         optimizer.state.clear()
         optimizer._numel_cache = None
     else:
         optimizer.state.pop(parameter, None)
+
+
+def check_writable(*modules: nn.Module, names: Iterable[str] = WEIGHTS) -> None:
+    """Makes sure that these tensors of the modules, and of those in them, can be written to.
+
+    Parametrizations, weight norm and pruning masks compute a weight from other tensors before each
+    use, and what is written to it is lost.
+
+    Raises:
+        ValueError: a weight is computed so; the text says what to do first.
+    """
+    for module in (part for whole in modules for part in whole.modules()):
+        for name in names:
+            remedy = _how_to_own(module, name)
+            if remedy:
+                raise ValueError(
+                    f"{name} of {module._get_name()} is computed from other tensors, and a change"
+                    f" of it would be lost; call {remedy} first; nothing was changed"
+                )
+
+
+def _how_to_own(module: nn.Module, name: str) -> str:
+    """What makes a computed weight a parameter again; empty for one that is not computed."""
+    call = f"(layer, {name!r})"
+    if parametrize.is_parametrized(module, name):
+        return f"torch.nn.utils.parametrize.remove_parametrizations{call}"
+    if not isinstance(vars(module).get(name), Tensor):  # parameters and buffers are kept elsewhere
+        return ""
+    found = (way for suffix, way in REMOVALS.items() if hasattr(module, name + suffix))
+    return next((f"torch.nn.utils.{way}{call}" for way in found), "what makes it a parameter again")

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.kan import KAN, KANLinear
-from models.kan_features import BASE_ACTIVATIONS, activation_name
-from models.kan_ops import kan_linear
-from models.kan_weights import Weights, check_writable
-from models.plain import plain
+from .engine.definition import Weights
+from .engine.operators import kan_linear
+from .kan import BASE_ACTIVATIONS, KAN, KANLinear, activation_name
+from .kan_grid import check_writable
+from .plain import plain
 
 AFTER_NORM = (-3.0, 3.0)  # spans the N(0, 1) behind a LayerNorm
 ROUNDING = 100  # an input whose range is so many roundings of its largest value is constant

@@ -9,10 +9,7 @@ The recurrences are de Boor's; see de Boor, "A Practical Guide to Splines" (1978
 Piegl and Tiller, "The NURBS Book" (1997), algorithm A2.2.
 """
 
-from collections.abc import Callable
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +38,7 @@ def uniform_knots(low: float, high: float, grid_size: int, order: int) -> Tensor
     return low + step * torch.arange(-order, grid_size + order + 1, dtype=torch.float64)
 
 
-def even_steps(knots: Tensor) -> Tensor | None:
+def uniform_steps(knots: Tensor) -> Tensor | None:
     """The distance between knots (in, M) and its inverse, (2, in); None if it differs.
 
     Differences that rounding makes do not count, unless functions of the step feel them, as those
@@ -54,6 +51,17 @@ def even_steps(knots: Tensor) -> Tensor | None:
     if not bool(((apart <= 10 * torch.finfo(knots.dtype).eps * step) & (step > 0)).all()):
         return None
     return torch.cat([step, 1 / step], dim=1).T.to(knots.dtype).contiguous()
+
+
+def closed_knots(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
+    """Knots (in, M) whose last interval is closed, and their `uniform_steps` if they may be used.
+
+    With steps, rounding may assign a value beside a knot to the interval on its other side, which
+    functions of order 0 and slopes of order 1 do not forgive.
+    """
+    last = torch.nextafter(knots[:, -1:], knots.new_full((), torch.inf))
+    closed = torch.where(knots < knots[:, -1:], knots, last)
+    return closed, uniform_steps(knots) if order >= 2 else None
 
 
 def adaptive_knots(
@@ -96,7 +104,7 @@ def central_knots(x: Tensor, grid_size: int, order: int, coverage: float) -> Ten
 def finer_knots(knots: Tensor, grid_size: int, order: int) -> Tensor:
     """Knots (in, M) with the grid divided into `grid_size` intervals; those outside it stay.
 
-    Each of the old intervals is divided evenly; if `grid_size` is a multiple of their number, all
+    Each of the old intervals is divided equally; if `grid_size` is a multiple of their number, all
     old knots stay, and the new splines can be any of the old.
 
     Shapes: (in, M) -> (in, grid_size + 2·order + 1).
@@ -232,37 +240,6 @@ def local_pieces(knots: Tensor, order: int) -> Tensor:
     pieces = F.pad(polynomial_pieces(knots, order), (order + 1, order + 1))
     own = [pieces[:, place, :, place : place + order + 1] for place in range(pieces.shape[1])]
     return torch.stack(own, dim=1)
-
-
-R = TypeVar("R")
-
-
-def remembered(pieces: Callable[[Tensor, int], R], knots: Tensor, order: int) -> R:
-    """pieces(knots, order), computed once for knots on a CPU with these values.
-
-    What it gives is shared and must not be written to.
-    """
-    traced = (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
-    if traced or type(knots) is not Tensor or knots.device.type != "cpu":
-        return pieces(knots, order)
-    values = knots.detach().contiguous().numpy()
-    return cast(R, _remembered(pieces, order, knots.dtype, knots.shape, values.tobytes()))
-
-
-@lru_cache(maxsize=256)
-def _remembered(
-    pieces: Callable[[Tensor, int], Any],
-    order: int,
-    dtype: torch.dtype,
-    shape: torch.Size,
-    values: bytes,
-) -> Any:
-    with torch.inference_mode(False), torch.no_grad():  # to be used in training too
-        return pieces(torch.frombuffer(bytearray(values), dtype=dtype).view(shape), order)
 
 
 def _least_squares(a: Tensor, b: Tensor) -> Tensor:

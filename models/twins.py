@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.vit_model import VisionTransformer, ViTConfig
+from .vit_model import VisionTransformer, ViTConfig
 
 TOLERANCE = 0.02  # by how much twins may differ
 

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm2d, LayerScale, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
-from models.kan import INITS, GroupKANLinear, KANFeedForward, KANLinear
-from models.kan_features import BASE_ACTIVATIONS
-from models.plain import plain_fields
+from .kan import BASE_ACTIVATIONS, INITS, GroupKANLinear, KANFeedForward, KANLinear
+from .plain import plain_fields
 
 FFNS = ("kan", "group-kan", "mlp")
 HEADS = ("linear", "kan")
@@ -282,14 +281,10 @@ def make_ffn(config: ViTConfig, number: int = 0) -> nn.Module:
     hidden = config.block_widths[number]
     if config.ffn == "mlp":
         return Mlp(config.embed_dim, hidden, drop=config.drop_rate)
-    return _kan_feed_forward(
-        config,
-        hidden,
-        config.embed_dim,
-        config.block_grids[number],
-        groups=config.groups if config.ffn == "group-kan" else None,
-        output_scale=config.branch_scale,
-    )
+    kind: dict[str, Any] = {"output_scale": config.branch_scale}
+    if config.ffn == "group-kan":  # whose weights `Block` draws, as those of an MLP
+        kind = {"groups": config.groups}
+    return _kan_feed_forward(config, hidden, config.embed_dim, config.block_grids[number], **kind)
 
 
 def make_head(config: ViTConfig) -> nn.Module:

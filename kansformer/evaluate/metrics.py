@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kansformer.data.dataset import NO_LABEL
-from models import kan_ops
+from models.kan import compile_without_gradients
 
 
 @torch.no_grad()
-@kan_ops.compile_without_gradients()
+@compile_without_gradients()
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],

@@ -1,7 +1,7 @@
 """From a model to the bytes of a file, and from those to a function that runs them.
 
 KAN layers are exported in their plain form, which torch.export chooses by itself (see
-`models/kan_ops.py`), so that a file needs no operators of ours. The number of pictures in a batch
+`models/engine/operators.py`), so that a file needs no operators of ours. The number of pictures in a batch
 is free.
 """
 

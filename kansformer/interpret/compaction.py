@@ -25,8 +25,7 @@ from kansformer.interpret.edges import LAYERS, EdgeLayer, edge_layer, edge_terms
 from kansformer.interpret.ranking import BlockScores
 from kansformer.interpret.recording import BlockRecord
 from models.kan import GroupKANLinear, KANLinear
-from models.kan_grid import refine_grid
-from models.kan_weights import check_writable
+from models.kan_grid import check_writable, refine_grid
 from models.vit_model import VisionTransformer, ViTConfig
 
 RIDGE = 1e-3  # pull of a refit towards the present weights, in units of the features' mean square

@@ -18,9 +18,8 @@ from kansformer.interpret.formula import edge_expression, ex_round
 from kansformer.interpret.functions import FUNCTIONS, LIBRARY
 from kansformer.interpret.symbolic import Suggestion, cost, fit_candidates
 from models import splines
-from models.kan import GroupKANLinear, KANLinear
-from models.kan_features import BASE_ACTIVATIONS, activation_name
-from models.kan_weights import check_writable
+from models.kan import BASE_ACTIVATIONS, GroupKANLinear, KANLinear, activation_name
+from models.kan_grid import check_writable
 from models.vit_model import VisionTransformer
 
 SAMPLES = 1000  # inputs that a formula is fitted to

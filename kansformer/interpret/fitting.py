@@ -16,7 +16,7 @@ from kansformer.interpret.trace import ActiveParameters, LayerTrace, trace
 from kansformer.progress import progress_bar
 from models import kan_grid
 from models.kan import KANLinear
-from models.kan_weights import check_writable
+from models.kan_grid import check_writable
 from models.plain import plain
 
 OPTIMISERS = ("LM", "LBFGS", "Adam")

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from kansformer.interpret.functions import FUNCTIONS, function_named
-from models.kan import KAN, KANLinear
-from models.kan_features import activation_name, features
-from models.kan_ops import COMPILE_ELEMENTS, kan_linear
-from models.kan_weights import Weights, check_writable
+from models.kan import (
+    COMPILE_ELEMENTS,
+    KAN,
+    KANLinear,
+    Weights,
+    activation_name,
+    kan_features,
+    kan_linear,
+)
+from models.kan_grid import check_writable
 from models.plain import plain
 
 Width = int | Sequence[int]  # sums, or (sums, products)
@@ -269,7 +275,7 @@ class SymbolicKAN(nn.Module):
 def spline_features(kan: KANLinear, x: Tensor) -> Tensor:
     """[b(x), B_1(x) … B_n(x)] of (N, in), as (N, in, n + 1)."""
     activation = activation_name(kan.base_activation)
-    values = features(x, kan.grid.to(x.dtype), kan.spline_order, activation).mT
+    values = kan_features(x, kan.grid.to(x.dtype), kan.spline_order, activation).mT
     if activation is None:
         values = torch.cat([kan.base_activation(x)[..., None], values], dim=-1)
     return values

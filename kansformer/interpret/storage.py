@@ -13,8 +13,7 @@ from kansformer.errors import UserError
 from kansformer.files import to_json, write_bytes
 from kansformer.interpret.functions import FUNCTIONS
 from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
-from models.kan import KANLinear
-from models.kan_features import BASE_ACTIVATIONS, activation_name
+from models.kan import BASE_ACTIVATIONS, KANLinear, activation_name
 
 FORMAT_VERSION = 1
 METADATA_KEY = "kansformer.interpret"

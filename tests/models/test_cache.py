@@ -12,7 +12,7 @@ import pytest
 
 from models.cache import cache_folder
 from tests.conftest import ROOT, write_folder
-from tests.models.test_kan_ops import needs_compiler
+from tests.models.engine.test_operators import needs_compiler
 
 NOBODY = 54321  # a user ID that the system does not know
 PLACES: dict[str, dict[str, str]] = {
@@ -27,14 +27,14 @@ RUN = """if True:
     import json, os, sys
     from pathlib import Path
     from kansformer.data.doctor import examine
-    from models import native
+    from models.engine.cpp import build
     data, source, places = sys.argv[1:]
     for name, values in json.loads(places).items():
         for variable in ("HOME", "XDG_CACHE_HOME"):
             os.environ.pop(variable, None)
         os.environ.update(values)
         assert not examine(data, workers=1).has_errors, name
-        assert native.library(Path(source)).answer() == 42, name
+        assert build.library(Path(source)).answer() == 42, name
 """
 
 

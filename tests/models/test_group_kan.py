@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import group_features, kan_ops, native, splines
+from models import splines
+from models.engine import blocks, eager, inductor
+from models.engine.cpp import kernels
 from models.kan import GroupKANLinear
 from models.kan_grid import calibrate_grid, refine_grid
 from models.vit_model import create_model
-from tests.models.test_kan_ops import needs_compiler
+from tests.models.engine.test_operators import needs_compiler
 
 ACTIVATIONS = [nn.Identity, nn.GELU, nn.SiLU, nn.Softplus]  # one has no kernel
 
@@ -92,7 +94,7 @@ def assert_ways_agree(layer: GroupKANLinear, x: Tensor, *modes: str) -> None:
 def test_eager_equals_plain(
     order: int, activation: type[nn.Module], bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kan_ops, "BLOCK_ROWS", (1, 30))  # several blocks, the last one short
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", (1, 30))  # several blocks, the last one short
     options = {"spline_order": order, "base_activation": activation, "bias": bias}
     layer = random_layer(8, 5, groups=4, uneven=True, **options)
     assert_ways_agree(layer, 3 * torch.randn(100, 8), "eager", "plain")
@@ -106,7 +108,7 @@ def test_eager_equals_plain(
 def test_compiled_equals_plain(
     grid_size: int, order: int, activation: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "THREAD", 100)
+    monkeypatch.setattr(kernels, "PRODUCTS_OF_THREAD", 100)
     options = {"grid_size": grid_size, "spline_order": order, "base_activation": activation}
     # a row of fewer numbers than the kernel takes at a time, groups of fewer, of as many, of more
     # but not a multiple; a row less than there are threads
@@ -122,7 +124,7 @@ def test_compiled_equals_plain(
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_share_the_rows(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "THREAD", 1)
+    monkeypatch.setattr(kernels, "PRODUCTS_OF_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     layer = random_layer(24, 3, groups=2, base_activation=nn.GELU)
     for rows in (1, 2, 7):
@@ -160,13 +162,13 @@ def test_select_kernel_equals_gather_kernel() -> None:
     pieces = splines.polynomial_pieces(layer.grid, 3) @ layer.spline_weight[:, None, :, None]
     pieces = pieces.squeeze(-1).detach()
     functions = (
-        partial(group_features.write_values, "gelu"),
-        partial(group_features.write_gradients, "gelu"),
-        partial(group_features.write_moments, 3),
+        partial(inductor.write_group_values, "gelu"),
+        partial(inductor.write_group_gradients, "gelu"),
+        partial(inductor.write_group_moments, 3),
     )
     settings = layer.grid, pieces, "gelu", torch.float32
-    select = group_features.SelectKernel(functions, *settings)
-    gather = group_features.GatherKernel(*settings)
+    select = inductor.CompiledGroupFunctions(functions, *settings)
+    gather = eager.GroupFunctions(*settings)
     x, grad = 3 * torch.randn(50, 12), torch.randn(50, 12)
     torch.testing.assert_close(select.values(x), gather.values(x))
     of_select, of_gather = torch.empty_like(x), torch.empty_like(x)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models import kan_ops
+from models.engine import blocks
 from models.kan import KAN, KANFeedForward, KANLinear, gain
 from tests.models.test_splines import knots_of, places, scipy_basis
 
@@ -102,7 +102,9 @@ def test_any_leading_dimensions(shape: list[int], out: int, bias: bool, order: i
     torch.testing.assert_close(y.reshape(-1, out), layer(x.reshape(-1, 3)))
 
 
-def uneven_layer(in_features: int, out_features: int, order: int, **options: object) -> KANLinear:
+def irregular_layer(
+    in_features: int, out_features: int, order: int, **options: object
+) -> KANLinear:
     """A float64 layer on knots of its own for each feature."""
     layer = KANLinear(in_features, out_features, spline_order=order, **options).double()
     gaps = 0.1 + torch.rand(in_features, layer.grid.shape[1], dtype=torch.float64)
@@ -130,9 +132,9 @@ def test_forward_computes_scipys_basis(order: int, grid_size: int, kind: str) ->
 
 @pytest.mark.parametrize("order", range(6))
 def test_gradients(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = uneven_layer(3, 2, order, bias=True)
-    monkeypatch.setattr(kan_ops, "BLOCK_FEATURES", 1)  # several blocks
-    monkeypatch.setattr(kan_ops, "BLOCK_ROWS", (1, 2))
+    layer = irregular_layer(3, 2, order, bias=True)
+    monkeypatch.setattr(blocks, "BLOCK_FEATURES", 1)  # several blocks
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", (1, 2))
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     parameters = dict(layer.named_parameters())
     for parameter in parameters.values():

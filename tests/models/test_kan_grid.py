@@ -23,7 +23,7 @@ from models.kan_grid import (
     update_grid,
 )
 from models.vit_model import create_model
-from tests.models.test_kan import random_layer, uneven_layer
+from tests.models.test_kan import irregular_layer, random_layer
 from tests.models.test_splines import scipy_basis
 
 
@@ -333,7 +333,7 @@ def test_the_layers_with_splines_of_a_model_are_found_by_name() -> None:
         )
         expected = [f"blocks.{block}.{layer}" for block in range(2) for layer in layers]
         assert list(spline_layers(model)) == expected
-    assert list(spline_layers(uneven_layer(3, 2, 3))) == [""]
+    assert list(spline_layers(irregular_layer(3, 2, 3))) == [""]
 
 
 def test_a_model_without_a_kan_layer_is_refused() -> None:
@@ -419,8 +419,8 @@ def test_two_ranks_end_equal_and_as_one_process_with_all_samples(tmp_path: Path)
         torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-5)
 
 
-def test_uneven_layers_can_be_changed_too() -> None:
-    layer = uneven_layer(3, 2, 3)
+def test_irregular_layers_can_be_changed_too() -> None:
+    layer = irregular_layer(3, 2, 3)
     x = torch.randn(200, 3, dtype=torch.float64)
     before = layer(x).detach()
     refine_grid(layer, 10)

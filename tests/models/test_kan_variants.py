@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.engine.definition import ACTIVATIONS
 from models.kan import KAN, GroupKANLinear, KANFeedForward, KANLinear
-from models.kan_features import ACTIVATIONS
 from models.kan_variants import (
     BASE_ACTIVATIONS,
     CheckpointedKAN,

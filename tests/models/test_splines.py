@@ -125,15 +125,15 @@ def test_refitting_to_a_nested_grid_keeps_the_function_everywhere_inside(order: 
 def test_even_knots_are_told_from_uneven_ones(dtype: torch.dtype) -> None:
     rows = [splines.uniform_knots(*ends, 7, 3) for ends in ((-3, 3), (0, 0.1), (2, 6.5))]
     knots = torch.stack(rows).to(dtype)
-    found = splines.even_steps(knots)
+    found = splines.uniform_steps(knots)
     assert found is not None
     step = torch.tensor([6 / 7, 0.1 / 7, 4.5 / 7], dtype=dtype)
     torch.testing.assert_close(found, torch.stack([step, 1 / step]), rtol=1e-5, atol=0)
     far = splines.uniform_knots(1000, 1001.3, 7, 3)[None].float()
-    assert splines.even_steps(far) is None, "rounded to a ten-thousandth of the step"
+    assert splines.uniform_steps(far) is None, "rounded to a ten-thousandth of the step"
     knots[1, 4] += 1e-4
-    assert splines.even_steps(knots) is None, "one of them is not even"
-    assert splines.even_steps(torch.ones(2, 5)) is None, "they have no distance"
+    assert splines.uniform_steps(knots) is None, "one of them is not uniform"
+    assert splines.uniform_steps(torch.ones(2, 5)) is None, "they have no distance"
 
 
 def test_fit_is_numpys_least_squares() -> None:

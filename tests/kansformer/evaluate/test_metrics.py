@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from kansformer.evaluate import evaluate
-from models import kan_ops
+from models.engine import operators
 
 
 class Probe(nn.Module):
@@ -16,14 +16,14 @@ class Probe(nn.Module):
         self.modes: list[str] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        self.modes.append(kan_ops.way_to_run(images, (), "auto"))
+        self.modes.append(operators.chosen_mode(images, (), "auto"))
         return images.new_tensor([1.0, 0.0]).expand(len(images), 2)
 
 
 def test_large_batches_run_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KAN_MODE", raising=False)
     model, labels = Probe(), torch.tensor([0, 0, 0, 1])
-    large, small = torch.zeros(4, kan_ops.COMPILE_ELEMENTS // 4), torch.zeros(4, 2)
+    large, small = torch.zeros(4, operators.COMPILE_ELEMENTS // 4), torch.zeros(4, 2)
     found = evaluate(model, [(large, labels), (small, labels)], torch.device("cpu"))
     assert model.modes == ["compiled", "eager"]
     assert (found["acc1"], found["count"]) == (75.0, 8)

@@ -1,24 +1,23 @@
-"""Kernels for the features of a KAN layer, by block of rows, without autograd.
+"""Kernels of torch's own operations, for blocks of rows, without autograd.
 
-They compute what `kan_features.features` defines, and the gradient in x with it: `CompiledKernel`
-on other devices than a CPU, through torch.compile; `EagerKernel` and, for even knots, `EvenKernel`
-without a compiler, in buffers that stay in the processor's cache; `LocalKernel` for large grids,
-which touches only the functions that are not zero. For a CPU see `kan_native`.
+`UniformFeatures`, `RecursionFeatures` and `SparseFeatures` compute what `definition.kan_features`
+defines, with the gradient in x: on uniform knots as shifted copies of one cardinal B-spline; on
+others by the Cox–de Boor recursion; on large grids only the functions that are not zero.
+`GroupFunctions` does so for `definition.group_functions`.
 
 Features are laid out (rows, features, in), so that neighbours in memory differ in their knots only.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from functools import cache
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from models import kan_compile, native, splines
-from models.kan_features import ACTIVATIONS, inverse_of_gaps, workspace
+from .. import splines
+from .definition import ACTIVATIONS, inverse_of_gaps
+from .memory import workspace
 
 CACHED_VALUES = 2**19  # per knot and input, that the eager kernel computes at a time
 DENSE_KNOTS = 24  # on more knots than this only the functions that are not zero are computed
@@ -37,24 +36,24 @@ def knot_table(knots: Tensor, order: int) -> Tensor:
     return torch.cat([knots, *inverse, before_last])
 
 
-def _split(table: Tensor, order: int) -> tuple[Tensor, list[Tensor], Tensor]:
+def split_knot_table(table: Tensor, order: int) -> tuple[Tensor, list[Tensor], Tensor]:
     """The parts of a knot table: knots (M, in), for d = 1 … order (M - d, in), and (in,)."""
     M = (len(table) - 1 + order * (order + 1) // 2) // (order + 1)
     knots, *inverse, before_last = table.split([M, *(M - d for d in range(1, order + 1)), 1])
     return knots, inverse, before_last[0]
 
 
-def _room(
+def feature_buffer(
     rows: int, knots: Tensor, order: int, activation: str | None, dtype: torch.dtype
 ) -> Tensor:
-    """Space for the features of so many rows, (rows, features, in)."""
+    """Memory for the features of a block, (rows, features, in)."""
     width, M = knots.shape
     count = M - order - 1 + int(activation is not None)
     return workspace.empty("features", (rows, count, width), knots, dtype)
 
 
-class Kernel(Protocol):
-    """Computes blocks of rows; what it returns is valid until its next call."""
+class FeatureKernel(Protocol):
+    """Features of blocks of rows; what a call returns is valid until the next one."""
 
     def features(self, x: Tensor) -> Tensor:
         """(rows, features, in) of x (rows, in)."""
@@ -67,18 +66,20 @@ class Kernel(Protocol):
 
 
 def _few_at_a_time(rows: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The tensors' rows, so many at a time."""
+    """The rows of all the tensors, `rows` at a time."""
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
-class EagerKernel:
+class RecursionFeatures:
     """The recursion over all functions at once, in place, for a few rows at a time."""
 
     def __init__(
         self, rows: int, knots: Tensor, order: int, activation: str | None, dtype: torch.dtype
     ) -> None:
         self.order, self.activation, self.dtype = order, activation, dtype
-        self.knots, self.inverse, self.before_last = _split(knot_table(knots, order), order)
+        self.knots, self.inverse, self.before_last = split_knot_table(
+            knot_table(knots, order), order
+        )
         width, M = knots.shape
         self.base = int(activation is not None)  # features before the splines
         self.rows = max(CACHED_VALUES // (M * width), 1) if knots.device.type == "cpu" else rows
@@ -88,7 +89,7 @@ class EagerKernel:
         self.shares = workspace.empty("shares", (few, M, width), *kind)
         # flat, since each degree has one function fewer
         self.values = workspace.empty("values", (few * (M - 1) * width,), *kind)
-        self.out = _room(rows, knots, order, activation, knots.dtype)
+        self.out = feature_buffer(rows, knots, order, activation, knots.dtype)
 
     def features(self, x: Tensor) -> Tensor:
         out = self.out[: len(x)]
@@ -135,8 +136,8 @@ class EagerKernel:
             raised.addcmul_(distance[:, degree + 1 :], shares[:, 1:], value=-1)
 
 
-class EvenKernel:
-    """All functions at once, as one that is moved along even knots, for a few rows at a time.
+class UniformFeatures:
+    """All functions at once, as shifted copies of one on uniform knots, for a few rows at a time.
 
     With p_i = max((k + 1) / 2 - i - |u|, 0), at u steps from its middle a B-spline of order k is
     Σ_i (-1)^i C(k + 1, i) p_i^k / k!, over i ≤ k / 2 (Schoenberg, 1946). Takes fewer operations
@@ -147,12 +148,12 @@ class EvenKernel:
         self,
         rows: int,
         knots: Tensor,
-        steps: Tensor,
         order: int,
         activation: str | None,
         dtype: torch.dtype,
+        steps: Tensor,
     ) -> None:
-        """`steps` are `splines.even_steps` of the knots."""
+        """`steps` are `splines.uniform_steps` of the knots."""
         width, M = knots.shape
         self.order, self.activation, self.dtype = order, activation, dtype
         self.base = int(activation is not None)  # features before the splines
@@ -170,7 +171,7 @@ class EvenKernel:
         self.within = workspace.empty("within", shape, *kind)  # p
         self.powers = workspace.empty("powers", shape, *kind)  # p^(order - 1)
         self.slopes = workspace.empty("slopes", shape, *kind)
-        self.out = _room(rows, knots, order, activation, knots.dtype)
+        self.out = feature_buffer(rows, knots, order, activation, knots.dtype)
 
     def features(self, x: Tensor) -> Tensor:
         out = self.out[: len(x)]
@@ -196,8 +197,8 @@ class EvenKernel:
         rows = len(x)
         if self.activation is not None:
             out[:, 0] = ACTIVATIONS[self.activation][0](x)
-        place = ((x - self.origin) * self.per_step)[:, None]
-        distance = torch.sub(place, self.middles, out=self.distance[:rows])
+        scaled = ((x - self.origin) * self.per_step)[:, None]
+        distance = torch.sub(scaled, self.middles, out=self.distance[:rows])
         within = torch.abs(distance, out=self.within[:rows])
         torch.sub(self.half, within, out=within)
         values = out[:, self.base :]
@@ -215,7 +216,7 @@ class EvenKernel:
         return torch.pow(within.clamp_(min=0), self.order - 1, out=out)
 
 
-class LocalKernel:
+class SparseFeatures:
     """The order + 1 functions that are not zero, scattered among zeros."""
 
     def __init__(
@@ -238,17 +239,17 @@ class LocalKernel:
         grad_x.zero_()
         for r, slope in enumerate(slopes):
             index = span - self.order + r
-            mine = grad.gather(1, (index.clamp(0, self.count - 1) + self.base)[:, None])[:, 0]
+            grad_part = grad.gather(1, (index.clamp(0, self.count - 1) + self.base)[:, None])[:, 0]
             inside = (index >= 0) & (index < self.count)
-            grad_x += torch.where(inside, slope * mine, 0.0)
+            grad_x += torch.where(inside, slope * grad_part, 0.0)
         _add_base_gradient(grad_x, x, grad, self.activation)
         return out
 
     def _compute(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         out = self.out[: len(x)].zero_()
         span, values, slopes = splines.local_b_splines(x, self.padded, self.order)
-        places = torch.arange(self.order + 1, device=x.device)[:, None]
-        index = span[:, None] + (self.before - self.order) + places
+        offsets = torch.arange(self.order + 1, device=x.device)[:, None]
+        index = span[:, None] + (self.before - self.order) + offsets
         out.scatter_(1, index, torch.stack(values, dim=1).to(self.dtype))
         if self.activation is not None:
             out[:, self.before - 1] = ACTIVATIONS[self.activation][0](x)
@@ -260,138 +261,78 @@ def _add_base_gradient(grad_x: Tensor, x: Tensor, grad: Tensor, activation: str 
         grad_x += ACTIVATIONS[activation][1](grad[:, 0].to(x.dtype), x)
 
 
-# ---- compiled ----
+class GroupKernel(Protocol):
+    """φ of blocks of rows; what a call returns is valid until the next one."""
+
+    def values(self, x: Tensor) -> Tensor:
+        """φ(x), (rows, in) -> (rows, in)."""
+
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
+        """φ(x) and, from its gradient, that in the pieces; writes that in x into `grad_x`.
+
+        The gradients in the pieces before the first knot and behind the last, which are constant,
+        have no meaning.
+
+        Shapes: x, grad and grad_x (rows, in).
+        """
 
 
-def _recursion(x: Tensor, table: Tensor, order: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Every B-spline at x (rows, in), and the last step's shares; their differences are slopes.
-
-    Per function, not per tensor of functions: a compiler then keeps all of it in registers.
-    """
-    knots, inverse, before_last = _split(table, order)
-    x = torch.where(x == knots[-1], before_last, x)
-    distance = [x - knot for knot in knots.unbind()]
-    reached = [x >= knot for knot in knots.unbind()]
-    values = [(a & ~b).to(x.dtype) for a, b in pairwise(reached)]
-    shares: list[Tensor] = []
-    for degree, scale in enumerate(inverse, start=1):
-        shares = [value * s for value, s in zip(values, scale.unbind(), strict=True)]
-        values = [
-            distance[i] * shares[i] - distance[i + degree + 1] * shares[i + 1]
-            for i in range(len(shares) - 1)
-        ]
-    return values, shares
-
-
-def write_features(
-    order: int, activation: str | None, x: Tensor, table: Tensor, out: Tensor
-) -> None:
-    """Writes the features of x (rows, in) into `out` (rows, features, in)."""
-    values, _ = _recursion(x, table, order)
-    base = [] if activation is None else [ACTIVATIONS[activation][0](x)]
-    out.copy_(torch.stack([*base, *values], dim=1))
-
-
-def write_gradients(
-    order: int,
-    activation: str | None,
-    x: Tensor,
-    table: Tensor,
-    out: Tensor,
-    grad: Tensor,
-    grad_x: Tensor,
-) -> None:
-    """The same, and from the features' gradient `grad` that in x into `grad_x`."""
-    values, shares = _recursion(x, table, order)
-    base = [] if activation is None else [ACTIVATIONS[activation][0](x)]
-    out.copy_(torch.stack([*base, *values], dim=1))
-    splines_grad = [row.to(x.dtype) for row in grad.unbind(1)[len(base) :]]
-    total = torch.zeros_like(x)
-    if order > 0:
-        total = shares[0] * splines_grad[0] - shares[-1] * splines_grad[-1]
-        for share, (before, after) in zip(shares[1:-1], pairwise(splines_grad), strict=True):
-            total = total + share * (after - before)
-        total = order * total
-    if activation is not None:
-        total = total + ACTIVATIONS[activation][1](grad[:, 0].to(x.dtype), x)
-    grad_x.copy_(total)
-
-
-@cache
-def _compiled(
-    order: int,
-    activation: str | None,
-    M: int,
-    exact: torch.dtype,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[Callable[..., object], ...] | None:
-    """The two functions above for these settings; None, with a warning, if that fails."""
-    rows, width = 512, 192  # typical
-    x = torch.zeros(rows, width, dtype=exact, device=device)
-    table = knot_table(torch.arange(M).to(x).repeat(width, 1), order)
-    count = M - order - 1 + int(activation is not None)
-    out = torch.zeros(rows, count, width, dtype=dtype, device=device)
-    first = [x, table, out]
-    second = [*first, out.clone(), x.clone()]
-    return kan_compile.all_compiled(
-        kan_compile.Kernel(write_features, (order, activation), first),
-        kan_compile.Kernel(write_gradients, (order, activation), second),
-    )
-
-
-class CompiledKernel:
-    """The recursion in one pass over x, by compiled functions."""
+class GroupFunctions:
+    """Looks up the polynomial of each value."""
 
     def __init__(
-        self,
-        functions: tuple[Callable[..., object], ...],
-        rows: int,
-        knots: Tensor,
-        order: int,
-        activation: str | None,
-        dtype: torch.dtype,
+        self, knots: Tensor, pieces: Tensor, activation: str | None, dtype: torch.dtype
     ) -> None:
-        self.write_features, self.write_gradients = functions
-        self.table = knot_table(knots, order)
-        self.out = _room(rows, knots, order, activation, dtype)
+        self.activation, self.dtype = activation, dtype
+        self.table = pieces.permute(2, 0, 1).contiguous()  # (order + 1, groups, M + 1)
+        self.starts = torch.cat([knots[:, :1], knots], dim=1)
+        # the last interval is closed
+        last = torch.nextafter(knots[:, -1:], knots.new_full((), torch.inf))
+        self.edges = torch.cat([knots[:, :-1], last], dim=1)
 
-    def features(self, x: Tensor) -> Tensor:
-        out = self.out[: len(x)]
-        self.write_features(x, self.table, out)
-        return out
+    def values(self, x: Tensor) -> Tensor:
+        interval, distance = self._intervals(x)
+        value = self._polynomial(interval, distance, self.table)
+        return self._with_base(x, value).to(self.dtype)
 
-    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
-        out = self.out[: len(x)]
-        self.write_gradients(x, self.table, out, grad, grad_x)
-        return out
+    def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
+        grad = grad.to(x.dtype)
+        interval, distance = self._intervals(x)
+        value = self._polynomial(interval, distance, self.table)
+        powers = torch.arange(1, len(self.table)).to(self.table)[:, None, None]
+        slope = self._polynomial(interval, distance, self.table[1:] * powers)
+        torch.mul(self._in_rows(slope, x), grad, out=grad_x)
+        if self.activation is not None:
+            grad_x += ACTIVATIONS[self.activation][1](grad, x)
+        weighted = self._in_groups(grad)
+        moments = torch.zeros_like(self.table)
+        for row in moments:
+            row.scatter_add_(1, interval, weighted)
+            weighted = weighted * distance
+        return self._with_base(x, value).to(self.dtype), moments.permute(1, 2, 0)
 
+    def _intervals(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Number of the interval, from 0 before the first knot, and distance from its start."""
+        grouped = self._in_groups(x)
+        interval = torch.searchsorted(self.edges, grouped, right=True)
+        grouped = grouped.clamp(self.starts[:, :1], self.starts[:, -1:])  # infinities give no NaN
+        return interval, grouped - self.starts.gather(1, interval)
 
-def make_kernel(
-    rows: int,
-    knots: Tensor,
-    order: int,
-    activation: str | None,
-    dtype: torch.dtype,
-    compiled: bool,
-) -> Kernel:
-    """The kernel for blocks of up to `rows` contiguous rows.
+    def _polynomial(self, interval: Tensor, distance: Tensor, table: Tensor) -> Tensor:
+        value = torch.zeros_like(distance)
+        for row in table.flip(0):
+            value.mul_(distance).add_(row.gather(1, interval))
+        return value
 
-    Args:
-        knots: (in, M), in the dtype in which x comes and the features are computed.
-        activation: a name in ACTIVATIONS, or None for features without b(x).
-        dtype: of the features that it gives, and of their gradient.
-        compiled: whether to compile where that is possible and the grid is not large.
-    """
-    M, settings = knots.shape[1], (rows, knots, order, activation, dtype)
-    if M > DENSE_KNOTS:
-        return LocalKernel(*settings)
-    if compiled and knots.device.type != "cpu":
-        functions = _compiled(order, activation, M, knots.dtype, dtype, knots.device)
-        if functions is not None:
-            return CompiledKernel(functions, *settings)
-    if knots.device.type == "cpu" and order <= POLYNOMIAL_ORDER:
-        _, steps = splines.remembered(native.places, knots, order)
-        if steps is not None:
-            return EvenKernel(rows, knots, steps, order, activation, dtype)
-    return EagerKernel(*settings)
+    def _with_base(self, x: Tensor, value: Tensor) -> Tensor:
+        value = self._in_rows(value, x)
+        return value if self.activation is None else ACTIVATIONS[self.activation][0](x) + value
+
+    def _in_groups(self, x: Tensor) -> Tensor:
+        """(rows, in) -> (groups, rows · channels of a group)."""
+        groups = len(self.starts)
+        return x.unflatten(1, (groups, -1)).transpose(0, 1).reshape(groups, -1).contiguous()
+
+    def _in_rows(self, value: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `_in_groups`."""
+        return value.view(len(value), len(like), -1).transpose(0, 1).reshape(like.shape)

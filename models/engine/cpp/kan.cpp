@@ -1,8 +1,8 @@
-// A KAN layer on a CPU, for models/kan_native.py: features [b(x), B_1(x) ... B_n(x)] times weights.
+// A KAN layer on a CPU, for kernels.py: features [b(x), B_1(x) ... B_n(x)] times weights.
 //
 // A value is looked up among the knots of its feature. The ORDER + 1 B-splines that are not zero
-// there are polynomials: of even knots always the same, of others looked up as well. Each of the n
-// functions then is one of them, or zero.
+// there are polynomials: on uniform knots always the same, on others looked up as well. Each of the
+// n functions is one of them, or zero.
 
 #include "products.h"
 
@@ -13,11 +13,11 @@ constexpr int FIRST = BASE != NONE;  // features before the splines
 constexpr int FEATURES = FIRST + COUNT;
 constexpr int AT_ONCE = COUNT < 4 ? COUNT : 4;  // weights of an edge
 constexpr std::ptrdiff_t TABLE = (M + 1) * POWERS * LOCAL;  // numbers of one input
-// Of uneven knots, inputs and rows at a time, so that the inputs' tables stay in the cache.
+// On knots that are not uniform, inputs and rows at a time: the inputs' tables stay in the cache.
 constexpr std::ptrdiff_t TABLES = 2 * LANES, TABLE_ROWS = 8;
 
 // What is known of the layer. `knots` (M, width); `steps` (2, width) the distance between knots and
-// its inverse, or null if they are not even; `table` (width, M + 1, POWERS, LOCAL) the
+// its inverse, or null if they are not uniform; `table` (width, M + 1, POWERS, LOCAL) the
 // coefficients, lowest power first, of the polynomials before the first knot, on each interval, and
 // behind the last.
 struct Layer {
@@ -52,7 +52,7 @@ struct Cardinal {
 struct Local : Place {
     Values value[LOCAL], slope[LOCAL];
 
-    // Of even knots, of which there are `per_unit` in one.
+    // On uniform knots, with `per_unit` of them in a unit of x.
     Local(const Place &place, Values per_unit)
         : Place(place)
     {
@@ -93,17 +93,17 @@ struct Local : Place {
     // Of the j-th function, given what the local ones have.
     Values of_function(int j, const Values *local) const
     {
-        Values own{};
+        Values selected{};
         for (int r = 0; r < POWERS; r++) {
             const Indices here = interval == static_cast<Index>(j + 1 + ORDER - r) + Indices{};
-            own = here ? local[r] : own;
+            selected = here ? local[r] : selected;
         }
-        return own;
+        return selected;
     }
 };
 
 // Calls step(window, row, place) for the inputs from `begin` to `end` of some rows.
-template <bool EVEN, class Step>
+template <bool UNIFORM, class Step>
 static inline void for_inputs(
     const Layer &layer, std::ptrdiff_t first_row, std::ptrdiff_t last_row, std::ptrdiff_t begin,
     std::ptrdiff_t end, const T *x, Step step)
@@ -112,7 +112,7 @@ static inline void for_inputs(
     const auto at_window = [&](auto window, std::ptrdiff_t row) {
         const Values value = window.load_from(x + row * width);
         const auto knot = [&](int m) { return window.load_from(layer.knots + m * width); };
-        if (EVEN) {
+        if (UNIFORM) {
             const Values apart = window.load_from(layer.steps);
             const Values per_unit = window.load_from(layer.steps + width);
             const Place place(value, knot(0), knot(M - 1), apart, per_unit);
@@ -181,9 +181,9 @@ static void write_gradients(
             total = base.slope * load<Values>(grad + at);
         }
         for (int j = 0; j < COUNT; j++) {
-            const std::ptrdiff_t own = at + (FIRST + j) * block.inputs();
-            store(features + own, place.of_function(j, place.value));
-            total += place.of_function(j, place.slope) * load<Values>(grad + own);
+            const std::ptrdiff_t column = at + (FIRST + j) * block.inputs();
+            store(features + column, place.of_function(j, place.value));
+            total += place.of_function(j, place.slope) * load<Values>(grad + column);
         }
         window.store_to(grad_x + row * layer.width, total);
     });
@@ -215,7 +215,7 @@ struct Blocks {
     // of numbers, for all blocks
     std::ptrdiff_t columns() const { return FEATURES * rounded_up(width, LANES); }
     // what a caller has to give for each part of the rows: features, their gradient, and sums
-    std::ptrdiff_t room() const { return ROWS_AT_ONCE * (2 * block(0).row() + padded_out()); }
+    std::ptrdiff_t memory() const { return ROWS_AT_ONCE * (2 * block(0).row() + padded_out()); }
 };
 
 // The parameters: base and scaler (out, width), or null; spline (out, width, COUNT).
@@ -260,21 +260,21 @@ static void pack_forward(
             if (FIRST)
                 store(to, base);
             for_functions([&](int j, int) {
-                Values own[4];
-                look_up<AT_ONCE>(spline, j, own);
+                Values coefficients[4];
+                look_up<AT_ONCE>(spline, j, coefficients);
                 for (int r = 0; r < AT_ONCE; r++)
-                    store(to + (FIRST + j + r) * apart, scale * own[r]);
+                    store(to + (FIRST + j + r) * apart, scale * coefficients[r]);
             });
         }
 }
 
-// Packs them as the right factor of the gradient, (out, columns): those of output o. `row` has room
+// Packs them as the right factor of the gradient, (out, columns): those of output o. `row` has space
 // for them.
 static void pack_backward(
     const Blocks &blocks, Weights weights, Block block, std::ptrdiff_t o, T *packed, T *row)
 {
     const std::ptrdiff_t width = blocks.width, begin = block.begin, end = block.end;
-    const T *own = weights.spline + o * width * COUNT;
+    const T *spline = weights.spline + o * width * COUNT;
     const T *scale = weights.scaler == nullptr ? nullptr : weights.scaler + o * width;
     if (end - begin < block.inputs())
         std::memset(row, 0, block.columns() * sizeof(T));
@@ -284,20 +284,20 @@ static void pack_backward(
         T *to = row + (FIRST + j) * block.inputs() - begin;
 #pragma GCC ivdep
         for (std::ptrdiff_t i = begin; i < end; i++)
-            to[i] = (scale == nullptr ? T(1) : scale[i]) * own[i * COUNT + j];
+            to[i] = (scale == nullptr ? T(1) : scale[i]) * spline[i * COUNT + j];
     }
     for_tiles(block.columns(), [&](auto first, auto count) {
         std::memcpy(packed + first * blocks.out + o * count, row + first, count * sizeof(T));
     });
 }
 
-// See `room` in models/native.py.
-extern "C" void room_needed(
-    std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t *weights, std::ptrdiff_t *part)
+// How many numbers the packed weights need, and each thread; see `_memory` in kernels.py.
+extern "C" void memory_needed(
+    std::ptrdiff_t width, std::ptrdiff_t out, std::ptrdiff_t *weights, std::ptrdiff_t *thread)
 {
     const Blocks blocks(width, out);
     *weights = blocks.columns() * blocks.padded_out();
-    *part = blocks.room();
+    *thread = blocks.memory();
 }
 
 // y (rows, out) of x (rows, width).
@@ -309,7 +309,7 @@ extern "C" void kan_forward(
     const Layer layer{width, knots, steps, table};
     const Blocks blocks(width, out);
     const std::ptrdiff_t y_row = blocks.padded_out();
-    T *room = packed + blocks.columns() * y_row;
+    T *memory = packed + blocks.columns() * y_row;
     const auto weights = [&](Block block) { return packed + block.begin * FEATURES * y_row; };
     in_parts(parts, parts, [&](auto part, auto, auto) {
         std::ptrdiff_t tiles = 0;  // of which each thread takes its share
@@ -322,7 +322,7 @@ extern "C" void kan_forward(
             });
     });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
-        T *features = room + part * blocks.room();
+        T *features = memory + part * blocks.memory();
         T *padded = features + ROWS_AT_ONCE * blocks.block(0).row();
         for_rows(first, count, [&](auto at, auto n) {
             T *sums = y_row == out ? y + at * out : padded;
@@ -351,8 +351,8 @@ extern "C" void kan_backward(
     const Blocks blocks(width, out);
     const auto place = [&](Block block) { return block.begin * FEATURES * out; };
     const std::ptrdiff_t size = blocks.columns() * out;
-    T *room = packed + blocks.columns() * blocks.padded_out();
-    T *weight_sums = room + parts * blocks.room();
+    T *memory = packed + blocks.columns() * blocks.padded_out();
+    T *weight_sums = memory + parts * blocks.memory();
     if (grad_x != nullptr)
         in_parts(out, std::min(parts, out), [&](auto first, auto count, auto part) {
             for (std::ptrdiff_t number = 0; number < blocks.count(); number++)
@@ -360,28 +360,28 @@ extern "C" void kan_backward(
                     const Block block = blocks.block(number);
                     pack_backward(
                         blocks, {base, spline, scaler}, block, o, packed + place(block),
-                        room + part * blocks.room());
+                        memory + part * blocks.memory());
                 }
         });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
-        T *features = room + part * blocks.room();
+        T *features = memory + part * blocks.memory();
         T *grad_features = features + ROWS_AT_ONCE * blocks.block(0).row();
         for (std::ptrdiff_t number = 0; number < blocks.count(); number++) {
             const Block block = blocks.block(number);
             for_rows(first, count, [&](auto at, auto n) {
-                const T *own = grad + at * out, *own_x = x + at * width;
+                const T *grad_rows = grad + at * out, *x_rows = x + at * width;
                 if (grad_x == nullptr) {
-                    write_features(layer, n, block, own_x, features);
+                    write_features(layer, n, block, x_rows, features);
                 } else {
                     multiply(
-                        n, block.columns(), out, {own, out, 1}, packed + place(block), 0,
+                        n, block.columns(), out, {grad_rows, out, 1}, packed + place(block), 0,
                         grad_features, block.row(), false);
                     write_gradients(
-                        layer, n, block, own_x, grad_features, features, grad_x + at * width);
+                        layer, n, block, x_rows, grad_features, features, grad_x + at * width);
                 }
                 if (grad_spline != nullptr)
                     multiply(
-                        out, block.columns(), n, {own, 1, out}, features, block.row(),
+                        out, block.columns(), n, {grad_rows, 1, out}, features, block.row(),
                         weight_sums + part * size + place(block), block.columns(), at > first);
             });
         }
@@ -398,14 +398,14 @@ extern "C" void kan_backward(
             };
             if (FIRST)
                 window.store_to(grad_base, sum(0));
-            const T *own[LANES];
+            const T *coefficients[LANES];
             for (int lane = 0; lane < LANES; lane++)
-                own[lane] = spline + (window.at + (lane < window.count ? lane : 0)) * COUNT;
+                coefficients[lane] = spline + (window.at + (lane < window.count ? lane : 0)) * COUNT;
             const Values scale = scaler == nullptr ? all(1) : window.load_from(scaler);
             Values in_scale{};
             for_functions([&](int j, int known) {
                 Values weight[4], total[4] = {};
-                look_up<AT_ONCE>(own, j, weight);
+                look_up<AT_ONCE>(coefficients, j, weight);
                 for (int r = 0; r < AT_ONCE; r++) {
                     const Values gradient = sum(FIRST + j + r);
                     in_scale += r < known ? Values{} : gradient * weight[r];

@@ -1,4 +1,8 @@
-"""Compiles C++ kernels for this processor, once, and keeps them on disk."""
+"""Compiles C++ kernels for this processor, once, and keeps them on disk.
+
+Not by torch.utils.cpp_extension, whose import takes longer than loading a kernel, and which wants
+ninja and Python's headers: these files include neither torch nor Python and are called by ctypes.
+"""
 
 import ctypes
 import glob
@@ -14,15 +18,8 @@ from contextlib import suppress
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from models import splines
-from models.cache import cache_folder
-from models.kan_compile import warn_of_failure
-from models.kan_features import workspace
+from ...cache import cache_folder
 
 FLAGS = [
     "-std=c++17", "-O3", "-funroll-loops", "-fno-math-errno", "-fno-trapping-math",
@@ -32,103 +29,6 @@ FLAGS = [
 # second OpenMP beside torch's would end the program.
 WANTED = ["-march=native", *(["-fopenmp"] if sys.platform != "darwin" else [])]
 COMPILERS = ("c++", "g++", "clang++")  # where CXX in the environment names none
-FOLDER = Path(__file__).parent
-C_TYPES = {torch.float32: "float", torch.float64: "double"}
-THREAD = 2**21  # products that repay one
-ROWS_OF_SUMS, SUMS = 96, 2**26  # rows that repay sums of their own, and numbers of all sums
-
-
-@cache
-def kernels(
-    name: str, exact: torch.dtype, order: int, M: int, activation: str | None
-) -> ctypes.CDLL | None:
-    """The functions of `name`_kernels.cpp for these; None, with a warning, if that fails.
-
-    Args:
-        exact: type of the values, one of C_TYPES.
-        order: of the splines.
-        M: number of knots.
-        activation: beside the splines, a name in `kan_features.ACTIVATIONS` or None.
-    """
-    base = (activation or "none").upper()
-    source = FOLDER / f"{name}_kernels.cpp"
-    try:
-        return library(source, T=C_TYPES[exact], ORDER=order, M=M, BASE=base)
-    except Exception as error:  # no compiler, no room for temporary files, ...
-        warn_of_failure(error)
-        return None
-
-
-def call(function: Any, sizes: tuple[int, ...], *tensors: Tensor | None) -> None:
-    """Calls a kernel with sizes and the addresses of contiguous tensors, null for none.
-
-    Raises:
-        ValueError: not all are on the CPU.
-    """
-    if not all(tensor is None or tensor.is_cpu for tensor in tensors):
-        found = sorted({str(tensor.device) for tensor in tensors if tensor is not None})
-        raise ValueError(f"the tensors of a layer are on several devices: {', '.join(found)}")
-    if function.argtypes is None:
-        function.argtypes = [ctypes.c_ssize_t] * len(sizes) + [ctypes.c_void_p] * len(tensors)
-    function(*sizes, *[None if tensor is None else tensor.data_ptr() for tensor in tensors])
-
-
-def room(
-    library: ctypes.CDLL,
-    sizes: tuple[int, ...],
-    rows: int,
-    parts: int,
-    like: Tensor,
-    sums: bool = False,
-) -> tuple[int, Tensor]:
-    """Into how many parts to divide the rows, and memory for a kernel.
-
-    First in it are the packed weights, then what each part of the rows needs and, with `sums`, each
-    part's sum of the weights' gradient, as large as the packed weights.
-
-    Args:
-        library: its `room_needed` says how many numbers the packed weights need, and a part.
-        parts: of the rows, at most.
-        like: a tensor of the memory's dtype.
-        sums: which cost memory and time, so that there may be fewer parts.
-    """
-    for_weights, for_part = _room_needed(library, sizes)
-    if sums:
-        parts = max(min(parts, rows // ROWS_OF_SUMS, SUMS // for_weights), 1)
-        for_part += for_weights
-    numbers = for_weights + parts * for_part
-    return parts, workspace.empty("room", (numbers,), like, like.dtype)
-
-
-@cache
-def _room_needed(library: ctypes.CDLL, sizes: tuple[int, ...]) -> tuple[int, int]:
-    wanted = torch.empty(2, dtype=torch.int64, device="cpu")
-    call(library.room_needed, sizes, wanted[:1], wanted[1:])
-    for_weights, for_part = wanted.tolist()
-    return for_weights, for_part
-
-
-def as_given(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor as a kernel takes it: contiguous, and in that dtype."""
-    if tensor.dtype == dtype and tensor.is_contiguous():
-        return tensor  # in a tenth of the time of what follows
-    return tensor.to(dtype).contiguous()
-
-
-def places(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
-    """Knots (in, M) whose last interval is closed, and their `even_steps` if a kernel may use them.
-
-    A value beside a knot may then be taken for one on its other side, which functions of order 0
-    and slopes of order 1 do not forgive.
-    """
-    last = torch.nextafter(knots[:, -1:], knots.new_full((), torch.inf))
-    closed = torch.where(knots < knots[:, -1:], knots, last)
-    return closed, splines.even_steps(knots) if order >= 2 else None
-
-
-def parts(rows: int, products: int) -> int:
-    """How many threads should share so many rows, with so many products each."""
-    return max(min(torch.get_num_threads(), rows * products // THREAD, rows), 1)
 
 
 def library(source: Path, **defines: object) -> ctypes.CDLL:

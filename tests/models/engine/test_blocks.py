@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.kan_weights import Weights, pack, unpack
+from models.engine.blocks import pack, unpack
+from models.engine.definition import Weights
 
 COUNT = 7
 

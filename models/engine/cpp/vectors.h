@@ -140,15 +140,15 @@ struct Place {
         Values start = first;
         interval = Indices{};
         for (int m = 0; m < M; m++) {
-            const Values own = knot(m);
-            const Indices reached = x >= own;  // -1 where it has
+            const Values next = knot(m);
+            const Indices reached = x >= next;  // -1 where it has
             interval -= reached;
-            start = reached ? own : start;
+            start = reached ? next : start;
         }
         measure(x, first, last, start);
     }
 
-    // Of even knots, `step` apart and so `per_unit` in one. Beside a knot, rounding may choose the
+    // On uniform knots, `step` apart and so `per_unit` in a unit of x. Beside a knot, rounding may choose the
     // interval on its other side; from order 2 on the functions and their slopes hardly differ there.
     Place(Values x, Values first, Values last, Values step, Values per_unit)
     {
@@ -268,7 +268,7 @@ struct Base {
     }
 };
 
-// Runs job(first row, rows, part) on even shares of the rows, a thread each.
+// Runs job(first row, rows, part) on equal shares of the rows, a thread each.
 template <class Job>
 static inline void in_parts(std::ptrdiff_t rows, std::ptrdiff_t parts, Job job)
 {

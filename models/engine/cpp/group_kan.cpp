@@ -1,5 +1,4 @@
-// A group-KAN layer on a CPU, for models/group_native.py: one spline per group of channels, then
-// weights.
+// A group-KAN layer on a CPU, for kernels.py: one spline per group of channels, then weights.
 //
 // A value is looked up among its group's knots and becomes the polynomial of its interval, to which
 // the base is added. The values of a few rows at a time are in the cache when they are multiplied.
@@ -10,7 +9,7 @@ constexpr int SIZE = (ORDER / 4 + 1) * 4;  // numbers of a polynomial, with padd
 constexpr std::ptrdiff_t TABLE = (M + 1) * SIZE;  // those of a group
 
 // What is known of the layer. `knots` (groups, M); `steps` (2, groups) the distance between knots and
-// its inverse, or null if they are not even; `table` the coefficients, lowest power first, of the
+// its inverse, or null if they are not uniform; `table` the coefficients, lowest power first, of the
 // polynomials before the first knot, on each interval, and behind the last, see `looked_up`.
 struct Layer {
     std::ptrdiff_t groups, channels;
@@ -21,7 +20,7 @@ struct Layer {
     std::ptrdiff_t row() const { return row_apart(padded_width()); }
     // what a caller has to give for each part of the rows: values, their gradient, sums of products,
     // and of the table
-    std::ptrdiff_t room(std::ptrdiff_t out) const
+    std::ptrdiff_t memory(std::ptrdiff_t out) const
     {
         return ROWS_AT_ONCE * (2 * row() + rounded_up(out, LANES)) + LANES * groups * TABLE;
     }
@@ -109,7 +108,7 @@ struct InGroup : Place {
 struct WindowOfGroup {
     std::ptrdiff_t at, first, count;
 
-    Indices own() const
+    Indices in_group() const
     {
         Indices lane;
         for (int i = 0; i < LANES; i++)
@@ -120,13 +119,13 @@ struct WindowOfGroup {
     // With zeros for other groups.
     Values load_from(const T *row) const
     {
-        return own() ? load<Values>(row + at) : all(0);
+        return in_group() ? load<Values>(row + at) : all(0);
     }
 
     // What is written behind the group is for the next window to overwrite.
     void store_to(T *row, Values vector) const
     {
-        store(row + at, first == 0 ? vector : own() ? vector : load<Values>(row + at));
+        store(row + at, first == 0 ? vector : in_group() ? vector : load<Values>(row + at));
     }
 };
 
@@ -193,26 +192,26 @@ static void write_gradients(
     });
 }
 
-// See `room` in models/native.py.
-extern "C" void room_needed(
+// How many numbers the packed weights need, and each thread; see `_memory` in kernels.py.
+extern "C" void memory_needed(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t *weights,
-    std::ptrdiff_t *part)
+    std::ptrdiff_t *thread)
 {
     const Layer layer{groups, channels, nullptr, nullptr, nullptr};
     *weights = layer.padded_width() * rounded_up(out, LANES);
-    *part = layer.room(out);
+    *thread = layer.memory(out);
 }
 
 // y (rows, out) of x (rows, width), with weight (out, width) and bias (out) or null.
-extern "C" void group_forward(
+extern "C" void group_kan_forward(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t rows,
     std::ptrdiff_t parts, const T *knots, const T *steps, const T *table,
     const T *x, const T *weight, const T *bias, T *packed, T *y)
 {
-    const std::vector<T> own_table = looked_up(groups, table);
-    const Layer layer{groups, channels, knots, steps, own_table.data()};
+    const std::vector<T> lookup_table = looked_up(groups, table);
+    const Layer layer{groups, channels, knots, steps, lookup_table.data()};
     const std::ptrdiff_t width = layer.width(), y_row = rounded_up(out, LANES);
-    T *room = packed + layer.padded_width() * y_row;
+    T *memory = packed + layer.padded_width() * y_row;
     in_parts(width, std::min(parts, width), [&](auto begin, auto inputs, auto) {
         for_tiles(y_row, [&](auto first, auto count) {
             T *to = packed + first * width;
@@ -222,7 +221,7 @@ extern "C" void group_forward(
         });
     });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
-        T *values = room + part * layer.room(out), *padded = values + ROWS_AT_ONCE * layer.row();
+        T *values = memory + part * layer.memory(out), *padded = values + ROWS_AT_ONCE * layer.row();
         for_rows(first, count, [&](auto at, auto n) {
             T *sums = y_row == out ? y + at * out : padded;
             for (std::ptrdiff_t r = 0; r < n && bias != nullptr; r++)
@@ -238,17 +237,17 @@ extern "C" void group_forward(
 
 // From grad (rows, out) the gradient in x, that in the table by part (parts, groups, M + 1, SIZE), and
 // that in the weights.
-extern "C" void group_backward(
+extern "C" void group_kan_backward(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t rows,
     std::ptrdiff_t parts, const T *knots, const T *steps, const T *table,
     const T *x, const T *weight, const T *grad, T *packed, T *grad_x, T *grad_table,
     T *grad_weight)
 {
-    const std::vector<T> own_table = looked_up(groups, table);
-    const Layer layer{groups, channels, knots, steps, own_table.data()};
+    const std::vector<T> lookup_table = looked_up(groups, table);
+    const Layer layer{groups, channels, knots, steps, lookup_table.data()};
     const std::ptrdiff_t width = layer.width(), columns = layer.padded_width();
-    T *room = packed + columns * rounded_up(out, LANES);
-    T *weight_sums = room + parts * layer.room(out);
+    T *memory = packed + columns * rounded_up(out, LANES);
+    T *weight_sums = memory + parts * layer.memory(out);
     in_parts(out, std::min(parts, out), [&](auto begin, auto outputs, auto) {
         for_tiles(columns, [&](auto first, auto count) {
             const std::ptrdiff_t there = std::min(count, width - first);
@@ -260,16 +259,16 @@ extern "C" void group_backward(
         });
     });
     in_parts(rows, parts, [&](auto first, auto count, auto part) {
-        T *values = room + part * layer.room(out), *grad_values = values + ROWS_AT_ONCE * layer.row();
+        T *values = memory + part * layer.memory(out), *grad_values = values + ROWS_AT_ONCE * layer.row();
         T *sums = grad_values + ROWS_AT_ONCE * layer.row();
         std::memset(sums, 0, LANES * groups * TABLE * sizeof(T));
         for_rows(first, count, [&](auto at, auto n) {
-            const T *own = grad + at * out;
-            multiply(n, columns, out, {own, out, 1}, packed, 0, grad_values, layer.row(), false);
+            const T *grad_rows = grad + at * out;
+            multiply(n, columns, out, {grad_rows, out, 1}, packed, 0, grad_values, layer.row(), false);
             write_gradients(
                 layer, n, x + at * width, grad_values, values, grad_x + at * width, sums);
             multiply(
-                out, columns, n, {own, 1, out}, values, layer.row(),
+                out, columns, n, {grad_rows, 1, out}, values, layer.row(),
                 weight_sums + part * out * columns, columns, at > first);
         });
         T *total = grad_table + part * groups * TABLE;

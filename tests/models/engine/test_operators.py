@@ -21,14 +21,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import kan_features, kan_kernels, kan_native, kan_ops, native, splines
+from models import splines
+from models.engine import blocks, eager, inductor, memory, operators
+from models.engine.cpp import kernels
+from models.engine.definition import Weights, kan_features
 from models.kan import KAN, GroupKANLinear, KANFeedForward, KANLinear
-from models.kan_features import features
 from models.kan_grid import refine_grid
-from models.kan_weights import Weights
 from models.vit_model import create_model
 from tests.conftest import ROOT
-from tests.models.test_kan import random_layer, uneven_layer
+from tests.models.test_kan import irregular_layer, random_layer
 
 ACTIVATIONS = [nn.SiLU, nn.GELU, nn.ReLU, nn.Tanh, nn.Identity, nn.Softplus]  # one has no kernel
 needs_compiler = pytest.mark.skipif(
@@ -78,8 +79,8 @@ def test_eager_equals_plain(
     if uneven:
         gaps = 0.2 + torch.rand(layer.grid.shape)
         layer.grid.copy_(4 * gaps.cumsum(dim=1) / gaps.sum(dim=1, keepdim=True) - 2)
-    monkeypatch.setattr(kan_ops, "BLOCK_FEATURES", 10**9)  # several blocks, the last one short
-    monkeypatch.setattr(kan_ops, "BLOCK_ROWS", (1, 30))
+    monkeypatch.setattr(blocks, "BLOCK_FEATURES", 10**9)  # several blocks, the last one short
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", (1, 30))
     assert_ways_agree(layer, torch.randn(100, 7) * 1.5, "eager", "plain")
 
 
@@ -106,7 +107,7 @@ def test_every_kind_of_layer_runs_in_every_way(
 def test_compiled_equals_plain(
     order: int, grid_size: int, activation: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "THREAD", 100)
+    monkeypatch.setattr(kernels, "PRODUCTS_OF_THREAD", 100)
     options = {"grid_size": grid_size, "spline_order": order, "base_activation": activation}
     # fewer inputs than the kernel takes at a time, as many, twice as many and a few, one
     for width, out, rows in ((7, 4, 100), (8, 2, 30), (21, 3, 700), (1, 1, 1)):
@@ -121,7 +122,7 @@ def test_compiled_equals_plain(
 @needs_compiler
 @pytest.mark.parametrize("activation", [nn.SiLU, nn.GELU, nn.Tanh])
 def test_compiled_in_double_precision(activation: type[nn.Module]) -> None:
-    layer = uneven_layer(11, 3, 3, base_activation=activation)
+    layer = irregular_layer(11, 3, 3, base_activation=activation)
     x = 2 * torch.randn(40, 11, dtype=torch.float64)
     plain = results(layer, x, "plain")
     for name, value in results(layer, x, "compiled").items():
@@ -133,11 +134,11 @@ def test_compiled_in_double_precision(activation: type[nn.Module]) -> None:
 def test_kernels_read_nothing_that_was_not_written(
     kind: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def room(name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+    def filled(name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
         return like.new_full(shape, torch.nan, dtype=dtype)
 
-    monkeypatch.setattr(native.workspace, "empty", room)
-    monkeypatch.setattr(native, "THREAD", 100)
+    monkeypatch.setattr(kernels.workspace, "empty", filled)
+    monkeypatch.setattr(kernels, "PRODUCTS_OF_THREAD", 100)
     for out in (5, 16, 40):
         layer = kind(21, out)
         layer.mode = "compiled"
@@ -146,12 +147,12 @@ def test_kernels_read_nothing_that_was_not_written(
         expected = torch.autograd.grad(layer(x).square().sum(), wanted)
         assert all(bool(gradient.isfinite().all()) for gradient in expected)
         torch.testing.assert_close(torch.autograd.grad(layer(x).square().sum(), x)[0], expected[0])
-        for own, parameter in zip(expected[1:], layer.parameters(), strict=True):
+        for gradient, parameter in zip(expected[1:], layer.parameters(), strict=True):
             alone = torch.autograd.grad(layer(x.detach()).square().sum(), parameter)[0]
-            torch.testing.assert_close(alone, own)
+            torch.testing.assert_close(alone, gradient)
 
 
-class NativeKernel:
+class CppKernel:
     """Features by the kernel of a whole layer, which has an output for each."""
 
     def __init__(self, knots: Tensor, order: int) -> None:
@@ -159,17 +160,17 @@ class NativeKernel:
         self.knots, self.order, self.shape = knots, order, (width, M - order - 1)
         spline = torch.eye(width * self.shape[1]).view(width, self.shape[1], *self.shape)
         self.weights = Weights(None, spline.transpose(0, 1).flatten(0, 1), None)
-        self.library = kan_native.library_for(knots, order, None, True)
+        self.library = kernels.kan_library(knots, order, None)
         assert self.library is not None
 
     def features(self, x: Tensor) -> Tensor:
         settings = self.knots, self.order, self.weights
-        return kan_native.forward(self.library, x, *settings).unflatten(1, self.shape[::-1])
+        return kernels.kan_forward(self.library, x, *settings).unflatten(1, self.shape[::-1])
 
     def gradients(self, x: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
         settings = self.knots, self.order, self.weights
         given = grad.flatten(1), x, *settings, True, False
-        grad_x.copy_(kan_native.backward(self.library, *given)[0])
+        grad_x.copy_(kernels.kan_backward(self.library, *given)[0])
         return self.features(x)
 
 
@@ -177,26 +178,28 @@ class NativeKernel:
 @pytest.mark.parametrize(
     ("kind", "order"),
     [
-        *product(["native", "native, of even knots"], range(6)),
-        *product(["EvenKernel"], range(2, 6)),  # it leaves lower orders to the recursion
+        *product(["C++", "C++, on uniform knots"], range(6)),
+        *product(["UniformFeatures"], range(2, 6)),  # it leaves lower orders to the recursion
     ],
 )
 def test_a_kernel_at_knots_and_far_outside(kind: str, order: int) -> None:
-    layer = uneven_layer(9, 1, order).float()
-    if kind != "native":  # even knots, from feature to feature other ones
+    layer = irregular_layer(9, 1, order).float()
+    if kind != "C++":  # uniform knots, different for each feature
         low, high = torch.rand(2, 9, 1, dtype=torch.float64) + torch.tensor([-4, 3])[:, None, None]
         layer.grid = (low + (high - low) * torch.linspace(0, 1, layer.grid.shape[1])).float()
-        assert splines.even_steps(layer.grid) is not None
+        assert splines.uniform_steps(layer.grid) is not None
     knots = layer.grid.T
     x = torch.cat([
         knots, torch.nextafter(knots, knots + 1), torch.nextafter(knots, knots - 1),
         torch.full((1, 9), 1e30), torch.full((1, 9), -1e30), torch.full((1, 9), torch.inf),
     ])  # fmt: skip
-    exact = features(x.double().clamp(-1e30, 1e30), layer.grid.double(), order, None)
-    kernel: NativeKernel | kan_kernels.Kernel = NativeKernel(layer.grid, order)
-    if kind == "EvenKernel":
-        kernel = kan_kernels.make_kernel(len(x), layer.grid, order, None, torch.float32, True)
-        assert isinstance(kernel, kan_kernels.EvenKernel)
+    exact = kan_features(x.double().clamp(-1e30, 1e30), layer.grid.double(), order, None)
+    kernel: CppKernel | eager.FeatureKernel = CppKernel(layer.grid, order)
+    if kind == "UniformFeatures":
+        kernel = blocks._feature_kernel(
+            [slice(0, len(x))], layer.grid, order, None, torch.float32, True
+        )
+        assert isinstance(kernel, eager.UniformFeatures)
     assert (kernel.features(x).double() - exact).abs().max() < 2e-6
     grad = torch.randn(exact.shape)
     slopes = torch.empty_like(x)
@@ -205,7 +208,7 @@ def test_a_kernel_at_knots_and_far_outside(kind: str, order: int) -> None:
     assert slopes.isfinite().all()
     if order >= 2:  # a slope of a lower order leaps at the knots
         places = x.double().clamp(-1e30, 1e30).requires_grad_()
-        features(places, layer.grid.double(), order, None).backward(grad.double())
+        kan_features(places, layer.grid.double(), order, None).backward(grad.double())
         assert (slopes.double() - places.grad).abs().max() < 1e-4
 
 
@@ -221,7 +224,7 @@ def test_compiled_in_blocks_of_all_sizes(shape: tuple[int, int, int], dtype: tor
     ]  # fmt: skip
     for options in without:
         assert_ways_agree(KANLinear(width, out, **options).to(dtype), x, "compiled")
-    assert_ways_agree(uneven_layer(width, out, 3).to(dtype), x, "compiled")
+    assert_ways_agree(irregular_layer(width, out, 3).to(dtype), x, "compiled")
     layer = KANLinear(width, out).to(dtype)
     assert_ways_agree(layer, x, "compiled")
     x[0] = torch.nan
@@ -282,7 +285,7 @@ class TestCompiled:
             torch.set_num_threads(1)
             y, gradients = trained(layer, x)
             torch.set_num_threads(3)
-            assert native.parts(len(x), 2 * 96) == 3  # more than outputs
+            assert kernels._threads(len(x), 2 * 96) == 3  # more than outputs
             again, others = trained(layer, x)
             once_more, equal = trained(layer, x)
         finally:
@@ -305,27 +308,27 @@ class TestCompiled:
 def test_compiled_at_the_end_of_a_grid_with_equal_knots(order: int) -> None:
     knots = torch.tensor([0.0] * (order + 1) + [0.3, 0.6] + [1.0] * (order + 1)).repeat(8, 1)
     x = torch.tensor([[0.0], [0.3], [0.9], [1.0], [1.1]]).repeat(1, 8)
-    found = NativeKernel(knots, order).features(x)
-    torch.testing.assert_close(found, features(x, knots, order, None))
+    found = CppKernel(knots, order).features(x)
+    torch.testing.assert_close(found, kan_features(x, knots, order, None))
 
 
 def test_polynomials_of_a_high_degree_are_not_looked_up() -> None:
-    assert kan_native.library_for(uneven_layer(3, 1, 9).grid, 9, None, True) is None
+    assert kernels.kan_library(irregular_layer(3, 1, 9).grid, 9, None) is None
 
 
 @pytest.mark.parametrize("order", [0, 3])
 def test_the_kernel_of_other_devices_equals_the_eager_one(order: int) -> None:
     """Its functions are not compiled here."""
-    layer = uneven_layer(12, 1, order).float()
+    layer = irregular_layer(12, 1, order).float()
     functions = (
-        partial(kan_kernels.write_features, order, "gelu"),
-        partial(kan_kernels.write_gradients, order, "gelu"),
+        partial(inductor.write_features, order, "gelu"),
+        partial(inductor.write_feature_gradients, order, "gelu"),
     )
     settings = 50, layer.grid, order, "gelu", torch.float32
     x, count = torch.randn(50, 12), layer.grid_size + order + 1
     grad = torch.randn(50, count, 12)
     kernels = (
-        kan_kernels.CompiledKernel(functions, *settings), kan_kernels.EagerKernel(*settings)
+        inductor.CompiledFeatures(functions, *settings), eager.RecursionFeatures(*settings)
     )  # fmt: skip
     values = [kernel.features(x).clone() for kernel in kernels]
     torch.testing.assert_close(*values)
@@ -401,7 +404,7 @@ def test_16_bit_autocast_in_both_directions(dtype: torch.dtype, grid_size: int) 
 
 @pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16])
 def test_casting_a_module_never_rounds_its_knots(cast: object) -> None:
-    layer = uneven_layer(3, 4, 3).float()
+    layer = irregular_layer(3, 4, 3).float()
     knots = layer.grid.clone()
     network = nn.Sequential(cast(layer))
     assert layer.grid.dtype == torch.float32
@@ -429,7 +432,7 @@ def test_autocast_gives_the_types_that_it_gives_a_linear_layer() -> None:
 
 
 def test_inference_mode_leaves_no_trace() -> None:
-    kan_features.workspace.buffers.clear()
+    memory.workspace.buffers.clear()
     layer, x = KANLinear(4, 3, mode="eager"), torch.randn(20, 4)
     with torch.inference_mode():
         expected = layer(x)
@@ -524,7 +527,7 @@ def test_a_whole_model_is_exported_in_plain_operations() -> None:
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # in torch's jacfwd
 @pytest.mark.parametrize("order", [0, 1, 3])
 def test_functional_transforms(order: int) -> None:
-    layer = uneven_layer(3, 2, order)
+    layer = irregular_layer(3, 2, order)
     x = torch.randn(5, 3, dtype=torch.float64)
     torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
     slopes = torch.vmap(torch.func.jacrev(layer))(x)  # (5, 2, 3)
@@ -542,7 +545,7 @@ def test_functional_transforms(order: int) -> None:
 
 
 def test_forward_mode_differentiation() -> None:
-    layer = uneven_layer(3, 2, 3).requires_grad_(False)
+    layer = irregular_layer(3, 2, 3).requires_grad_(False)
     x, direction = torch.randn(2, 5, 3, dtype=torch.float64)
     with warnings.catch_warnings(), torch.autograd.forward_ad.dual_level():
         warnings.simplefilter("ignore")  # torch.jit.script, as above
@@ -593,18 +596,18 @@ def test_its_operations_are_counted() -> None:
 
 
 def chosen(layer: KANLinear, x: Tensor) -> str:
-    return kan_ops.way_to_run(x, kan_ops.Weights(None, layer.spline_weight, None), layer.mode)
+    return operators.chosen_mode(x, Weights(None, layer.spline_weight, None), layer.mode)
 
 
 def test_the_way_to_run_is_chosen_and_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KAN_MODE", raising=False)
     layer = KANLinear(64, 4)
-    large, small = torch.zeros(kan_ops.COMPILE_ELEMENTS // 64, 64), torch.zeros(8, 64)
+    large, small = torch.zeros(operators.COMPILE_ELEMENTS // 64, 64), torch.zeros(8, 64)
     assert chosen(layer, large) == "compiled"
     assert chosen(layer, small) == "eager"
     with torch.no_grad():
         assert chosen(layer, large) == "eager"
-        with kan_ops.compile_without_gradients():
+        with operators.compile_without_gradients():
             assert chosen(layer, large) == "compiled"
             assert chosen(layer, small) == "eager"
         assert chosen(layer, large) == "eager"

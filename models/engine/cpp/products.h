@@ -69,9 +69,9 @@ static inline void for_tiles(std::ptrdiff_t columns, Step step)
     const std::ptrdiff_t vectors = columns / LANES;
     std::ptrdiff_t tiles = (vectors + VECTORS - 1) / VECTORS;
     for (std::ptrdiff_t at = 0; tiles > 0; tiles--) {
-        const std::ptrdiff_t own = (vectors - at + tiles - 1) / tiles;  // about as wide as the others
-        step(at * LANES, own * LANES);
-        at += own;
+        const std::ptrdiff_t wide = (vectors - at + tiles - 1) / tiles;  // about as wide as the others
+        step(at * LANES, wide * LANES);
+        at += wide;
     }
 }
 
@@ -82,10 +82,10 @@ __attribute__((noinline)) static void multiply(
     std::ptrdiff_t right_row, T *sums, std::ptrdiff_t sums_row, bool add)
 {
     for_tiles(columns, [&](auto first, auto count) {
-        const T *own = right + first * (right_row == 0 ? depth : 1);
+        const T *tile_right = right + first * (right_row == 0 ? depth : 1);
         for (std::ptrdiff_t r = 0; r < rows;)
             r += tile_of(
-                rows - r, count / LANES, depth, left.at + r * left.row, left.row, left.column, own,
+                rows - r, count / LANES, depth, left.at + r * left.row, left.row, left.column, tile_right,
                 right_row == 0 ? count : right_row, sums + r * sums_row + first, sums_row, add);
     });
 }

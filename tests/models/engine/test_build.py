@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from models import native
 from models.cache import cache_folder
+from models.engine.cpp import build
 from tests.conftest import ROOT
-from tests.models.test_kan_ops import needs_compiler
+from tests.models.engine.test_operators import needs_compiler
 
 REAL = os.environ.get("CXX") or "c++"
 SOURCE = 'extern "C" int answer() { return ANSWER; }'
@@ -35,12 +35,12 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @needs_compiler
 def test_libraries_are_compiled_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert native.library(source, ANSWER=42).answer() == 42
-    assert native.library(source, ANSWER=43).answer() == 43
+    assert build.library(source, ANSWER=42).answer() == 42
+    assert build.library(source, ANSWER=43).answer() == 43
     kept = sorted(kernels().iterdir())
     assert len(kept) == 2
-    monkeypatch.setattr(native, "_compile", None)
-    assert native.library(source, ANSWER=42).answer() == 42
+    monkeypatch.setattr(build, "_compile", None)
+    assert build.library(source, ANSWER=42).answer() == 42
     assert sorted(kernels().iterdir()) == kept
 
 
@@ -58,27 +58,27 @@ def test_each_compiler_has_its_own_files(source: Path, monkeypatch: pytest.Monke
     link.symlink_to(one)
     for command, answer in ((one, 1), (two, 2), (f"env {two}", 2), (link, 1)):
         monkeypatch.setenv("CXX", str(command))
-        assert native.library(source, ANSWER=0).answer() == answer
+        assert build.library(source, ANSWER=0).answer() == answer
     fake_compiler(two, 33)  # as an upgrade puts another one in the same place
     for command, answer in ((two, 33), (f"env {two}", 33), (f"{two} -DOTHER", 33), (one, 1)):
         monkeypatch.setenv("CXX", str(command))
-        assert native.library(source, ANSWER=0).answer() == answer
+        assert build.library(source, ANSWER=0).answer() == answer
     link.unlink()
     link.symlink_to(two)
     monkeypatch.setenv("CXX", str(link))
-    assert native.library(source, ANSWER=0).answer() == 33
+    assert build.library(source, ANSWER=0).answer() == 33
 
 
 @needs_compiler
 def test_without_a_compiler_the_file_of_any_will_do(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    native.library(source, ANSWER=42)
+    build.library(source, ANSWER=42)
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
-    assert native.library(source, ANSWER=42).answer() == 42
+    monkeypatch.setattr(build, "COMPILERS", ("no-such-compiler",))
+    assert build.library(source, ANSWER=42).answer() == 42
     with pytest.raises(OSError, match=r"no C\+\+ compiler \(no-such-compiler\)"):
-        native.library(source, ANSWER=43)
+        build.library(source, ANSWER=43)
 
 
 @needs_compiler
@@ -86,19 +86,19 @@ def test_without_a_compiler_the_file_of_any_will_do(
 def test_a_compiler_that_was_asked_for_is_used_or_missed(
     command: str, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    native.library(source, ANSWER=42)
+    build.library(source, ANSWER=42)
     monkeypatch.setenv("CXX", command)
     with pytest.raises(OSError, match=re.escape(command)):
-        native.library(source, ANSWER=42)
+        build.library(source, ANSWER=42)
 
 
 @needs_compiler
 def test_a_damaged_file_is_made_again(source: Path) -> None:
-    native.library(source, ANSWER=1)
+    build.library(source, ANSWER=1)
     (kept,) = kernels().iterdir()
     kept.unlink()  # not written over: this process has it open
     kept.write_bytes(b"no library")
-    assert native.library(source, ANSWER=1).answer() == 1
+    assert build.library(source, ANSWER=1).answer() == 1
 
 
 @needs_compiler
@@ -106,7 +106,7 @@ def test_the_compiler_can_be_given_with_arguments(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", f"env {os.environ.get('CXX') or 'c++'}")
-    assert native.library(source, ANSWER=42).answer() == 42
+    assert build.library(source, ANSWER=42).answer() == 42
 
 
 @needs_compiler
@@ -114,7 +114,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(source / "a file is no folder"))
-    assert native.library(source, ANSWER=42).answer() == 42
+    assert build.library(source, ANSWER=42).answer() == 42
 
 
 @needs_compiler
@@ -122,7 +122,7 @@ def test_the_compiler_s_first_complaint_is_the_reason(source: Path) -> None:
     source.with_name("other.h").write_text("no C++")
     source.write_text('#include "other.h"')
     with pytest.raises(OSError, match=r"other\.h.*error"):
-        native.library(source)
+        build.library(source)
     assert not list(kernels().iterdir())
 
 
