@@ -31,19 +31,20 @@ def package_of(module: str) -> str | None:
 
 def imported(path: Path) -> set[str]:
     """Full names of all that a file imports."""
-    parents = path.relative_to(ROOT).with_suffix("").parts
-    is_in_models = parents[0] == "models"
-    tree = ast.parse(path.read_text())
+    package = path.relative_to(ROOT).parts[:-1]
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            own = (node.module or "").split(".")[0] in ("", "models")
-            # an installed `models` has another name, see pyproject.toml
-            assert (node.level > 0) == (is_in_models and own), f"{path}:{node.lineno}"
-            module = ".".join([*parents[: -node.level or None] * (node.level > 0),
-                               *([node.module] if node.module else [])])  # fmt: skip
+            module = node.module or ""
+            if node.level:  # within models alone, which has another name where it is installed
+                assert package[0] == "models", f"{path}:{node.lineno}: relative import"
+                above = package[: len(package) + 1 - node.level]
+                module = ".".join([*above, *filter(None, [module])])
+            else:
+                absolute = module.split(".")[0] == "models" and package[0] == "models"
+                assert not absolute, f"{path}:{node.lineno}: absolute import within models"
             names.add(module)
             names |= {f"{module}.{alias.name}" for alias in node.names}
     return names
