@@ -1,8 +1,7 @@
 """From a model to the bytes of a file, and from those to a function that runs them.
 
-KAN layers are exported in their plain form, which torch.export chooses by itself (see
-`models/engine/operators.py`), so that a file needs no operators of ours. The number of pictures in a batch
-is free.
+KAN layers are exported in their plain form, which they take by themselves under torch.export, so
+that a file needs no operators of this project. The number of pictures in a batch is free.
 """
 
 import io

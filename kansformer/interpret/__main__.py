@@ -45,7 +45,7 @@ def main() -> None:
         operate,
         results,
     )
-    from kansformer.words import number
+    from kansformer.words import command, number
 
     surgery = Surgery(
         args.prune_units, args.prune_edges, args.refine,
@@ -75,7 +75,7 @@ def main() -> None:
     print(report(says))
     print(f"wrote interpretation.json and {number(len(says['figures']), 'picture')} to {output}")
     if changed is not None:
-        print(f"next: python train.py --data-path {args.data_path} --weights {path}")
+        print(f"next: {command('train')} --data-path {args.data_path} --weights {path}")
 
 
 def parse_flags() -> argparse.Namespace:

@@ -1,0 +1,38 @@
+"""The console command: kansformer COMMAND ..., with the flags of the scripts and modules."""
+
+import sys
+from importlib import import_module
+
+from kansformer import __version__
+from kansformer.errors import run_command
+
+COMMANDS = {
+    "train": "kansformer.commands.train",
+    "predict": "kansformer.commands.predict",
+    "split": "kansformer.commands.split",
+    "evaluate": "kansformer.evaluate.__main__",
+    "export": "kansformer.export.__main__",
+    "interpret": "kansformer.interpret.__main__",
+    "web": "kansformer.web.__main__",
+    "compare": "kansformer.compare",
+    "doctor": "kansformer.data.doctor",
+    "report": "kansformer.report.__main__",
+}
+USAGE = f"usage: kansformer {{{','.join(COMMANDS)}}} ...; --help after a command tells its flags"
+
+
+def main() -> int:
+    """Runs the command that is named first; returns its exit status."""
+    name, *arguments = sys.argv[1:] or [""]
+    if name in ("--help", "-h", "--version"):
+        print(__version__ if name == "--version" else USAGE)
+        return 0
+    if name not in COMMANDS:
+        print(f"error: {name or 'no command'!r}; {USAGE}", file=sys.stderr)
+        return 2
+    sys.argv = [f"kansformer {name}", *arguments]
+    return run_command(import_module(COMMANDS[name]).main)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""The name `kansformer.models` in the checkout, for what a wheel has under it: `models/`.
+
+Both names are the same modules, since two copies would register the layers' operators twice.
+"""
+
+import pkgutil
+import sys
+from importlib import import_module
+
+import models
+
+for module in pkgutil.walk_packages(models.__path__, "models."):
+    sys.modules[f"kansformer.{module.name}"] = import_module(module.name)
+sys.modules[__name__] = models
