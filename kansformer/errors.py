@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from io import TextIOWrapper
 
@@ -38,6 +39,14 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def ignore_pillow_warnings(worker: int = 0) -> None:
+    """Drops Pillow's warnings of odd metadata and sizes, which findings and errors report instead.
+
+    For the process of a command, and for each worker of a data loader.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def run_command(main: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status.
 
@@ -51,6 +60,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a file name may not fit the terminal's encoding
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    ignore_pillow_warnings()
     try:
         return main() or 0
     except UserError as error:

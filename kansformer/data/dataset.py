@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kansformer.data.sources import Pictures
-from kansformer.errors import UserError, one_line
+from kansformer.errors import UserError, ignore_pillow_warnings, one_line
 
 NO_LABEL = -1  # of what stands in the place of a picture that could not be read; never counted
 Key = tuple[int, int]  # (epoch, place)
@@ -159,6 +159,7 @@ def training_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
+        worker_init_fn=ignore_pillow_warnings,
     )
 
 
@@ -179,4 +180,5 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
+        worker_init_fn=ignore_pillow_warnings,
     )

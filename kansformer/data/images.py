@@ -7,7 +7,6 @@ pixels, so that a picture gets the same answer whichever of these it is given as
 import io
 import os
 import stat
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,8 +54,6 @@ UNREAD_EXTENSIONS = (
 MAX_PIXELS = 89_478_485  # Pillow's own bound, where it only warns
 MAX_BYTES = 4 * MAX_PIXELS  # what so many pixels take with four channels and no compression
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata, which `Stored.note` tells
 
 # What `open_image` takes.
 Source = str | os.PathLike[str] | BinaryIO | bytes | np.ndarray | Image.Image

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from kansformer.device import usable_cores
-from kansformer.errors import JobFailed
+from kansformer.errors import JobFailed, ignore_pillow_warnings
 from kansformer.progress import progress_bar
 
 Result = TypeVar("Result")
@@ -56,6 +56,7 @@ def _begin(stop: Any) -> None:
     """Readies a process: signals are its parent's to handle, without whom it ends too."""
     global _stop
     _stop = stop
+    ignore_pillow_warnings()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,5 +1,6 @@
 """Prediction on picture files or pictures in memory."""
 
+import copy
 import glob
 import io
 import os
@@ -26,6 +27,8 @@ class Predictor:
     """A model with its preprocessing, class names and temperature, ready to classify.
 
     Args:
+        model: stays as it is; copied if it is on another device or in training mode.
+        device: to compute on, the CPU if None.
         tta: average the probabilities of each picture and of its mirror image.
 
     Raises:
@@ -42,7 +45,9 @@ class Predictor:
         if tta:
             check_mirroring(model)
         self.device = device or torch.device("cpu")
-        self.model = model.to(self.device).eval()
+        if model.training or model.pos_embed.device != self.device:
+            model = copy.deepcopy(model).to(self.device).eval()
+        self.model = model
         self.tta = tta
 
     @classmethod
@@ -53,7 +58,8 @@ class Predictor:
             UserError: the file cannot be used, see `load_model`; or there is no such device; or
                 `tta` does not fit the model.
         """
-        return cls(load_model(path), choose_device(device), tta)
+        chosen = choose_device(device)
+        return cls(load_model(path).to(chosen), chosen, tta)
 
     @property
     def class_names(self) -> tuple[str, ...]:

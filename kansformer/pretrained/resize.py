@@ -67,7 +67,7 @@ def _resize_patches(
 
 def _adapt_channels(patches: Tensor, in_chans: int) -> Tensor:
     """timm's rule for pictures with other channels: their sum for one, repeated for more."""
-    from timm.models._manipulate import adapt_input_conv  # with it come all models of timm
+    from timm.models import adapt_input_conv  # with it come all models of timm
 
     if patches.shape[1] != 3:
         raise ValueError(f"{patches.shape[1]} channels cannot become {in_chans}, only 3 can")

@@ -48,7 +48,7 @@ class Events:
             for name, value in settings.items()
         }
         for part in hparams(plain, dict.fromkeys(METRICS, 0.0)):
-            self.writer._get_file_writer().add_summary(part)
+            self.writer.file_writer.add_summary(part)
 
     def add_pictures(
         self, dataset: PictureDataset, places: Sequence[int], preprocessing: Preprocessing
