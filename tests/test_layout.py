@@ -16,6 +16,7 @@ FLOORS = {
     "kansformer.words": 0.1, "kansformer.progress": 0.1,
     "kansformer.data": 1,
     "kansformer.checkpoint": 2, "kansformer.pretrained": 2.1,
+    "kansformer.curve_fitting": 2, "kansformer.symbolic": 2.5,
     "kansformer.infer": 3, "kansformer.interpret": 3, "kansformer.evaluate": 3.1,
     "kansformer.export": 3.2, "kansformer.report": 3.5,
     "kansformer.regression": 3, "kansformer.train": 4, "kansformer.compare": 5,

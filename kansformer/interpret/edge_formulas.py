@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kansformer.curve_fitting.function_library import FUNCTIONS, LIBRARY
 from kansformer.interpret.edges import EdgeLayer, edge_layer, edge_terms
-from kansformer.interpret.formula import edge_expression, ex_round
-from kansformer.interpret.functions import FUNCTIONS, LIBRARY
-from kansformer.interpret.symbolic import Suggestion, cost, fit_candidates
+from kansformer.symbolic.all_edges import Suggestion, cost, fit_candidates
+from kansformer.symbolic.formula import edge_expression, ex_round
 from models import splines
 from models.kan import GroupKANLinear, KANLinear
 from models.kan_features import BASE_ACTIVATIONS, activation_name

@@ -17,9 +17,9 @@ from torchvision.utils import make_grid
 from kansformer.checkpoint import TrainedModel
 from kansformer.data import PictureDataset, Preprocessing, make_loader
 from kansformer.figures import as_png
+from kansformer.interpret.block_activations import record
+from kansformer.interpret.block_scores import score_block
 from kansformer.interpret.inspection import block_curves
-from kansformer.interpret.ranking import score_block
-from kansformer.interpret.recording import record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

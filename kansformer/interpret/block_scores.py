@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kansformer.interpret.block_activations import BlockRecord
 from kansformer.interpret.edges import edge_deviations, edge_layer, outside_grid, split_output
-from kansformer.interpret.recording import BlockRecord
 from models.vit_model import VisionTransformer
 
 SMALL = 1e-12

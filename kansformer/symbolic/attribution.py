@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kansformer.interpret.dataset import Dataset
-from kansformer.interpret.model import SymbolicKAN
-from kansformer.interpret.trace import LayerTrace, trace, training_samples
+from kansformer.symbolic.activations import LayerTrace, trace, training_samples
+from kansformer.symbolic.dataset import Dataset
+from kansformer.symbolic.symbolic_layer import SymbolicKAN
 
 SMALL = 1e-4  # a node that varies less than this passes little of its score on
 

@@ -11,7 +11,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from kansformer.interpret import (
+from kansformer.symbolic import (
     FUNCTIONS,
     SymbolicKAN,
     auto_symbolic,
@@ -23,7 +23,7 @@ from kansformer.interpret import (
     symbolic_formula,
 )
 from tests.conftest import ROOT
-from tests.kansformer.interpret.test_model import box
+from tests.kansformer.symbolic.test_symbolic_kan import box
 
 
 def test_the_example_ends_at_the_formula() -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kansformer.interpret.dataset import Dataset
-from kansformer.interpret.functions import value_and_slopes
-from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
+from kansformer.curve_fitting.function_library import value_and_slopes
+from kansformer.symbolic.dataset import Dataset
+from kansformer.symbolic.symbolic_layer import SymbolicKAN, SymbolicLayer
 
 REFERENCE_SAMPLES = 1000
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kansformer.interpret.compaction import without_splines
-from kansformer.interpret.ranking import layer_facts, score_block, strongest
-from kansformer.interpret.recording import block_records, record, tokens_that_matter
+from kansformer.interpret.block_activations import block_records, record, tokens_that_matter
+from kansformer.interpret.block_pruning import without_splines
+from kansformer.interpret.block_scores import layer_facts, score_block, strongest
 from kansformer.interpret.units import unit_use
 from tests.kansformer.interpret.test_edges import vit
 

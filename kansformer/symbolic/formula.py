@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from kansformer.interpret.functions import FUNCTIONS
-from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
+from kansformer.curve_fitting.function_library import FUNCTIONS
+from kansformer.symbolic.symbolic_layer import SymbolicKAN, SymbolicLayer
 
 if TYPE_CHECKING:
     import sympy

@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from kansformer.interpret.attribution import attribute
-from kansformer.interpret.dataset import Dataset
-from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
-from kansformer.interpret.trace import trace, training_samples
+from kansformer.symbolic.activations import trace, training_samples
+from kansformer.symbolic.attribution import attribute
+from kansformer.symbolic.dataset import Dataset
+from kansformer.symbolic.symbolic_layer import SymbolicKAN, SymbolicLayer
 from models import kan_grid
 from models.kan import KANLinear
 from models.plain import plain

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kansformer.interpret.functions import FUNCTIONS, function_named
+from kansformer.curve_fitting.function_library import FUNCTIONS, function_named
 from models.kan import KAN, KANLinear
 from models.kan_features import activation_name, features
 from models.kan_ops import COMPILE_ELEMENTS, kan_linear

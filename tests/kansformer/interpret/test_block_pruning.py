@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from kansformer.checkpoint import load_model, save_model
 from kansformer.data import Preprocessing
-from kansformer.interpret.compaction import (
+from kansformer.interpret.block_activations import record
+from kansformer.interpret.block_pruning import (
     compact,
     refine_blocks,
     refit,
@@ -17,9 +18,8 @@ from kansformer.interpret.compaction import (
     strongest_units,
     without_splines,
 )
+from kansformer.interpret.block_scores import score_block
 from kansformer.interpret.cost import ffn_cost, ffn_speedup
-from kansformer.interpret.ranking import score_block
-from kansformer.interpret.recording import record
 from kansformer.pretrained import load_pretrained
 from models.twins import count_parameters, mlp_twin
 from models.vit_model import VisionTransformer

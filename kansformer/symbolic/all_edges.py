@@ -10,14 +10,19 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from kansformer.interpret.attribution import attribute
-from kansformer.interpret.dataset import Dataset
-from kansformer.interpret.fitting import Objective, checked, move_grids, rmse, solve
-from kansformer.interpret.functions import FUNCTIONS, LIBRARY, function_named, value_and_slopes
-from kansformer.interpret.least_squares import levenberg_marquardt
-from kansformer.interpret.model import SymbolicKAN
-from kansformer.interpret.surgery import check_edge, prune_edge
-from kansformer.interpret.trace import trace, training_samples
+from kansformer.curve_fitting.function_library import (
+    FUNCTIONS,
+    LIBRARY,
+    function_named,
+    value_and_slopes,
+)
+from kansformer.curve_fitting.least_squares import levenberg_marquardt
+from kansformer.symbolic.activations import trace, training_samples
+from kansformer.symbolic.attribution import attribute
+from kansformer.symbolic.dataset import Dataset
+from kansformer.symbolic.fitting import Objective, checked, move_grids, rmse, solve
+from kansformer.symbolic.pruning import check_edge, prune_edge
+from kansformer.symbolic.symbolic_layer import SymbolicKAN
 from models.plain import plain
 
 FIT_SAMPLES = 200  # places on a curve that a candidate is fitted to, by its inputs' quantiles

@@ -21,9 +21,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kansformer.interpret.block_activations import BlockRecord
+from kansformer.interpret.block_scores import BlockScores
 from kansformer.interpret.edges import LAYERS, EdgeLayer, edge_layer, edge_terms
-from kansformer.interpret.ranking import BlockScores
-from kansformer.interpret.recording import BlockRecord
 from models.kan import GroupKANLinear, KANLinear
 from models.kan_grid import refine_grid
 from models.kan_weights import check_writable

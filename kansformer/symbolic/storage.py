@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from kansformer.curve_fitting.function_library import FUNCTIONS
 from kansformer.errors import UserError
 from kansformer.files import to_json, write_bytes
-from kansformer.interpret.functions import FUNCTIONS
-from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
+from kansformer.symbolic.symbolic_layer import SymbolicKAN, SymbolicLayer
 from models.kan import KANLinear
 from models.kan_features import BASE_ACTIVATIONS, activation_name
 

@@ -3,10 +3,10 @@
 import subprocess
 import sys
 
-from kansformer.interpret import plot
+from kansformer.symbolic import plot
 from models.kan import KAN
 from tests.conftest import ROOT
-from tests.kansformer.interpret.test_model import box, network
+from tests.kansformer.symbolic.test_symbolic_kan import box, network
 
 
 def test_a_drawing_has_a_curve_for_every_edge() -> None:
@@ -20,7 +20,7 @@ def test_a_drawing_has_a_curve_for_every_edge() -> None:
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
-    code = "import sys, kansformer.interpret; print({'matplotlib', 'sympy'} & set(sys.modules))"
+    code = "import sys, kansformer.symbolic; print({'matplotlib', 'sympy'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

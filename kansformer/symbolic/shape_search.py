@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import torch
 
-from kansformer.interpret.dataset import Dataset
-from kansformer.interpret.fitting import fit, rmse
-from kansformer.interpret.functions import LIBRARY
-from kansformer.interpret.model import SymbolicKAN, Width
-from kansformer.interpret.surgery import prune, refine
-from kansformer.interpret.symbolic import auto_symbolic
+from kansformer.curve_fitting.function_library import LIBRARY
+from kansformer.symbolic.all_edges import auto_symbolic
+from kansformer.symbolic.dataset import Dataset
+from kansformer.symbolic.fitting import fit, rmse
+from kansformer.symbolic.pruning import prune, refine
+from kansformer.symbolic.symbolic_layer import SymbolicKAN, Width
 
 PROMISING = 0.02  # an error of splines, in units of the labels' spread, that is worth reading
 HOPELESS = 0.2  # one on the first grid that a finer one will not mend

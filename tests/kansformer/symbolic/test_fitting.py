@@ -5,7 +5,8 @@ import pytest
 import sympy
 import torch
 
-from kansformer.interpret import (
+from kansformer.curve_fitting.function_library import value_and_slopes
+from kansformer.symbolic import (
     FUNCTIONS,
     Dataset,
     SymbolicKAN,
@@ -15,11 +16,10 @@ from kansformer.interpret import (
     prune,
     prune_edge,
 )
-from kansformer.interpret.fitting import Objective
-from kansformer.interpret.functions import value_and_slopes
-from kansformer.interpret.trace import ActiveParameters, trace
+from kansformer.symbolic.activations import ActiveParameters, trace
+from kansformer.symbolic.fitting import Objective
 from models.kan import KAN
-from tests.kansformer.interpret.test_model import box, hello, network
+from tests.kansformer.symbolic.test_symbolic_kan import box, hello, network
 
 
 def test_jacobian_and_gradient_are_those_of_finite_differences() -> None:

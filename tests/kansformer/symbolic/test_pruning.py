@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kansformer.interpret import (
+from kansformer.symbolic import (
     FUNCTIONS,
     SymbolicKAN,
     attribute,
@@ -21,7 +21,7 @@ from kansformer.interpret import (
     symbolic_formula,
     unfix_symbolic,
 )
-from tests.kansformer.interpret.test_model import assert_same, box, network
+from tests.kansformer.symbolic.test_symbolic_kan import assert_same, box, network
 
 
 def test_masked_equals_removed() -> None:

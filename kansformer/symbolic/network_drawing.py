@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kansformer.figures import fit_to_show
-from kansformer.interpret.attribution import attribute
-from kansformer.interpret.dataset import Dataset
-from kansformer.interpret.formula import ex_round, symbolic_formula
-from kansformer.interpret.model import SymbolicKAN
-from kansformer.interpret.trace import LayerTrace, trace, training_samples
+from kansformer.symbolic.activations import LayerTrace, trace, training_samples
+from kansformer.symbolic.attribution import attribute
+from kansformer.symbolic.dataset import Dataset
+from kansformer.symbolic.formula import ex_round, symbolic_formula
+from kansformer.symbolic.symbolic_layer import SymbolicKAN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

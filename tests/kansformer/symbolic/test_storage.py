@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 
 from kansformer.errors import UserError
-from kansformer.interpret import (
+from kansformer.symbolic import (
     create_dataset,
     fit,
     load,
@@ -22,8 +22,8 @@ from kansformer.interpret import (
     refine,
     save,
 )
-from kansformer.interpret.storage import METADATA_KEY
-from tests.kansformer.interpret.test_model import assert_same, box, network
+from kansformer.symbolic.storage import METADATA_KEY
+from tests.kansformer.symbolic.test_symbolic_kan import assert_same, box, network
 
 
 @pytest.mark.parametrize("copied", ["saved", "pickled", "copied", "pruned"])

@@ -12,7 +12,7 @@ import sympy
 import torch
 from torch import Tensor, nn
 
-from kansformer.interpret import (
+from kansformer.symbolic import (
     SymbolicKAN,
     auto_symbolic,
     create_dataset,
@@ -31,8 +31,8 @@ from kansformer.interpret import (
     save,
     symbolic_formula,
 )
-from kansformer.interpret.fitting import move_grids
-from kansformer.interpret.trace import trace
+from kansformer.symbolic.activations import trace
+from kansformer.symbolic.fitting import move_grids
 from models.kan import KAN
 
 

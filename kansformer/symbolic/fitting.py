@@ -9,11 +9,11 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from kansformer.interpret.dataset import Dataset
-from kansformer.interpret.least_squares import levenberg_marquardt
-from kansformer.interpret.model import SymbolicKAN, SymbolicLayer
-from kansformer.interpret.trace import ActiveParameters, LayerTrace, trace
+from kansformer.curve_fitting.least_squares import levenberg_marquardt
 from kansformer.progress import progress_bar
+from kansformer.symbolic.activations import ActiveParameters, LayerTrace, trace
+from kansformer.symbolic.dataset import Dataset
+from kansformer.symbolic.symbolic_layer import SymbolicKAN, SymbolicLayer
 from models import kan_grid
 from models.kan import KANLinear
 from models.kan_weights import check_writable
