@@ -1,8 +1,8 @@
-"""The library of functions that an edge can be fixed to.
+"""The library of functions f for formulas a·f(b·x + c) + d.
 
-Every function is a·f(b·x + c) + d on an edge, so the library needs one function of each shape only:
-sin is also cos, and exp is every power. Outside its domain a function is continued by a constant,
-so that no network ever computes a NaN; a fit that would use the continuation is refused.
+Since b and c stretch and shift the argument, one function of each shape is enough: sin covers cos,
+and exp covers all bases. Outside its domain a function continues as a constant, so that no network
+ever computes a NaN. Fits that would rely on this continuation are rejected.
 """
 
 import math
@@ -20,13 +20,14 @@ class Function:
 
     Attributes:
         evaluate: elementwise, finite everywhere.
-        symbol: name of the function in sympy, or the power of a monomial.
-        complexity: smaller is simpler; between functions that fit alike the simplest is taken. What
-            has more to search for is less simple, since it bends to more curves.
-        search: what has to be searched for, the rest being linear: "shift" (b only changes a and d,
-            as in powers), "rate" (c does, as in exp), "phase" (b, with c in a period), "both", or
-            "none" for a straight line.
-        low, high: ends of the domain; for "1/x" the domain is either side of zero.
+        symbol: name of the function in sympy, or the exponent of a power.
+        complexity: of functions that fit equally well, the one with the lowest complexity is
+            chosen. Functions with more parameters to search over are rated more complex, since they
+            can bend to more curves.
+        search: the nonlinear parameters to search over: "shift" (c only; scaling by b is absorbed
+            into a and d, as for powers), "rate" (b only; c is absorbed, as for exp), "phase" (b,
+            and c over one period), "both" (b and c), or "none" for a straight line.
+        low, high: bounds of the domain. That of negative powers also excludes zero.
     """
 
     evaluate: Callable[[Tensor], Tensor]
@@ -37,14 +38,14 @@ class Function:
     high: float = math.inf
 
     def covers(self, z: Tensor) -> Tensor:
-        """Whether each z is in the domain, where `evaluate` is the function itself."""
+        """Whether each z lies in the domain, where `evaluate` needs no continuation."""
         inside = (z > self.low) & (z < self.high)
         if isinstance(self.symbol, int) and self.symbol < 0:
             inside &= z.abs() > POLE
         return inside
 
     def in_sympy(self, z: Any) -> Any:
-        """The function of a sympy expression."""
+        """The function applied to a sympy expression."""
         import sympy
 
         if self.symbol == "zero":
@@ -56,9 +57,9 @@ class Function:
         return z**self.symbol if isinstance(self.symbol, int) else getattr(sympy, self.symbol)(z)
 
 
-POLE = 1e-8  # nearer to zero than this, 1/x stays as it is there
-TINY = 1e-14  # the smallest argument of log and sqrt
-LARGE = 300.0  # the largest of exp and the powers of e
+POLE = 1e-8  # negative powers are constant closer to zero than this
+TINY = 1e-14  # smallest argument of log and sqrt
+LARGE = 300.0  # largest argument of exp
 
 
 def _off_pole(z: Tensor) -> Tensor:
@@ -90,20 +91,24 @@ FUNCTIONS: dict[str, Function] = {
     "lorentzian": Function(lambda z: 1 / (1 + z.square()), "lorentzian", 4, "both"),
 }
 
-# What `suggest_symbolic` and `auto_symbolic` try unless told otherwise. Left out is what others
-# here already cover: cos is sin with another phase. "0" is always tried.
+# The default candidates. Functions that others cover are left out: cos is sin with another phase.
+# "0" stands for an edge that can be removed, which is a candidate of `auto_symbolic` in any case.
 LIBRARY = tuple(name for name in FUNCTIONS if name not in ("0", "x^5", "cos", "tan", "arcsin"))
 
 
 def function_named(name: str) -> Function:
-    """The function of that name; a ValueError lists what there is."""
+    """Looks up a function.
+
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+    """
     if name not in FUNCTIONS:
         raise ValueError(f"no function is called {name!r}; there are {', '.join(FUNCTIONS)}")
     return FUNCTIONS[name]
 
 
 def value_and_slopes(name: str, x: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
-    """a·f(b·x + c) + d and its derivatives in a, b, c and d.
+    """a·f(b·x + c) + d and its derivatives with respect to a, b, c and d.
 
     Shapes: x (..., N), affine (..., 4) -> (..., N) and (..., N, 4).
     """

@@ -1,4 +1,4 @@
-"""Networks on disk: safetensors with JSON beside the tensors; no code is ever unpickled."""
+"""Networks on disk, as safetensors with JSON metadata. Nothing is ever unpickled."""
 
 import json
 from pathlib import Path
@@ -12,26 +12,28 @@ from torch import Tensor, nn
 from kansformer.curve_fitting.function_library import FUNCTIONS
 from kansformer.errors import UserError
 from kansformer.files import to_json, write_bytes
-from kansformer.symbolic.symbolic_layer import SymbolicKAN, SymbolicLayer
+from kansformer.symbolic.symbolic_kan import SymbolicKAN
+from kansformer.symbolic.symbolic_layer import SymbolicLayer
 from models.kan import KANLinear
 from models.kan_features import BASE_ACTIVATIONS, activation_name
 
 FORMAT_VERSION = 1
-METADATA_KEY = "kansformer.interpret"
+METADATA_KEY = "kansformer.interpret"  # part of the file format
 
 
 def save(path: str | Path, model: nn.Module) -> None:
-    """Writes a network with its masks, formulas and names; the `report` on its edges is left out.
+    """Writes a network with its masks, formulas and names, but without its `report`.
 
     Args:
-        model: a `SymbolicKAN` or what it can be made of.
+        path: of the file; an existing file is replaced.
+        model: a `KAN` or `SymbolicKAN`.
 
     Raises:
-        ValueError: a base activation that has no name here.
+        ValueError: a base activation that is not in BASE_ACTIVATIONS.
     """
-    own = SymbolicKAN.of(model)
+    network = SymbolicKAN.of(model)
     layers = []
-    for layer in own.layers:
+    for layer in network.layers:
         activation = activation_name(layer.kan.base_activation)
         if activation is None:
             raise ValueError(f"only base activations {', '.join(BASE_ACTIVATIONS)} can be saved")
@@ -41,8 +43,10 @@ def save(path: str | Path, model: nn.Module) -> None:
             "spline_order": layer.kan.spline_order, "base_activation": activation,
             "functions": layer.names,
         })  # fmt: skip
-    metadata = {"format_version": FORMAT_VERSION, "names": own.names, "layers": layers}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in own.state_dict().items()}
+    metadata = {"format_version": FORMAT_VERSION, "names": network.names, "layers": layers}
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
+    }
     write_bytes(Path(path), to_safetensors(tensors, {METADATA_KEY: to_json(metadata)}))
 
 
@@ -50,7 +54,7 @@ def load(path: str | Path) -> SymbolicKAN:
     """Reads a network that `save` wrote, onto the CPU.
 
     Raises:
-        UserError: the file is missing, damaged, or not one of these.
+        UserError: the file is missing or damaged, or was not written by `save`.
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -74,13 +78,13 @@ def load(path: str | Path) -> SymbolicKAN:
 def _rebuilt(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SymbolicKAN:
     _check_types(tensors)
     names = [str(name) for name in metadata["names"]]
-    own = SymbolicKAN.__new__(SymbolicKAN)
-    nn.Module.__init__(own)
-    own.names, own.layers, own.report = names, cast(Any, nn.ModuleList()), []
-    with torch.device("meta"):  # sizes in a hostile file must match its tensors before they count
+    network = SymbolicKAN.__new__(SymbolicKAN)
+    nn.Module.__init__(network)
+    network.names, network.layers, network.report = names, cast(Any, nn.ModuleList()), []
+    with torch.device("meta"):  # sizes must match the tensors before memory is allocated
         for number, settings in enumerate(metadata["layers"]):
             sources, targets = int(settings["in_features"]), int(settings["out_features"])
-            # a layer's table of names takes memory, unlike its tensors here
+            # the table of names takes memory on any device
             if tensors[f"layers.{number}.mask"].shape != (targets, sources):
                 raise ValueError(f"layer {number} has other edges than its tensors")
             kan = KANLinear(
@@ -91,27 +95,27 @@ def _rebuilt(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SymbolicKA
             )  # fmt: skip
             layer = SymbolicLayer(kan, int(settings["products"]))
             layer.names = [list(row) for row in settings["functions"]]
-            own.layers.append(layer)
-        own.register_buffer("inputs", torch.empty_like(tensors["inputs"], device="meta"))
-    own.load_state_dict(tensors, assign=True)
-    for layer in own.layers:
+            network.layers.append(layer)
+        network.register_buffer("inputs", torch.empty_like(tensors["inputs"], device="meta"))
+    network.load_state_dict(tensors, assign=True)
+    for layer in network.layers:
         known = [[name is not None for name in row] for row in layer.names]
         named = {name for row in layer.names for name in row if name is not None}
         if known != layer.fixed.tolist() or not named <= FUNCTIONS.keys():
             raise ValueError("functions and tensors contradict each other")
-    used = own.inputs.tolist()
-    if len(used) != own.layers[0].in_features or not set(used) <= set(range(len(names))):
+    used = network.inputs.tolist()
+    if len(used) != network.layers[0].in_features or not set(used) <= set(range(len(names))):
         raise ValueError("inputs and layers contradict each other")
     if len(set(used)) < len(used) or len(set(names)) < len(names):
         raise ValueError("an input is there twice")
-    for before, after in zip(own.layers[:-1], own.layers[1:], strict=True):
+    for before, after in zip(network.layers[:-1], network.layers[1:], strict=True):
         if before.nodes != after.in_features:
             raise ValueError("the layers' sizes contradict each other")
-    return own
+    return network
 
 
 def _check_types(tensors: dict[str, Tensor]) -> None:
-    """Raises a ValueError for tensors that no network of ours has."""
+    """Raises a ValueError for dtypes or values that no network has."""
     numbers = set()
     for name, tensor in tensors.items():
         kind = name.rpartition(".")[2]

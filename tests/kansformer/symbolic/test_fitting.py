@@ -1,13 +1,9 @@
-"""Laws of fitting: exact slopes, a lower error, training data only."""
+"""Laws of fitting: a lower error, a complete record, training data only."""
 
-import numpy as np
 import pytest
-import sympy
 import torch
 
-from kansformer.curve_fitting.function_library import value_and_slopes
 from kansformer.symbolic import (
-    FUNCTIONS,
     Dataset,
     SymbolicKAN,
     auto_symbolic,
@@ -16,50 +12,8 @@ from kansformer.symbolic import (
     prune,
     prune_edge,
 )
-from kansformer.symbolic.activations import ActiveParameters, trace
-from kansformer.symbolic.fitting import Objective
 from models.kan import KAN
-from tests.kansformer.symbolic.test_symbolic_kan import box, hello, network
-
-
-def test_jacobian_and_gradient_are_those_of_finite_differences() -> None:
-    model, x = network(), box(12)
-    active = ActiveParameters(model)
-    theta = active.read()
-    y, layers = trace(model, x)
-    jacobian = active.jacobian(y, layers)
-    objective = Objective(model, x, torch.zeros_like(y), 0.1, 1.0, 2.0)
-    gradient, curvature = objective.quadratic(active)
-    assert (torch.linalg.eigvalsh(curvature) > -1e-9).all()
-    for k in range(0, len(theta), 7):
-        step = 1e-6 * torch.eye(len(theta), dtype=theta.dtype)[k]
-        values, losses = [], []
-        for sign in (1, -1):
-            active.write(theta + sign * step)
-            values.append(model(x).detach())
-            losses.append(float(objective.loss()[0].detach()))
-        slope = (values[0] - values[1]) / 2e-6
-        torch.testing.assert_close(jacobian[..., k], slope, rtol=1e-5, atol=1e-7)
-        assert gradient[k] == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_slopes_of_functions(name: str) -> None:
-    x = torch.linspace(0.1, 0.8, 20, dtype=torch.float64)
-    affine = torch.tensor([0.7, 0.9, 0.05, -0.3], dtype=torch.float64, requires_grad=True)
-    value, slopes = value_and_slopes(name, x, affine)
-    a, b, c, d = affine
-    expected = a * FUNCTIONS[name].evaluate(b * x + c) + d
-    torch.testing.assert_close(value, expected.detach())
-    for n in (0, 7, 19):
-        (grad,) = torch.autograd.grad(expected[n], affine, retain_graph=True)
-        torch.testing.assert_close(slopes[n], grad)
-    symbol = sympy.Symbol("x")
-    formula = sympy.lambdify(symbol, FUNCTIONS[name].in_sympy(symbol))(x.numpy())
-    np.testing.assert_allclose(FUNCTIONS[name].evaluate(x).numpy(), formula, rtol=1e-12)
-    everywhere = torch.tensor([-1e300, -700, -1, 0, 1e-300, 1, 700, 1e300], dtype=torch.float64)
-    if name not in ("x^2", "x^3", "x^4", "x^5"):
-        assert FUNCTIONS[name].evaluate(everywhere).isfinite().all()
+from tests.kansformer.symbolic.networks import hello
 
 
 @pytest.mark.parametrize("opt", ["LM", "LBFGS", "Adam"])

@@ -6,7 +6,7 @@ import sys
 from kansformer.symbolic import plot
 from models.kan import KAN
 from tests.conftest import ROOT
-from tests.kansformer.symbolic.test_symbolic_kan import box, network
+from tests.kansformer.symbolic.networks import box, network
 
 
 def test_a_drawing_has_a_curve_for_every_edge() -> None:

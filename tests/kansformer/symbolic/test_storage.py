@@ -23,7 +23,7 @@ from kansformer.symbolic import (
     save,
 )
 from kansformer.symbolic.storage import METADATA_KEY
-from tests.kansformer.symbolic.test_symbolic_kan import assert_same, box, network
+from tests.kansformer.symbolic.networks import assert_same, box, network
 
 
 @pytest.mark.parametrize("copied", ["saved", "pickled", "copied", "pruned"])

@@ -31,34 +31,8 @@ from kansformer.symbolic import (
     save,
     symbolic_formula,
 )
-from kansformer.symbolic.activations import trace
-from kansformer.symbolic.fitting import move_grids
 from models.kan import KAN
-
-
-def hello(x: Tensor) -> Tensor:
-    return torch.exp(torch.sin(math.pi * x[:, 0]) + x[:, 1] ** 2)
-
-
-def box(count: int = 300, width: int = 2, seed: int = 0) -> Tensor:
-    return create_dataset(lambda x: x.sum(dim=1), width, train_num=count, seed=seed)["train_input"]
-
-
-def network(width: tuple = (2, 3, (1, 1), 2), **options: object) -> SymbolicKAN:
-    """Random, with a cut edge, formulas and products."""
-    model = SymbolicKAN(width, seed=3, grid_size=4, **options)
-    with torch.no_grad():
-        for layer in model.layers:
-            layer.kan.spline_weight.normal_(0, 0.3)
-    x = box(width=len(model.names))
-    move_grids(model, x)
-    model = prune_edge(model, x, cut=[(0, 1, 0)])
-    model = fix_symbolic(model, 0, 0, 1, "sin", x)
-    return fix_symbolic(model, 1, 1, 0, "tanh", x)
-
-
-def assert_same(a: nn.Module, b: nn.Module, x: Tensor, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(a(x), b(x), rtol=0, atol=tolerance)
+from tests.kansformer.symbolic.networks import assert_same, box, hello, network
 
 
 def test_a_wrapped_kan_computes_the_same_and_is_a_copy() -> None:
@@ -72,18 +46,6 @@ def test_a_wrapped_kan_computes_the_same_and_is_a_copy() -> None:
     assert not torch.allclose(own(x), kan(x))
     with pytest.raises(TypeError, match="not Linear"):
         SymbolicKAN.of(nn.Linear(2, 2))
-
-
-@pytest.mark.parametrize("activation", [nn.SiLU, nn.Tanh, nn.ELU])
-def test_edges_sum_to_the_layers_output(activation: Callable[[], nn.Module]) -> None:
-    model, x = network(base_activation=activation), box()
-    y, layers = trace(model, x)
-    torch.testing.assert_close(y, model(x), rtol=0, atol=1e-12)
-    for part in layers:
-        edges = part.layer.edge_values(part.x)
-        sums = edges.sum(dim=2) + part.layer.bias
-        torch.testing.assert_close(sums, part.sums, rtol=0, atol=1e-12)
-        torch.testing.assert_close(part.deviations(), edges.std(dim=0), rtol=1e-9, atol=1e-9)
 
 
 def test_products_multiply_pairs_of_sums() -> None:
