@@ -1,4 +1,4 @@
-"""What flows through the feed-forward blocks of a ViT on real pictures."""
+"""Recorded activations of the feed-forward blocks of a ViT on real pictures."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,17 +10,17 @@ from torch import Tensor
 from models.plain import plain
 from models.vit_model import VisionTransformer, ViTConfig
 
-TOKENS = 8  # of each picture that are kept
+TOKENS = 8  # kept of each picture
 
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """What went through a feed-forward block, token by token.
+    """Activations of a feed-forward block for N tokens.
 
     Attributes:
-        inputs: (N, D) of its first layer.
-        hidden: (N, hidden) of its second layer, so behind the norm or activation between them.
-        outputs: (N, D) of the block, before it is added to the residual stream.
+        inputs: (N, D) inputs of the first layer.
+        hidden: (N, hidden) inputs of the second layer, after the norm or activation between them.
+        outputs: (N, D) outputs of the block, before they are added to the residual stream.
     """
 
     inputs: Tensor
@@ -29,10 +29,10 @@ class BlockRecord:
 
 
 def tokens_that_matter(config: ViTConfig, block: int) -> slice:
-    """Tokens whose output of a block has an effect.
+    """The tokens whose block outputs affect the prediction.
 
-    All of them, but in the last block: behind it the head reads the class token alone, or with
-    mean pooling the patches.
+    These are all tokens, except in the last block, after which the head reads only the class token,
+    or with mean pooling the patches.
     """
     if block < config.depth - 1:
         return slice(None)
@@ -45,12 +45,12 @@ def tokens_that_matter(config: ViTConfig, block: int) -> slice:
 def record(
     model: VisionTransformer, pictures: Iterable[Tensor], tokens: int = TOKENS, seed: int = 0
 ) -> list[BlockRecord]:
-    """Runs pictures through a model and keeps, block by block, what some of their tokens gave.
+    """Runs pictures through a model and records the activations of some of their tokens.
 
     Args:
         pictures: batches (B, C, H, W).
-        tokens: how many of each picture are kept, drawn at random among those that matter.
-        seed: of the draw, by an own generator.
+        tokens: number per picture, drawn at random from those that affect the prediction.
+        seed: for the draw, with a separate generator.
 
     Returns:
         A record for each block, on the CPU.
@@ -88,33 +88,33 @@ def _at(tensor: Tensor, chosen: tuple[Tensor, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def block_records(model: VisionTransformer, batch: Tensor) -> list[BlockRecord]:
-    """All tokens of one batch in every block, (B, T, ...), where the model is."""
+    """Activations of all tokens of a batch in every block, (B, T, ...), on the model's device."""
     with _watched(model) as seen:
         model(batch.to(model.pos_embed.device))
-    return [BlockRecord(own["fc1"], own["fc2"], own["out"]) for own in seen]
+    return [BlockRecord(block["fc1"], block["fc2"], block["out"]) for block in seen]
 
 
 @contextmanager
 def _watched(model: VisionTransformer) -> Iterator[list[dict[str, Tensor]]]:
-    """Inputs of both layers and the output of every block, in evaluation mode, by hooks."""
+    """Collects the inputs of both layers and the output of every block, in evaluation mode."""
     seen: list[dict[str, Tensor]] = [{} for _ in model.blocks]
     handles = []
-    for block, own in enumerate(seen):
+    for block, kept in enumerate(seen):
         ffn = model.get_submodule(f"blocks.{block}.mlp")
         for name in ("fc1", "fc2"):
 
             def keep(
-                _: torch.nn.Module, args: tuple[Tensor], own: dict[str, Tensor] = own,
+                _: torch.nn.Module, args: tuple[Tensor], kept: dict[str, Tensor] = kept,
                 name: str = name,
             ) -> None:  # fmt: skip
-                own[name] = args[0]
+                kept[name] = args[0]
 
             handles.append(ffn.get_submodule(name).register_forward_pre_hook(keep))
 
         def keep_output(
-            _: torch.nn.Module, args: tuple[Tensor], out: Tensor, own: dict[str, Tensor] = own
+            _: torch.nn.Module, args: tuple[Tensor], out: Tensor, kept: dict[str, Tensor] = kept
         ) -> None:
-            own["out"] = out
+            kept["out"] = out
 
         handles.append(ffn.register_forward_hook(keep_output))
     was_training = model.training

@@ -1,17 +1,18 @@
-"""Smaller models of trained ones: weak hidden units are taken out, weak edges set to zero.
+"""Pruning the feed-forward blocks of a trained model: hidden units, edges, or all splines.
 
-A hidden unit that is removed leaves the outputs of its block's first layer and the inputs of the
-second. Where a LayerNorm stands between the two (`kan_norm`), it leaves the norm's statistics too:
-mean and variance are those of the units that remain. No compact model could keep the statistics of
-all units, since the variance needs each one's square. So "removed" means: what the block computes
-if the unit had never been there, in the norm and behind it. Without a norm, the block is what it
-was less the unit's contributions.
+Removing a hidden unit removes an output of the block's first layer and an input of the second. If
+there is a LayerNorm between them (`kan_norm`), its mean and variance are then those of the
+remaining units: the block computes what it would if the unit had never existed. A smaller model
+cannot keep the statistics of all units, since the variance depends on the value of each. Without a
+norm, the block's output only loses the unit's contributions.
 
-`refit` then fits the second layers anew, by least squares, to what the blocks gave before. That
-makes up for the change of the norm, for the mean of what was removed, and for what the remaining
-units know of it (He, Zhang and Sun, 2017, prune channels of convolutions so).
+`refit` then fits the second layers by least squares to the outputs that the blocks had before. This
+compensates for the change of the norm, for the mean of the removed units, and for whatever the
+remaining units can predict of them (He, Zhang and Sun, 2017, prune channels of convolutions in the
+same way).
 
-A model whose weights are computed from other tensors (weight norm, pruning masks) is refused.
+All functions return a copy. A model whose weights are computed from other tensors (weight norm,
+pruning masks) is refused.
 """
 
 import copy
@@ -25,24 +26,24 @@ from kansformer.interpret.block_activations import BlockRecord
 from kansformer.interpret.block_scores import BlockScores
 from kansformer.interpret.edges import LAYERS, EdgeLayer, edge_layer, edge_terms
 from models.kan import GroupKANLinear, KANLinear
-from models.kan_grid import refine_grid
 from models.kan_weights import check_writable
 from models.vit_model import VisionTransformer, ViTConfig
 
-RIDGE = 1e-3  # pull of a refit towards the present weights, in units of the features' mean square
-LEAST_SCALE = 0.1  # of an edge's `spline_scaler` after a refit, in units of the layer's mean
+RIDGE = 1e-3  # penalty of a refit on changes, relative to the mean square of the features
+MIN_SCALE = 0.1  # of `spline_scaler` after a refit, relative to the layer's mean
 
 
 def strongest_units(config: ViTConfig, scores: Sequence[BlockScores], keep: float) -> list[Tensor]:
-    """The hidden units of the highest scores in each block, in ascending order.
+    """The hidden units with the highest scores in each block, in ascending order.
 
-    The blocks of a group-KAN keep equally many of each group, since its groups are equal.
+    A group-KAN keeps the same number of units in each group, since its groups have equal sizes.
 
     Args:
-        keep: share of the units to keep, in (0, 1]; at least one, or one of each group, is kept.
+        scores: for each block.
+        keep: fraction of the units to keep, in (0, 1]; at least one per block, or per group.
 
     Raises:
-        ValueError: another share.
+        ValueError: a fraction outside (0, 1].
     """
     if not 0 < keep <= 1:
         raise ValueError(f"the share of units to keep must be in (0, 1], not {keep}")
@@ -59,13 +60,14 @@ def strongest_units(config: ViTConfig, scores: Sequence[BlockScores], keep: floa
 
 @torch.no_grad()
 def compact(model: VisionTransformer, kept: Sequence[Tensor]) -> VisionTransformer:
-    """A smaller model with the given hidden units only, in eval mode.
+    """A smaller model with only some of the hidden units, in eval mode.
 
     Args:
-        kept: numbers of the units of each block, ascending; as many of each group in a group-KAN.
+        kept: for each block the numbers of the units to keep, ascending; in a group-KAN the same
+            count from each group.
 
     Raises:
-        ValueError: numbers that are not those of units, or groups that would differ in size.
+        ValueError: invalid numbers, or groups that would differ in size.
     """
     config, kept = model.config, [units.long() for units in kept]
     _check_kept(config, kept)
@@ -109,7 +111,7 @@ def _check_kept(config: ViTConfig, kept: Sequence[Tensor]) -> None:
 
 
 def _copy(model: VisionTransformer) -> VisionTransformer:
-    """A copy to write to.
+    """A copy whose weights can be written to.
 
     Raises:
         ValueError: weights are computed from other tensors, see `check_writable`.
@@ -129,12 +131,12 @@ def _model_with(config: ViTConfig, state: dict[str, Tensor]) -> VisionTransforme
 
 @torch.no_grad()
 def refit(model: VisionTransformer, records: Sequence[BlockRecord]) -> VisionTransformer:
-    """A copy whose second layers are the least-squares best for what the blocks gave before.
+    """A copy whose second layers are fitted by least squares to the recorded outputs.
 
-    Splines of a group-KAN stay; the weights behind them are fitted.
+    In a group-KAN the weights are fitted and the splines are kept.
 
     Args:
-        records: of the model before it was made smaller; pictures that it was trained on.
+        records: of the model before units were removed, on pictures that it was trained on.
     """
     made = _copy(model)
     for block, record in enumerate(records):
@@ -149,7 +151,7 @@ def refit(model: VisionTransformer, records: Sequence[BlockRecord]) -> VisionTra
 
 
 def _refit_layer(layer: EdgeLayer, x: Tensor, missing: Tensor) -> None:
-    """Adds to a layer what comes nearest to `missing` (N, out) on its inputs, in place."""
+    """Changes a layer in place so that its outputs grow by `missing` (N, out), by least squares."""
     features, _ = edge_terms(layer, x)
     if not isinstance(layer, KANLinear):
         features = features.sum(dim=-1, keepdim=True)
@@ -170,7 +172,7 @@ def _refit_layer(layer: EdgeLayer, x: Tensor, missing: Tensor) -> None:
     wanted = layer.scaled_spline_weight + change[..., 1:]
     if layer.enable_standalone_scale_spline:
         scale = layer.spline_scaler
-        least = LEAST_SCALE * scale.abs().mean().clamp_min(1e-6)
+        least = MIN_SCALE * scale.abs().mean().clamp_min(1e-6)
         scale.copy_(torch.where(scale.abs() < least, least, scale))
         wanted = wanted / scale[..., None]
     layer.spline_weight.copy_(wanted)
@@ -182,14 +184,16 @@ def remove_edges(
 ) -> VisionTransformer:
     """A copy in which the weakest edges of each layer are zero.
 
-    The layers stay dense, so this makes nothing faster; it leaves fewer functions to look at. In
-    a later training splines of removed edges stay zero, bases and weights may come back.
+    The layers stay dense, so this saves no time, but leaves fewer functions to look at. If the copy
+    is trained further, the splines of these edges stay zero, while their bases and weights may
+    become nonzero again.
 
     Args:
-        keep: share of the edges to keep, in (0, 1].
+        scores: for each block.
+        keep: fraction of the edges to keep, in (0, 1].
 
     Raises:
-        ValueError: another share.
+        ValueError: a fraction outside (0, 1].
     """
     if not 0 < keep <= 1:
         raise ValueError(f"the share of edges to keep must be in (0, 1], not {keep}")
@@ -208,7 +212,7 @@ def remove_edges(
 
 @torch.no_grad()
 def without_splines(model: VisionTransformer) -> VisionTransformer:
-    """A copy whose splines are zero, so that bases and weights are left alone."""
+    """A copy whose splines are zero, which leaves the base functions and the weights."""
     made = _copy(model)
     for block in range(model.config.depth):
         for name in LAYERS:
@@ -218,37 +222,8 @@ def without_splines(model: VisionTransformer) -> VisionTransformer:
     return made
 
 
-def refine_blocks(
-    model: VisionTransformer, grid_size: int, blocks: Sequence[int] | None = None
-) -> VisionTransformer:
-    """A copy with finer grids in some blocks, or in all, and the functions that it had.
-
-    They are the same to rounding if `grid_size` is a multiple of the present size, else the nearest
-    (see `models.kan_grid.refine_grid`).
-
-    Raises:
-        ValueError: no such block, blocks without grids, or a size below the present one.
-    """
-    config = model.config
-    chosen = range(config.depth) if blocks is None else blocks
-    if config.ffn == "mlp":
-        raise ValueError("MLP blocks have no grids to refine")
-    if not set(chosen) <= set(range(config.depth)):
-        raise ValueError(f"there are blocks 0 to {config.depth - 1}, not {list(chosen)}")
-    made = _copy(model)
-    sizes = list(config.block_grids)
-    for block in chosen:
-        for name in LAYERS:
-            layer = edge_layer(made, block, name)
-            assert isinstance(layer, KANLinear | GroupKANLinear)
-            refine_grid(layer, grid_size)
-        sizes[block] = grid_size
-    made.config = replace(config, grid_sizes=tuple(sizes))
-    return made
-
-
 def removed_share(model: VisionTransformer) -> float:
-    """Share of the edges in the blocks that are zero."""
+    """Fraction of the blocks' edges that are zero."""
     zero, total = 0, 0
     for block in range(model.config.depth):
         for name in LAYERS:

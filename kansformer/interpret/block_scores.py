@@ -1,4 +1,4 @@
-"""Which edges and hidden units of a feed-forward block matter, by what they do on real pictures."""
+"""Importance scores of the edges and hidden units of a feed-forward block, on real pictures."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,12 @@ SMALL = 1e-12
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What a layer's splines do.
+    """How much a layer uses its splines.
 
     Attributes:
-        outside: share of its inputs outside the grid; None for an MLP's layer.
-        spline_energy: share of the splines in the variance of the output's two parts, in [0, 1].
+        outside: fraction of its inputs outside the grid; None for an MLP's layer.
+        spline_energy: variance of the splines' part of the output, as a fraction of the sum of the
+            variances of both parts, splines and bases; in [0, 1].
     """
 
     outside: float | None
@@ -26,24 +27,24 @@ class LayerFacts:
 
 
 def layer_facts(model: VisionTransformer, block: int, layer: str, x: Tensor) -> LayerFacts:
-    """Where the recorded inputs (N, in) of a layer lie, and how much its splines add.
+    """Facts about a layer on its recorded inputs x (N, in).
 
-    The energy of a part is its variance over the samples, summed over the outputs; the constant
-    that a part adds tells nothing.
+    The variance of a part is taken over the samples and summed over the outputs, so that constant
+    contributions do not count.
     """
-    own = edge_layer(model, block, layer)
-    base, spline = (part.var(dim=0).sum() for part in split_output(own, x))
-    return LayerFacts(outside_grid(own, x), float(spline / (base + spline + SMALL)))
+    edges = edge_layer(model, block, layer)
+    base, spline = (part.var(dim=0).sum() for part in split_output(edges, x))
+    return LayerFacts(outside_grid(edges, x), float(spline / (base + spline + SMALL)))
 
 
 @dataclass(frozen=True)
 class BlockScores:
-    """How much the parts of a block matter for its output.
+    """Importance scores for the output of a block.
 
     Attributes:
         units: (hidden,) of the hidden units.
-        first: (hidden, D) of the edges into them.
-        second: (D, hidden) of the edges out of them.
+        first: (hidden, D) of the first layer's edges.
+        second: (D, hidden) of the second layer's edges.
     """
 
     units: Tensor
@@ -53,13 +54,13 @@ class BlockScores:
 
 @torch.no_grad()
 def score_block(model: VisionTransformer, block: int, record: BlockRecord) -> BlockScores:
-    """Scores of a block's hidden units and edges over the recorded tokens.
+    """Scores of a block's hidden units and edges on recorded tokens.
 
     - An edge of the second layer: the standard deviation of its output, std(φ_oi).
     - A hidden unit: √(Σ_o std(φ_oi)²). Its square is the mean squared error of the block's output
-      if the unit were replaced by its mean.
+      if the unit's contributions were replaced by their means.
     - An edge of the first layer: the score of its unit, times std(φ_oi) over the standard deviation
-      of the unit's sum: so scores are passed back in KAN 2.0 (Liu et al., 2024b, section 5.1).
+      of the unit's sum, as in KAN 2.0 (Liu et al., 2024b, section 5.1).
     """
     fc1, fc2 = (edge_layer(model, block, name) for name in ("fc1", "fc2"))
     second = edge_deviations(fc2, record.hidden)
@@ -70,19 +71,21 @@ def score_block(model: VisionTransformer, block: int, record: BlockRecord) -> Bl
 
 
 def strongest(scores: Tensor, count: int, apart: bool = False) -> list[tuple[int, int]]:
-    """The edges (output, input) of the highest scores, best first.
+    """The edges (output, input) with the highest scores, best first.
 
     Args:
         scores: (out, in).
-        apart: no two with the same output or input, so that one unit does not fill the list.
+        count: maximum number of edges.
+        apart: whether to list at most one edge per output and per input, so that a single unit does
+            not fill the list.
     """
     left = scores.clone()
-    found: list[tuple[int, int]] = []
+    edges: list[tuple[int, int]] = []
     for _ in range(min(count, min(scores.shape) if apart else scores.numel())):
         target, source = divmod(int(left.argmax()), scores.shape[1])
-        found.append((target, source))
+        edges.append((target, source))
         left[target, source] = -torch.inf
         if apart:
             left[target] = -torch.inf
             left[:, source] = -torch.inf
-    return found
+    return edges

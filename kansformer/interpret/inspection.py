@@ -21,12 +21,12 @@ from kansformer.interpret.attention import attention_rollout, gradient_map, over
 from kansformer.interpret.block_activations import BlockRecord, record
 from kansformer.interpret.block_pruning import (
     compact,
-    refine_blocks,
     refit,
     remove_edges,
     strongest_units,
     without_splines,
 )
+from kansformer.interpret.block_refinement import refine_blocks
 from kansformer.interpret.block_scores import (
     BlockScores,
     LayerFacts,

@@ -9,11 +9,11 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from kansformer.interpret.block_pruning import (
     compact,
-    refine_blocks,
     refit,
     remove_edges,
     without_splines,
 )
+from kansformer.interpret.block_refinement import refine_blocks
 from kansformer.interpret.edge_formulas import project_functions
 from kansformer.symbolic import SymbolicKAN, create_dataset, fit, refine
 from kansformer.symbolic import prune as prune_symbolic

@@ -11,13 +11,13 @@ from kansformer.data import Preprocessing
 from kansformer.interpret.block_activations import record
 from kansformer.interpret.block_pruning import (
     compact,
-    refine_blocks,
     refit,
     remove_edges,
     removed_share,
     strongest_units,
     without_splines,
 )
+from kansformer.interpret.block_refinement import refine_blocks
 from kansformer.interpret.block_scores import score_block
 from kansformer.interpret.cost import ffn_cost, ffn_speedup
 from kansformer.pretrained import load_pretrained
@@ -25,24 +25,7 @@ from models.twins import count_parameters, mlp_twin
 from models.vit_model import VisionTransformer
 from tests.kansformer.interpret.test_edges import vit
 
-KINDS = {
-    "kan": {"kan_hidden": 12},
-    "kan without norm": {"kan_hidden": 12, "kan_norm": False, "kan_bias": True},
-    "group-kan": {"ffn": "group-kan", "groups": 4, "mlp_ratio": 2.0},
-    "group-kan with norm": {"ffn": "group-kan", "groups": 4, "mlp_ratio": 2.0, "kan_norm": True},
-    "mlp": {"ffn": "mlp", "mlp_ratio": 2.0},
-}
 PICTURES = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
-def model(request: pytest.FixtureRequest) -> VisionTransformer:
-    made = vit(**request.param)
-    for module in made.modules():
-        if isinstance(module, nn.LayerNorm):  # gains and shifts that are not at their start
-            nn.init.normal_(module.weight, 1, 0.3)
-            nn.init.normal_(module.bias, 0, 0.3)
-    return made
 
 
 def halves(model: VisionTransformer) -> list[Tensor]:
@@ -129,18 +112,6 @@ def test_files_keep_widths_and_grids(model: VisionTransformer, tmp_path: Path) -
     started, _ = load_pretrained(tmp_path / "small.safetensors")
     torch.testing.assert_close(started(PICTURES), expected)
     assert mlp_twin(again.config).block_widths == mlp_twin(model.config).block_widths
-
-
-def test_refined_grids_keep_the_functions(model: VisionTransformer) -> None:
-    if model.config.ffn == "mlp":
-        with pytest.raises(ValueError, match="no grids"):
-            refine_blocks(model, 10)
-        return
-    finer = refine_blocks(model, 2 * model.config.grid_size, [0])
-    assert finer.config.block_grids == (2 * model.config.grid_size, model.config.grid_size)
-    torch.testing.assert_close(finer(PICTURES), model(PICTURES), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="blocks 0 to 1"):
-        refine_blocks(model, 20, [2])
 
 
 def test_removed_edges_are_the_weak_ones(model: VisionTransformer) -> None:
