@@ -49,10 +49,10 @@ def strongest_units(config: ViTConfig, scores: Sequence[BlockScores], keep: floa
         raise ValueError(f"the share of units to keep must be in (0, 1], not {keep}")
     groups = config.groups if config.ffn == "group-kan" else 1
     kept = []
-    for own in scores:
-        by_group = own.units.view(groups, -1)
+    for block in scores:
+        by_group = block.units.view(groups, -1)
         count = max(round(keep * by_group.shape[1]), 1)
-        first = torch.arange(groups, device=own.units.device)[:, None] * by_group.shape[1]
+        first = torch.arange(groups, device=block.units.device)[:, None] * by_group.shape[1]
         best = by_group.argsort(dim=1, descending=True, stable=True)[:, :count] + first
         kept.append(best.flatten().sort().values.cpu())
     return kept
@@ -198,8 +198,8 @@ def remove_edges(
     if not 0 < keep <= 1:
         raise ValueError(f"the share of edges to keep must be in (0, 1], not {keep}")
     made = _copy(model)
-    for block, own in enumerate(scores):
-        for name, ranks in (("fc1", own.first), ("fc2", own.second)):
+    for block, block_scores in enumerate(scores):
+        for name, ranks in (("fc1", block_scores.first), ("fc2", block_scores.second)):
             layer = edge_layer(made, block, name)
             count = max(round(keep * ranks.numel()), 1)
             weak = torch.ones_like(ranks, dtype=torch.bool).flatten()

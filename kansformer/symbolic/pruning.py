@@ -188,7 +188,7 @@ def _remove_unused_nodes(model: SymbolicKAN, x: Tensor) -> SymbolicKAN:
 
 
 def _keep_nodes(model: SymbolicKAN, number: int, nodes: list[int]) -> None:
-    """Removes all but some nodes of a hidden layer, in place."""
+    """Removes the other nodes of a hidden layer, in place."""
     layer, following = model.layers[number], model.layers[number + 1]
     first = layer.plain_sums
     sums = [node for node in nodes if node < first]

@@ -37,13 +37,13 @@ from tests.kansformer.symbolic.networks import assert_same, box, hello, network
 
 def test_a_wrapped_kan_computes_the_same_and_is_a_copy() -> None:
     kan = KAN([2, 4, 3]).double()
-    own, x = SymbolicKAN.of(kan), box()
-    assert_same(own, kan, x)
-    assert_same(own, kan, x.view(3, 100, 2))
+    wrapped, x = SymbolicKAN.of(kan), box()
+    assert_same(wrapped, kan, x)
+    assert_same(wrapped, kan, x.view(3, 100, 2))
     assert_same(SymbolicKAN.of(kan.layers[0]), kan.layers[0], x)
     with torch.no_grad():
-        own.layers[0].kan.base_weight.zero_()
-    assert not torch.allclose(own(x), kan(x))
+        wrapped.layers[0].kan.base_weight.zero_()
+    assert not torch.allclose(wrapped(x), kan(x))
     with pytest.raises(TypeError, match="not Linear"):
         SymbolicKAN.of(nn.Linear(2, 2))
 
@@ -105,12 +105,12 @@ def test_numbers_may_be_numpys(n: type, tmp_path: Path) -> None:
         save(tmp_path / "model.safetensors", model)
         return load(tmp_path / "model.safetensors"), history
 
-    own, history = made(
+    model, history = made(
         n, np.float64, lambda values: np.array(values, np.int16 if -1 in values else n)
     )
     expected, expected_history = made(int, float, list)
     assert history == expected_history
-    torch.testing.assert_close(own.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
     pairs = SymbolicKAN([n(2), (n(1), n(1)), n(1)], seed=0)
     assert pairs.width == [(2, 0), (1, 1), (1, 0)]
 
