@@ -16,8 +16,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kansformer.interpret import create_dataset, ex_round, find_formula, symbolic_formula
-from kansformer.interpret.fitting import rmse
+from kansformer.symbolic import create_dataset, ex_round, find_formula, symbolic_formula
+from kansformer.symbolic.fitting import rmse
 
 README = Path(__file__).resolve().parent / "README.md"
 START, END = "<!-- formulas -->", "<!-- end of formulas -->"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kansformer.interpret import (
+from kansformer.symbolic import (
     SymbolicKAN,
     auto_symbolic,
     create_dataset,

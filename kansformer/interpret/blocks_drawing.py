@@ -24,8 +24,8 @@ from kansformer.figures import (
     text_width,
     wrapped,
 )
+from kansformer.interpret.block_scores import LayerFacts
 from kansformer.interpret.edges import Curve
-from kansformer.interpret.ranking import LayerFacts
 from kansformer.interpret.units import UnitUse
 from kansformer.words import number
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from kansformer.checkpoint import TrainedModel
+from kansformer.interpret.block_activations import block_records, tokens_that_matter
 from kansformer.interpret.edges import EdgeLayer, edge_layer, edge_terms, grid_range
-from kansformer.interpret.recording import block_records, tokens_that_matter
 
 POINTS = 101  # of a curve
 UNITS_AT_ONCE = 32

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kansformer.curve_fitting.candidates import Suggestion, fit_candidates
+from kansformer.curve_fitting.expressions import curve_expression, ex_round
+from kansformer.curve_fitting.function_library import FUNCTIONS, LIBRARY
 from kansformer.interpret.edges import EdgeLayer, edge_layer, edge_terms
-from kansformer.interpret.formula import edge_expression, ex_round
-from kansformer.interpret.functions import FUNCTIONS, LIBRARY
-from kansformer.interpret.symbolic import Suggestion, cost, fit_candidates
 from models import splines
 from models.kan import BASE_ACTIVATIONS, GroupKANLinear, KANLinear, activation_name
 from models.kan_grid import check_writable
@@ -37,7 +37,7 @@ class EdgeFormula:
         block, layer: where.
         target, source: the edge from input `source`; target is None for the function of the group
             with the number `source`.
-        name, affine: f, a name in `functions.FUNCTIONS` or of a base activation, such as "silu";
+        name, affine: f, a name in FUNCTIONS or of a base activation, such as "silu";
             and (a, b, c, d).
         r2: share of the function's variance that the formula explains, on the recorded inputs.
     """
@@ -64,7 +64,7 @@ class EdgeFormula:
         if self.name not in FUNCTIONS:
             a, *_, d = self.affine
             return str(ex_round(sympy.Float(a) * sympy.Function(self.name)(x) + sympy.Float(d), 4))
-        return str(ex_round(edge_expression(self.name, list(self.affine), x), 4))
+        return str(ex_round(curve_expression(self.name, list(self.affine), x), 4))
 
 
 def read_functions(
@@ -105,7 +105,7 @@ def read_functions(
         if suggestions and base_name not in (None, "identity"):
             suggestions.append(_base_alone(str(base_name), u, v))
         if suggestions:  # none for a constant
-            best = min(suggestions, key=cost)
+            best = min(suggestions, key=lambda s: s.cost)
             formulas.append(
                 EdgeFormula(block, layer, target, source, best.name, best.affine, best.r2)
             )

@@ -18,19 +18,27 @@ from kansformer.errors import UserError
 from kansformer.evaluate import evaluate
 from kansformer.evaluate.split import choose_split
 from kansformer.interpret.attention import attention_rollout, gradient_map, overlay
+from kansformer.interpret.block_activations import BlockRecord, record
+from kansformer.interpret.block_pruning import (
+    compact,
+    refit,
+    remove_edges,
+    strongest_units,
+    without_splines,
+)
+from kansformer.interpret.block_refinement import refine_blocks
+from kansformer.interpret.block_scores import (
+    BlockScores,
+    LayerFacts,
+    layer_facts,
+    score_block,
+    strongest,
+)
 from kansformer.interpret.blocks_drawing import (
     Answer,
     LayerCurves,
     UnitPictures,
     shape_in_words,
-)
-from kansformer.interpret.compaction import (
-    compact,
-    refine_blocks,
-    refit,
-    remove_edges,
-    strongest_units,
-    without_splines,
 )
 from kansformer.interpret.cost import ffn_cost, ffn_speedup
 from kansformer.interpret.edge_formulas import (
@@ -40,14 +48,6 @@ from kansformer.interpret.edge_formulas import (
     read_functions,
 )
 from kansformer.interpret.edges import LAYERS, Curve, edge_function, group_functions
-from kansformer.interpret.ranking import (
-    BlockScores,
-    LayerFacts,
-    layer_facts,
-    score_block,
-    strongest,
-)
-from kansformer.interpret.recording import BlockRecord, record
 from kansformer.interpret.units import UnitUse, unit_use
 from models.vit_model import VisionTransformer
 

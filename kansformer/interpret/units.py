@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kansformer.interpret.recording import block_records, tokens_that_matter
+from kansformer.interpret.block_activations import block_records, tokens_that_matter
 from models.vit_model import VisionTransformer, ViTConfig
 
 

@@ -22,12 +22,12 @@ from kansformer.evaluate.split import choose_split, draw_as_in_training
 from kansformer.figures import fit_to_show
 from kansformer.infer import Predictor
 from kansformer.interpret.attention import attention_rollout, overlay
+from kansformer.interpret.block_activations import record
+from kansformer.interpret.block_pruning import without_splines
+from kansformer.interpret.block_scores import LayerFacts, layer_facts, score_block
 from kansformer.interpret.blocks_drawing import LayerCurves
-from kansformer.interpret.compaction import without_splines
 from kansformer.interpret.edges import LAYERS
 from kansformer.interpret.inspection import accuracy, as_seen, block_curves
-from kansformer.interpret.ranking import LayerFacts, layer_facts, score_block
-from kansformer.interpret.recording import record
 
 MOST_JUDGED = 20_000  # pictures that are predicted; of more a seeded draw
 WITHOUT_SPLINES = 1000  # of those, predicted again with all splines at zero

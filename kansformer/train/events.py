@@ -17,9 +17,9 @@ from torchvision.utils import make_grid
 from kansformer.checkpoint import TrainedModel
 from kansformer.data import PictureDataset, Preprocessing, make_loader
 from kansformer.figures import as_png
+from kansformer.interpret.block_activations import record
+from kansformer.interpret.block_scores import score_block
 from kansformer.interpret.inspection import block_curves
-from kansformer.interpret.ranking import score_block
-from kansformer.interpret.recording import record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,8 +47,9 @@ class Events:
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in settings.items()
         }
+        file_writer: Any = self.writer.file_writer
         for part in hparams(plain, dict.fromkeys(METRICS, 0.0)):
-            self.writer.file_writer.add_summary(part)
+            file_writer.add_summary(part)
 
     def add_pictures(
         self, dataset: PictureDataset, places: Sequence[int], preprocessing: Preprocessing

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +59,21 @@ def test_examples_of_small_kans_run_and_draw(
     assert f"wrote {picture}" in out
     with Image.open(picture) as drawn:
         assert min(drawn.size) > 200
+
+
+def test_the_example_ends_at_the_formula() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "examples/hello_kan.py", "--seed", "0", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found.keys() == {"formula", "train_rmse", "test_rmse", "seconds"}
+    assert found["formula"] == "exp(x_2**2 + sin(3.1416*x_1))"
+    assert found["test_rmse"] <= 1e-12
+    assert done.stderr == ""
 
 
 def test_the_table_of_formulas_is_put_where_it_belongs(

@@ -7,17 +7,17 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from kansformer.interpret import SymbolicKAN, create_dataset, fit, refine
-from kansformer.interpret import prune as prune_symbolic
-from kansformer.interpret.compaction import (
+from kansformer.interpret.block_pruning import (
     compact,
-    refine_blocks,
     refit,
     remove_edges,
     without_splines,
 )
+from kansformer.interpret.block_refinement import refine_blocks
 from kansformer.interpret.edge_formulas import project_functions
-from kansformer.interpret.fitting import move_grids
+from kansformer.symbolic import SymbolicKAN, create_dataset, fit, refine
+from kansformer.symbolic import prune as prune_symbolic
+from kansformer.symbolic.fitting import move_grids
 from models import kan_grid
 from models.kan import KAN, GroupKANLinear, KANLinear
 from models.kan_variants import SparseKAN

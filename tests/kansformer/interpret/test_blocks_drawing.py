@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kansformer.interpret.block_scores import LayerFacts
 from kansformer.interpret.blocks_drawing import (
     THEMES,
     Answer,
@@ -26,7 +27,6 @@ from kansformer.interpret.blocks_drawing import (
     units_alt_text,
 )
 from kansformer.interpret.edges import Curve
-from kansformer.interpret.ranking import LayerFacts
 from kansformer.interpret.units import UnitUse
 from tests.drawn import assert_drawn_within_bounds
 

@@ -21,7 +21,7 @@ from kansformer.data.dataset import PictureDataset
 from kansformer.evaluate.report import figures
 from kansformer.figures import as_svg
 from kansformer.infer import Predictor
-from kansformer.interpret.ranking import LayerFacts
+from kansformer.interpret.block_scores import LayerFacts
 from kansformer.report import contents
 from kansformer.report.contents import Contents, Inside, fit_to_show, look
 from kansformer.report.page import duration, percent, render, worth_of_splines
