@@ -12,6 +12,7 @@ from models.kan import (
     KANLinear,
     Weights,
     activation_name,
+    kan_features,
     kan_linear,
 )
 from models.kan_grid import check_writable
