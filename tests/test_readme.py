@@ -69,9 +69,6 @@ def clone(tmp_path: Path) -> Path:
             write_picture(folder / "flower_photos" / flower / f"{i}.jpg", (9, 9, 9), 9 * number + i)
     write_folder(folder / "more_flowers", 6)
     write_mnist(folder / "fashion-mnist", packed=False, fashion=True, training=200)
-    (folder / "weights" / "demo").mkdir()  # of `make demo`
-    shutil.copy(folder / "weights" / "digits.safetensors",
-                folder / "weights" / "demo" / "best.safetensors")  # fmt: skip
     write_picture(folder / "my_photo.jpg", (1, 2, 3), 0)
     vit = VisionTransformer(32, 16, embed_dim=64, depth=2, num_heads=1)
     save_file(vit.state_dict(), folder / "vit_base_patch16_224.safetensors")
