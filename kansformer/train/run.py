@@ -51,7 +51,7 @@ from kansformer.train.optimiser import make_optimiser, make_schedule
 from kansformer.train.run_folder import RunFolder
 from kansformer.train.state import Progress, check_same_run, fingerprint, on_cpu
 from kansformer.words import number
-from models.kan_grid import make_room
+from models.kan_grid import resize_grids
 from models.twins import count_flops, count_parameters
 from models.vit_model import VisionTransformer, ViTConfig
 
@@ -309,7 +309,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     if run.average is not None:
         models["average"] = run.average.module
     for key, model in models.items():
-        make_room(model, state[key])  # grids may have been refined since it was built
+        resize_grids(model, state[key])  # grids may have been refined since it was built
         model.config = ViTConfig.from_dict(state["config"])
         load_whole_state(model, state[key])
     load_whole_optimiser_state(run.model, run.optimiser, state["optimiser"])
