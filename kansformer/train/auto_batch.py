@@ -63,7 +63,7 @@ def _fits(run: Run, micro_batches: int) -> bool:
         del reserved
     except (torch.OutOfMemoryError, MemoryError):
         return False
-    except RuntimeError as error:  # the CPU's allocator has no error class of its own
+    except RuntimeError as error:  # the CPU's allocator raises no special class
         if "allocate memory" not in str(error):
             raise
         return False

@@ -69,7 +69,7 @@ def configure(
     if rule is not None:
         settings["val_split"] = rule.share
     policy = settings_of(earlier).get("augment")
-    if isinstance(policy, str) and policy in POLICIES:  # it tells whether pictures may be mirrored
+    if isinstance(policy, str) and policy in POLICIES:  # it decides whether pictures are mirrored
         settings["augment"] = policy
     config = TrainConfig(**{**settings, **flags, "recipe": recipe})
     data = data.with_validation(config.val_split, config.seed if rule is None else rule.seed)
@@ -81,10 +81,10 @@ def configure(
 
 
 def choose_recipe(data: PictureData, *, weights: bool, cpu: bool) -> str:
-    """The name of the default recipe: the data set's own, or one for pictures of that size.
+    """The name of the default recipe: that of a known data set, or one for pictures of that size.
 
-    Only the original files of a known data set have a recipe of their own, since a folder of that
-    name may hold anything.
+    A folder of pictures never gets the recipe of a data set by its name, since it may hold
+    anything.
 
     Args:
         weights: whether the run starts from weights.

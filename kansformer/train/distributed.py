@@ -21,7 +21,7 @@ from kansformer.errors import JobFailed
 from models.vit_model import VisionTransformer
 
 TIMEOUT = timedelta(minutes=10)  # for a rank that does not answer; then the job ends
-# gloo reports a lost process as a RuntimeError without a class of its own, with one of these texts
+# texts of the plain RuntimeError with which gloo reports a lost process
 LOST = "(?i)connection (closed|reset|refused)|read error|broken pipe|timed out|gloo.*timeout"
 FULL = checkpoint.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -77,7 +77,7 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
     Nested contexts join the group once.
 
     Args:
-        device: as for `choose_device`; each rank on a machine gets a device of its own.
+        device: as for `choose_device`; each rank on a machine gets another one.
 
     Raises:
         JobFailed: another process has ended, or did not answer within TIMEOUT.

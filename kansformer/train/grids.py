@@ -105,7 +105,7 @@ def change_grids(
 def fit_to_pictures(
     model: VisionTransformer, images: Tensor, fit: Callable[[Any, Tensor], object], flag: str
 ) -> None:
-    """Fits every layer's grid to what pictures (B, C, S, S) give as its input (see `fit_grids`).
+    """Fits every layer's grid to the layer's inputs on pictures (B, C, S, S), see `fit_grids`.
 
     Args:
         fit: called with each layer and that layer's input.

@@ -26,10 +26,10 @@ EMBEDDING = ("patch_embed.", "pos_embed", "cls_token", "dist_token", "reg_token"
 def make_optimizer(model: VisionTransformer, config: TrainConfig) -> AdamW:
     """AdamW over all parameters; frozen ones have no gradient and stay as they are.
 
-    Splines have their own learning rate and weight decay (`--spline-lr`, `--spline-decay`). Among
-    the rest, vectors (norms, biases) and what `model.no_weight_decay()` names are not decayed. With
-    layer decay d, the rate of each block is d times that of the next one, and the embedding counts
-    as one more block before the first (BEiT, as in timm).
+    Splines have a separate learning rate and weight decay (`--spline-lr`, `--spline-decay`). Among
+    the other parameters, vectors (norms, biases) and `model.no_weight_decay()` are not decayed.
+    With layer decay d, the rate of each block is d times that of the next one, and the embedding
+    counts as one more block before the first (BEiT, as in timm).
     """
     beside_mlp = SPLINE_RATES[model.config.ffn] if starts_as_mlp(model.config) else 1.0
     exempt, depth = model.no_weight_decay(), model.config.depth

@@ -1,7 +1,7 @@
 """Recipes: presets of settings for data sets, with the results that they gave.
 
-Each recipe's docstring holds the exact command, how long it took and the accuracy it gave, or says
-that it has not been run yet.
+Each recipe's docstring holds the exact command, how long it took and the accuracy it gave, or a
+note that it has not been run yet.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """The saved state of a run, last.pt: collected, written, checked and restored.
 
 It holds everything that the next step depends on. States of random generators are not part of it,
-since each step and each picture seeds them anew (see `seed_step`).
+since each step and each picture seeds them again (see `seed_step`).
 """
 
 from dataclasses import MISSING, fields, replace
