@@ -21,7 +21,7 @@ from kansformer.errors import UserError
 from kansformer.train import TrainConfig
 from kansformer.train.build import build_model
 from kansformer.train.config import add_flags
-from kansformer.train.optimiser import make_optimiser
+from kansformer.train.optimizer import make_optimizer
 
 SIZES = {"train": 9, "val": 8, "test": 7}
 
@@ -288,7 +288,7 @@ def test_splines_learn_at_the_rates_that_the_ablations_name() -> None:
             config = TrainConfig(data_path="digits", **settings)
             model, _, _ = build_model(config, data)
             rates.append(
-                [group["lr_scale"] for group in make_optimiser(model, config).param_groups]
+                [group["lr_scale"] for group in make_optimizer(model, config).param_groups]
             )
         assert rates[0] == rates[1], arm
 
