@@ -331,8 +331,8 @@ def check_writable(*modules: nn.Module, names: Iterable[str] = WEIGHTS) -> None:
             remedy = _how_to_make_writable(module, name)
             if remedy:
                 raise ValueError(
-                    f"{name} of {module._get_name()} is computed from other tensors, and a change"
-                    f" of it would be lost; call {remedy} first; nothing was changed"
+                    f"{name} of {type(module).__name__} is computed from other tensors, and a"
+                    f" change of it would be lost; call {remedy} first; nothing was changed"
                 )
 
 

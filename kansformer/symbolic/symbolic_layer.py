@@ -178,9 +178,7 @@ class SymbolicLayer(nn.Module):
             inputs: the input nodes to keep.
             products: number of products among the remaining nodes.
         """
-        part = copy.copy(self)
-        part._parameters, part._buffers = dict(self._parameters), dict(self._buffers)
-        part._modules = dict(self._modules)
+        part = copy.deepcopy(self)
         part.kan = _subset_of_kan(self.kan, sums, inputs)
         part.products = products
         part.affine = nn.Parameter(self.affine.detach()[sums][:, inputs].clone())
