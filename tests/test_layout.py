@@ -1,4 +1,4 @@
-"""The floors of the house: a file imports only from below, or from its own package."""
+"""The floors of the architecture: a file imports only from lower floors or from its package."""
 
 import ast
 import subprocess
@@ -32,7 +32,7 @@ def package_of(module: str) -> str | None:
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of all that a file imports."""
+    """Full names of all modules and objects that a file imports."""
     package = path.relative_to(ROOT).parts[:-1]
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -40,7 +40,7 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            if node.level:  # within models alone, which has another name where it is installed
+            if node.level:  # only within models, whose full name differs when installed
                 assert package[0] == "models", f"{path}:{node.lineno}: relative import"
                 above = package[: len(package) + 1 - node.level]
                 module = ".".join([*above, *filter(None, [module])])
@@ -57,23 +57,23 @@ def test_imports_go_down(path: Path) -> None:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     if module == "kansformer.__init__":  # imports lazily
         return
-    own = package_of(module)
-    assert own is not None, f"{module} has no floor"
+    package = package_of(module)
+    assert package is not None, f"{module} has no floor"
     for name in imported(path) - {"kansformer", "kansformer.__version__"}:
         other = package_of(name)
         if other is None:
             assert name.split(".")[0] not in ("kansformer", "train", "predict", "tests"), name
-        elif other != own:
-            assert FLOORS[other] < FLOORS[own], f"{module} must not import {name}"
+        elif other != package:
+            assert FLOORS[other] < FLOORS[package], f"{module} must not import {name}"
 
 
-def test_only_models_open_the_engine() -> None:
+def test_only_models_import_the_engine() -> None:
     for path in FILES:
         inside = path.is_relative_to(ROOT / "models")
         assert inside or not any(name.startswith("models.engine") for name in imported(path)), path
 
 
-def test_models_stand_on_torch_alone() -> None:
+def test_models_depend_on_torch_only() -> None:
     for path in (ROOT / "models").rglob("*.py"):
         for name in imported(path):
             top = name.split(".")[0]
@@ -81,7 +81,7 @@ def test_models_stand_on_torch_alone() -> None:
             assert top != "timm" or name.startswith("timm.layers"), name
 
 
-def test_prediction_does_not_load_heavy_things() -> None:
+def test_prediction_does_not_import_heavy_packages() -> None:
     heavy = ("matplotlib", "sklearn", "scipy", "tensorboard", "gradio", "onnx", "onnxruntime")
     code = f"import sys, kansformer.infer; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
