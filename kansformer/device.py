@@ -14,7 +14,7 @@ def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.de
     On an accelerator, this enables reduced precision (TF32) for float32 matrix products.
 
     Args:
-        local_rank: rank of this process on its machine, where each process uses another device.
+        local_rank: rank of this process on its machine, where each process uses a different device.
 
     Raises:
         UserError: the device is not available, or the environment variable KAN_MODE is invalid.

@@ -39,7 +39,7 @@ def decode_files(
         at_most: pixels of the shorter side; larger pictures are reduced. None keeps every pixel.
         workers: processes that decode; None for one per CPU.
         memory: limit in bytes for the decoded pictures; by default half of the free memory.
-        levels: black and white level of each deep mode in the data set, see `open_image`.
+        levels: (black, white) per mode with more than 8 bits, as for `open_image`.
 
     Raises:
         PictureError: a picture cannot be read.

@@ -42,7 +42,7 @@ class Facts:
 
     kind: str = ""  # kind of fault; empty for a readable picture
     cause: str = ""
-    digest: str = ""  # SHA-256 of the upright RGB pixels: equal pictures have equal digests
+    digest: str = ""  # SHA-256 of the upright pixels, grey as RGB: equal for equal pictures
     stored: Stored = UNKNOWN
 
 
