@@ -64,7 +64,7 @@ def test_the_default_output_folder_is_in_weights(
         (make_empty, "empty: it holds no class folders"),
         (make_loose_pictures, "loose: it holds pictures but no folders"),
         (make_empty_class, "yellow: no pictures"),
-        (make_unknown_val_class, "yellow: a class that the training pictures do not have"),
+        (make_unknown_val_class, "yellow: a class without training pictures"),
     ],
 )
 def test_bad_data_gives_one_line_and_status_2(

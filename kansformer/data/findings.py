@@ -119,7 +119,7 @@ def ignored(listing: Listing) -> list[Finding]:
         text = f"files and folders of operating systems skipped: {len(system):,}"
         findings.append(Finding("note", "system-files", text, "nothing to do", system))
     if rest := kinds["ignored"]:
-        text = f"files and folders that are not pictures of a class skipped: {len(rest):,}"
+        text = f"other files and folders skipped: {len(rest):,}"
         remedy = "nothing to do, unless they should be used"
         findings.append(Finding("note", "ignored", text, remedy, rest))
     return findings

@@ -161,7 +161,7 @@ def list_split(folder: Path, known: Collection[str] | None = None) -> Split:
             cause = "the class name is not valid UTF-8"
             split.problems.append(Problem("bad-name", path, cause, "rename the folder"))
         if known is not None and name not in known:
-            cause = "a class that the training pictures do not have"
+            cause = "a class without training pictures"
             remedy = "rename the folder, or add the class to the training pictures"
             split.problems.append(Problem("unknown-class", path, cause, remedy))
         pictures, ignored, problems = walk(path)

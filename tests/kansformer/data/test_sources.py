@@ -147,7 +147,7 @@ def make_strange_splits(folder: Path) -> Path:
         (make_empty, "no class folders"),
         (make_empty_class, "yellow: no pictures"),
         (make_one_class, "only one class"),
-        (make_unknown_val_class, "yellow: a class that the training pictures do not have"),
+        (make_unknown_val_class, "yellow: a class without training pictures"),
         (make_val_only, "no train/"),
     ],
 )
