@@ -1,6 +1,6 @@
 """Vision KANsformer: training, prediction and inspection of ViTs with KAN feed-forward blocks.
 
-The names below are imported when they are first used.
+The names in `__all__` are imported on first use.
 """
 
 from importlib import import_module
@@ -25,7 +25,7 @@ __all__ = [
     "load_pretrained",
 ]
 
-_HOMES = {
+_MODULES = {
     "KAN": "kansformer.models.kan",
     "GroupKANLinear": "kansformer.models.kan",
     "KANLinear": "kansformer.models.kan",
@@ -37,9 +37,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The console command: kansformer COMMAND ..., with the flags of the scripts and modules."""
+"""The console command: kansformer COMMAND ..., with the same flags as the scripts and modules."""
 
 import sys
 from importlib import import_module
@@ -18,17 +18,18 @@ COMMANDS = {
     "doctor": "kansformer.data.doctor",
     "report": "kansformer.report.__main__",
 }
-USAGE = f"usage: kansformer {{{','.join(COMMANDS)}}} ...; --help after a command tells its flags"
+USAGE = f"usage: kansformer {{{','.join(COMMANDS)}}} ...; kansformer COMMAND --help lists its flags"
 
 
 def main() -> int:
-    """Runs the command that is named first; returns its exit status."""
+    """Runs the command given as the first argument; returns its exit status."""
     name, *arguments = sys.argv[1:] or [""]
     if name in ("--help", "-h", "--version"):
         print(__version__ if name == "--version" else USAGE)
         return 0
     if name not in COMMANDS:
-        print(f"error: {name or 'no command'!r}; {USAGE}", file=sys.stderr)
+        cause = f"unknown command {name!r}" if name else "no command given"
+        print(f"error: {cause}; {USAGE}", file=sys.stderr)
         return 2
     sys.argv = [f"kansformer {name}", *arguments]
     return run_command(import_module(COMMANDS[name]).main)

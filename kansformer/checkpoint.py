@@ -1,9 +1,8 @@
-"""The weights file: one safetensors file that predicts by itself.
+"""The weights file: one safetensors file with everything that prediction needs.
 
-Its metadata hold, as JSON under one key, the format version, the model's config, the
-preprocessing, the class names in the order of the logits, the temperature that the logits are
-divided by for probabilities (1 where a file has none), and how it was trained. Nothing in it is
-ever unpickled.
+Its metadata, JSON under one key, holds the format version, the model's config, the preprocessing,
+the class names in the order of the logits, the temperature by which logits are divided before the
+softmax (1 if absent), and how the model was trained. Nothing in it is ever unpickled.
 """
 
 import json
@@ -40,7 +39,7 @@ class WeightsFile:
 
 
 class TrainedModel(VisionTransformer):
-    """A `VisionTransformer` from a weights file, with what belongs to it beside its `config`."""
+    """A `VisionTransformer` from a weights file, with the file's other contents as attributes."""
 
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
@@ -49,12 +48,12 @@ class TrainedModel(VisionTransformer):
 
     @property
     def split(self) -> "RecordedSplit | None":
-        """How the pictures were split that it was trained on, see `recorded_split`."""
+        """How its training pictures were split; None if the weights file does not record it."""
         return recorded_split(self.training_info)
 
     @property
     def training_settings(self) -> dict[str, Any]:
-        """The settings that it was trained with, as far as the weights file tells."""
+        """The training settings recorded in the weights file."""
         return settings_of(self.training_info)
 
 
@@ -63,7 +62,7 @@ class RecordedSplit:
     """How the training pictures of a model were split.
 
     Attributes:
-        rule: by which validation pictures were drawn; None where they had a folder of their own.
+        rule: share and seed of the validation split; None if there was a validation folder.
         validation: `Pictures.fingerprint` of the validation pictures; "" in files that lack it.
     """
 
@@ -71,24 +70,27 @@ class RecordedSplit:
     validation: str = ""
 
     def is_of(self, data: PictureData) -> bool:
-        """Whether data with a validation split are known to have this one."""
+        """Whether the validation split of `data` is known to be this one."""
         assert data.val is not None
         return self.validation == data.val.fingerprint(data.class_names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, as under "split" in what a weights file tells of its training."""
+        """Plain types, as recorded under "split" in a weights file's training information."""
         rule = None if self.rule is None else asdict(self.rule)
         return {"rule": rule, "validation": self.validation}
 
 
 def settings_of(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a training, as far as what a weights file tells of it has them."""
+    """The settings in a weights file's training information; empty if there are none."""
     settings = training.get("settings")
     return settings if isinstance(settings, dict) else {}
 
 
 def recorded_split(training: Mapping[str, Any]) -> RecordedSplit | None:
-    """The split that a weights file tells of; older files tell its share and seed alone."""
+    """The split in a weights file's training information; None if it is missing or invalid.
+
+    Older files record only its share and seed, among the settings.
+    """
     record = training.get("split")
     if isinstance(record, dict):
         validation, rule = str(record.get("validation", "")), record.get("rule")
@@ -106,11 +108,11 @@ def recorded_split(training: Mapping[str, Any]) -> RecordedSplit | None:
 
 
 def training_of(path: str | Path) -> dict[str, Any]:
-    """What a weights file tells of its training; nothing if it is not one of ours."""
+    """A weights file's training information; empty if it is not a KANsformer weights file."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             return dict(json.loads((file.metadata() or {})[METADATA_KEY])["training"])
-    except Exception:  # it is for `load_model` to say what is wrong with it
+    except Exception:  # `load_model` reports what is wrong with the file
         return {}
 
 
@@ -124,12 +126,16 @@ def save_model(
     state: Mapping[str, torch.Tensor] | None = None,
     temperature: float = 1.0,
 ) -> None:
-    """Writes a weights file; the one that was there stays until the new one is complete.
+    """Writes a weights file; an existing one is replaced only when the new one is complete.
 
     Args:
-        training: plain values that say how it was trained.
-        state: the model's state dict, where its own tensors are parts (sharded).
-        temperature: what the logits are divided by for probabilities.
+        training: plain values that describe the training.
+        state: the model's full state dict, if the model's parameters are sharded.
+        temperature: by which logits are divided before the softmax.
+
+    Raises:
+        ValueError: the number of class names differs from that of the model's classes.
+        JobFailed: the file cannot be written.
     """
     if len(class_names) != model.config.num_classes:
         raise ValueError(f"{len(class_names)} names for {model.config.num_classes} classes")
@@ -157,10 +163,11 @@ def load_model(path: str | Path) -> TrainedModel:
         `temperature`.
 
     Raises:
-        UserError: the file is missing, damaged, or not one of ours.
+        UserError: the file is missing, damaged, or not a KANsformer weights file.
     """
     file = read_weights(path)
-    # Built without memory first: sizes in a hostile file must match its tensors before they count.
+    # On "meta" no memory is allocated before the config's sizes match the tensors, since a
+    # malicious file could state any size.
     try:
         with torch.device("meta"):
             model = TrainedModel(file.config)
@@ -175,7 +182,11 @@ def load_model(path: str | Path) -> TrainedModel:
 
 
 def read_weights(path: str | Path) -> WeightsFile:
-    """Reads a weights file and checks its metadata; errors as in `load_model`."""
+    """Reads a weights file and validates its metadata.
+
+    Raises:
+        UserError: the file is missing, damaged, or not a KANsformer weights file.
+    """
     if Path(path).is_dir():
         raise UserError(f"{path}: a folder; give the weights file in it, such as best.safetensors")
     try:
@@ -192,7 +203,8 @@ def read_weights(path: str | Path) -> WeightsFile:
         metadata = json.loads(packed)
         version = metadata["format_version"]
         if version != FORMAT_VERSION:
-            raise _not_ours(path, f"format version {version}, this program reads {FORMAT_VERSION}")
+            cause = f"format version {version}, this program reads version {FORMAT_VERSION}"
+            raise _not_ours(path, cause)
         contents = WeightsFile(
             tensors,
             ViTConfig.from_dict(metadata["config"]),
@@ -218,8 +230,8 @@ def read_weights(path: str | Path) -> WeightsFile:
 
 
 def _checked_temperature(value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and value > 0):
         raise ValueError(f"temperature must be a positive number, not {value!r}")
     return float(value)
 

@@ -1,4 +1,4 @@
-"""The one place that knows kinds of devices."""
+"""Choice of the device, and the number of usable CPU cores."""
 
 import os
 from collections.abc import Iterator
@@ -11,16 +11,15 @@ from models.kan import MODE_VARIABLE, check_mode
 
 
 def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
-    """The device of that name; "auto" takes the accelerator if there is one, else the CPU.
+    """The device with this name; "auto" is the accelerator if there is one, else the CPU.
 
-    On an accelerator, products of float32 matrices may use its faster, shorter format (TF32).
+    On an accelerator, this enables reduced precision (TF32) for float32 matrix products.
 
     Args:
-        local_rank: of several processes on this machine, which each take a device of their own.
+        local_rank: rank of this process on its machine, where each process uses a different device.
 
     Raises:
-        UserError: there is no such device here, or KAN_MODE in the environment is no way to run on
-            one.
+        UserError: the device is not available, or the environment variable KAN_MODE is invalid.
     """
     try:
         check_mode(os.environ.get(MODE_VARIABLE) or "auto")
@@ -37,7 +36,7 @@ def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.de
             raise RuntimeError("no device to compute on")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"--device {name}: not to be had here ({str(error).splitlines()[0]}); try --device auto"
+            f"--device {name}: not available here ({str(error).splitlines()[0]}); try --device auto"
         ) from None
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index or 0)
@@ -57,7 +56,7 @@ def tf32_products(device: torch.device) -> Iterator[None]:
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The errors that users see, and how a command reports them."""
+"""Errors with messages for users, and how a command reports them."""
 
 import os
 import signal
@@ -9,30 +9,30 @@ from io import TextIOWrapper
 
 
 class UserError(ValueError):
-    """Bad usage or bad input; its text is one line: the file, the cause and the remedy."""
+    """Bad usage or bad input; the message is one line: the file, the cause and the remedy."""
 
 
 class JobFailed(RuntimeError):
-    """The work could not be done although the input was good; its text is one line."""
+    """The work could not be done although the input was valid; the message is one line."""
 
 
 class Stopped(BaseException):
-    """The work was left because of a signal, after saving what there was to save.
+    """The work was stopped by a signal, after saving its state.
 
-    Like KeyboardInterrupt, it is not an `Exception`, so that no handler of those swallows it.
+    Like KeyboardInterrupt, it is not an `Exception`, so that `except Exception` does not catch it.
     """
 
     def __init__(self, signal_number: int, text: str = "") -> None:
         super().__init__(text or f"stopped by {signal.Signals(signal_number).name}")
-        self.status = 128 + signal_number  # as shells have it: 130 or 143
+        self.status = 128 + signal_number  # exit status by shell convention: 130 or 143
 
     def __reduce__(self) -> tuple[type["Stopped"], tuple[int, str]]:
-        """For pickle, in which a worker process hands it on: the number is not in `args`."""
+        """Makes it picklable, to pass from worker processes: `args` lacks the signal number."""
         return Stopped, (self.status - 128, str(self))
 
 
 def one_line(error: BaseException) -> str:
-    """The error's own text, also when it comes wrapped in the traceback of a data loader worker."""
+    """The error's message in one line, without the traceback that data loader workers add."""
     text = str(error).strip()
     if "Original Traceback" in text:
         text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
@@ -40,9 +40,9 @@ def one_line(error: BaseException) -> str:
 
 
 def ignore_pillow_warnings(worker: int = 0) -> None:
-    """Drops Pillow's warnings of odd metadata and sizes, which findings and errors report instead.
+    """Ignores Pillow's warnings on metadata and sizes, which findings and errors report instead.
 
-    For the process of a command, and for each worker of a data loader.
+    Called in the process of a command and in each data loader worker.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -50,15 +50,14 @@ def ignore_pillow_warnings(worker: int = 0) -> None:
 def run_command(main: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status.
 
-    0 done, 2 for a `UserError`, 1 for a `JobFailed` or what the system refuses (a full disk), each
-    with one line on stderr; 130 and 143 after Ctrl-C and SIGTERM. Any other exception is a fault of
-    the program: it passes, with its traceback, and Python exits with 1.
+    0 for success; 2 for a `UserError` and 1 for a `JobFailed` or an OSError (such as a full disk),
+    each with one line on stderr; 130 after Ctrl-C and 143 after SIGTERM. Any other exception is a
+    bug: it propagates with its traceback, and Python exits with 1.
 
-    Lines are written when they are printed, also into a file, so that a log tells how far a long
-    run has come.
+    Output is line-buffered even into a file, so that a log shows the progress of a long run.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a file name may not fit the terminal's encoding
+        if isinstance(stream, TextIOWrapper):  # the encoding may lack letters of a file name
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     ignore_pillow_warnings()
     try:
@@ -66,7 +65,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of the output closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (JobFailed, OSError) as error:

@@ -1,6 +1,6 @@
-"""The name `kansformer.models` in the checkout, for what a wheel has under it: `models/`.
+"""Makes `models/` importable as `kansformer.models` in the checkout, as it is in a wheel.
 
-Both names are the same modules, since two copies would register the layers' operators twice.
+Both names refer to the same modules, since two copies would register the operators twice.
 """
 
 import pkgutil

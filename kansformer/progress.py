@@ -1,4 +1,4 @@
-"""Progress bars, which are for terminals only."""
+"""Progress bars, shown only on terminals."""
 
 import os
 from collections.abc import Iterable
@@ -15,14 +15,14 @@ def progress_bar(
     shown: bool | None = None,
     **options: Any,
 ) -> "tqdm[Any]":
-    """A tqdm bar on stderr that disappears when it is done.
+    """A tqdm bar on stderr that disappears when it is complete.
 
     Args:
-        shown: None shows it on a terminal only, since in a log file every update would leave a
-            fragment, and not with TQDM_DISABLE in the environment. Or always, or never.
-        options: others of tqdm, such as `initial` and `unit`.
+        shown: whether to show the bar; None shows it if stderr is a terminal (in a log file, every
+            update would leave a fragment) and TQDM_DISABLE is not set.
+        options: other options of tqdm, such as `initial` and `unit`.
     """
     if shown is None and os.environ.get("TQDM_DISABLE"):
         shown = False
-    disable = None if shown is None else not shown  # tqdm asks the terminal where it is None
+    disable = None if shown is None else not shown  # with None, tqdm checks for a terminal
     return tqdm(items, title, total, leave=False, mininterval=0.5, disable=disable, **options)

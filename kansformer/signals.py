@@ -1,4 +1,4 @@
-"""Stopping in good order: the first signal asks, the second Ctrl-C insists."""
+"""Graceful stopping: the first signal is a request, the second Ctrl-C interrupts at once."""
 
 import signal
 import threading
@@ -8,14 +8,14 @@ from kansformer.errors import Stopped
 
 
 class StopSignals:
-    """Within `with`, SIGTERM and the first Ctrl-C only set `received`; the work looks at it.
+    """A context in which SIGTERM and the first Ctrl-C only set `received`, for the work to check.
 
-    A second Ctrl-C leaves at once. Outside the main thread, where Python allows no handlers,
-    nothing is caught.
+    A second Ctrl-C raises KeyboardInterrupt. Outside the main thread, where Python allows no signal
+    handlers, the context has no effect.
     """
 
     def __init__(self) -> None:
-        self.received = 0  # number of the signal
+        self.received = 0  # signal number; 0 for none
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -35,6 +35,6 @@ class StopSignals:
         self.received = number
 
     def raise_received(self, text: str = "") -> None:
-        """Raises `Stopped` if there was a signal."""
+        """Raises `Stopped` if a signal was received."""
         if self.received:
             raise Stopped(self.received, text)

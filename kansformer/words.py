@@ -1,4 +1,4 @@
-"""Words for messages: counts, and how a command is called."""
+"""Parts of messages: counts with nouns, and commands to run."""
 
 import sys
 
@@ -6,12 +6,12 @@ SCRIPTS = {"train": "train.py", "predict": "predict.py", "split": "split_data.py
 
 
 def number(count: int, what: str) -> str:
-    """1 picture, 2 pictures, 2 classes, 2 patches."""
+    """A count and its noun, with the plural if needed: 1 picture, 2 classes, 1,000 patches."""
     plural = what + ("es" if what.endswith(("s", "tch")) else "s")
     return f"{count:,} {what if count == 1 else plural}"
 
 
 def command(name: str) -> str:
-    """How to call a command of SCRIPTS: by its script, or by `kansformer` where that is running."""
-    called = sys.argv[0].startswith("kansformer ")  # see kansformer/__main__.py
-    return f"kansformer {name}" if called else f"python {SCRIPTS[name]}"
+    """A command of SCRIPTS as the user should run it: as `kansformer NAME` if that is running."""
+    is_installed = sys.argv[0].startswith("kansformer ")  # set in kansformer/__main__.py
+    return f"kansformer {name}" if is_installed else f"python {SCRIPTS[name]}"

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of pages; they skip where there is none.
+"""A headless Chromium for tests of web pages, which are skipped if it is not installed.
 
 with chromium() as browser, visit(browser, path.as_uri(), width=390, dark=True) as visited:
     visited.page.get_by_role("button", name="Classify").click()
@@ -28,10 +28,10 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 @dataclass
 class Visit:
-    """An open page, and what went wrong on it so far.
+    """An open page and its errors so far.
 
     Attributes:
-        errors: of the console and of scripts, and requests that failed.
+        errors: console errors, script errors and failed requests.
     """
 
     page: "Page"
@@ -51,7 +51,7 @@ class Visit:
         return self.page.evaluate(f"{root}.scrollWidth - {root}.clientWidth")
 
     def problems(self) -> list[str]:
-        """Everything that no page should have: errors, broken pictures, sideways scrolling."""
+        """Errors, broken pictures and horizontal overflow, none of which a page should have."""
         wide = self.overflow()
         return [
             *self.errors,
@@ -62,7 +62,7 @@ class Visit:
 
 @contextmanager
 def chromium() -> Iterator["Browser"]:
-    """The browser; keep it open for one module's tests at most, as it keeps an event loop."""
+    """The browser; keep it open for at most one test module, as it runs an event loop."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -78,7 +78,7 @@ def visit(
     browser: "Browser", address: str, width: int = 1280, height: int = 900, *,
     dark: bool = False, javascript: bool = True, offline: bool = False,
 ) -> Iterator[Visit]:  # fmt: skip
-    """Opens an address in a window of its own, that shares nothing with others."""
+    """Opens an address in a separate browser context, which shares no state with others."""
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light",
         java_script_enabled=javascript, offline=offline,

@@ -1,4 +1,4 @@
-"""Fixtures: small folders of pictures, and a model trained on one of them."""
+"""Shared fixtures: small folders of pictures, and a model trained on one of them."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -16,12 +16,12 @@ from kansformer.train import TrainConfig, train
 from models.cache import cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-torch.set_num_threads(1)  # as in the processes that tests fork, whose bits are compared with these
+torch.set_num_threads(1)  # as in forked processes, whose results tests compare bit for bit
 COLOURS = {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 30, 40)}
 
 
 def write_picture(path: Path, colour: tuple[int, int, int], seed: int, size: int = 16) -> None:
-    """A noisy square of one colour."""
+    """Writes a noisy square of one colour."""
     noise = np.random.default_rng(seed).normal(0, 25, (size, size, 3))
     pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def write_picture(path: Path, colour: tuple[int, int, int], seed: int, size: int
 
 
 def write_folder(folder: Path, count: int = 10, first_seed: int = 0) -> Path:
-    """A folder per colour, each with `count` pictures."""
+    """Writes a folder per colour, each with `count` pictures."""
     for number, (name, colour) in enumerate(COLOURS.items()):
         for i in range(count):
             seed = first_seed + 1000 * number + i
@@ -38,7 +38,7 @@ def write_folder(folder: Path, count: int = 10, first_seed: int = 0) -> Path:
 
 
 def tiny_settings(data: Path | str, output: Path, **changes: object) -> TrainConfig:
-    """Settings with which a run takes about a second."""
+    """Settings for a training run of about a second."""
     settings = {
         "data_path": str(data),
         "output": str(output),
@@ -62,7 +62,7 @@ def colours(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output folder of a run on the colours; the pictures are in `colours` beside it."""
+    """Output folder of a training run on the folder `colours`, which is beside it."""
     base = tmp_path_factory.mktemp("trained")
     folder = write_folder(base / "colours")
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command's main in this process: (name, *arguments) -> (status, stdout, stderr)."""
+    """Runs a command in this process: (module, *arguments) -> (status, stdout, stderr)."""
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         module = import_module(name)
@@ -86,7 +86,7 @@ def command(
         capsys.readouterr()
         try:
             status = run_command(module.main)
-        except SystemExit as stop:  # argparse's own errors
+        except SystemExit as stop:  # from argparse
             status = int(stop.code or 0)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
@@ -100,17 +100,17 @@ def fixed_seed() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keeps what tests remember about pictures out of the user's cache.
+def separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Caches facts about pictures in a temporary folder instead of the user's cache.
 
-    KAN layers run without a compiler where a test does not ask for it. Compiled kernels are named
-    after all they depend on, so those of the user are good here too, and are added to.
+    KAN layers run without a compiler unless a test requests one. Compiled kernels are shared with
+    the user's cache, which is safe because their names depend on everything that they depend on.
     """
-    folder, own = tmp_path_factory.mktemp("cache"), cache_folder()
+    folder, users = tmp_path_factory.mktemp("cache"), cache_folder()
     (folder / "kansformer").mkdir()
-    if own is not None:
-        (own / "kernels").mkdir(parents=True, exist_ok=True)
-        (folder / "kansformer" / "kernels").symlink_to(own / "kernels")
+    if users is not None:
+        (users / "kernels").mkdir(parents=True, exist_ok=True)
+        (folder / "kansformer" / "kernels").symlink_to(users / "kernels")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setenv("KAN_MODE", "eager")

@@ -1,14 +1,14 @@
-"""What tests of figures have in common."""
+"""Helpers for tests of figures."""
 
 from matplotlib.figure import Figure
 
 from kansformer.figures import as_png
 
-SLACK = 0.02  # inches: what letters have beyond their own boxes
+SLACK = 0.02  # inches by which letters may extend beyond their bounding boxes
 
 
 def assert_drawn_within_bounds(figure: Figure) -> None:
-    """Draws a figure; nothing of it, such as a long name, is cut off at its edges."""
+    """Asserts that nothing in a figure, such as a long name, is cut off at its edges."""
     as_png(figure)
     box = figure.get_tightbbox()
     width, height = figure.get_size_inches()

@@ -1,4 +1,4 @@
-"""The page's command as a process of a test."""
+"""Runs the web page's command in a child process."""
 
 import os
 import re
@@ -14,12 +14,12 @@ from pathlib import Path
 def served(
     arguments: Sequence[object], folder: Path, **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Runs `python ...`, which serves at a free port, until the end: its address, and the process.
+    """Runs `python ... --port 0`, a server, within `with`; yields its address and the process.
 
     Args:
-        arguments: as in `python -m kansformer.web --weights FILE`.
-        folder: where it runs.
-        environment: variables for it alone, beside those of this process.
+        arguments: of Python, as in `-m kansformer.web --weights FILE`.
+        folder: working directory.
+        environment: variables in addition to those of this process.
     """
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments), "--port", "0"], cwd=folder, text=True,
@@ -27,11 +27,11 @@ def served(
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        found = re.match(r"http://\S+", process.stdout.readline())
-        assert found, process.communicate()[1]
-        yield found[0], process
+        address = re.match(r"http://\S+", process.stdout.readline())
+        assert address, process.communicate()[1]
+        yield address[0], process
     finally:
-        process.terminate()  # nothing, if it has ended
+        process.terminate()  # has no effect if the process has ended
         try:
             process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
@@ -40,7 +40,7 @@ def served(
 
 
 def stop(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:
-    """Sends a signal; the exit status and what was written on stderr from start to end."""
+    """Sends a signal; returns the exit status and the whole stderr output."""
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     return process.returncode, err

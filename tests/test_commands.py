@@ -27,7 +27,7 @@ TINY = ("--model", "kansformer_micro_patch8_16", "--augment", "small", "--batch-
 
 
 def one_line(text: str) -> str:
-    """The last line that progress bars did not overwrite, which has to be the only one."""
+    """The only line of an output, after removing what progress bars overwrote."""
     lines = [line.rsplit("\r", 1)[-1] for line in text.strip().split("\n")]
     lines = [line for line in lines if line.strip()]
     assert len(lines) == 1, text
@@ -48,7 +48,9 @@ def test_train_then_predict(command: Command, colours: Path, tmp_path: Path) -> 
     assert all(line.count("%") == 1 for line in out.splitlines()[1:])
 
 
-def test_default_output_is_in_weights(command: Command, colours: Path, tmp_path: Path) -> None:
+def test_the_default_output_folder_is_in_weights(
+    command: Command, colours: Path, tmp_path: Path
+) -> None:
     assert command("train", "--data-path", colours, *TINY)[0] == 0
     folder = tmp_path / "weights" / "colours-kansformer_micro_patch8_16"
     assert (folder / "best.safetensors").is_file()
@@ -62,10 +64,10 @@ def test_default_output_is_in_weights(command: Command, colours: Path, tmp_path:
         (make_empty, "empty: it holds no class folders"),
         (make_loose_pictures, "loose: it holds pictures but no folders"),
         (make_empty_class, "yellow: no pictures"),
-        (make_unknown_val_class, "yellow: a class that the training pictures do not have"),
+        (make_unknown_val_class, "yellow: a class without training pictures"),
     ],
 )
-def test_bad_data_is_one_line_and_status_2(
+def test_bad_data_gives_one_line_and_status_2(
     command: Command, tmp_path: Path, make: Callable[[Path], Path], words: str
 ) -> None:
     status, out, err = command("train", "--data-path", make(tmp_path), *TINY)
@@ -75,7 +77,7 @@ def test_bad_data_is_one_line_and_status_2(
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["damaged", "not a picture"])
-def test_a_bad_picture_is_named_and_left_out_of_training(
+def test_a_bad_picture_is_reported_and_left_out_of_training(
     command: Command, colours: Path, tmp_path: Path, kind: str, workers: int
 ) -> None:
     bad = broken_files(tmp_path)[kind]
@@ -88,7 +90,7 @@ def test_a_bad_picture_is_named_and_left_out_of_training(
     assert "Traceback" not in err
 
 
-def test_bad_weights_are_one_line_and_status_2(
+def test_bad_weights_give_one_line_and_status_2(
     command: Command, colours: Path, tmp_path: Path
 ) -> None:
     mark = tmp_path / "mark"
@@ -121,7 +123,7 @@ def test_bad_weights_are_one_line_and_status_2(
         (("--colour", "red"), "unrecognized arguments"),
     ],
 )
-def test_bad_flags_are_status_2(
+def test_bad_flags_give_status_2(
     command: Command, colours: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     status, out, err = command("train", "--data-path", colours, *TINY, *arguments)
@@ -130,7 +132,7 @@ def test_bad_flags_are_status_2(
     assert "Traceback" not in err
 
 
-def test_an_unknown_way_to_run_is_one_line_and_status_2(
+def test_an_invalid_kan_mode_gives_one_line_and_status_2(
     command: Command, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAN_MODE", "fast")
@@ -173,7 +175,7 @@ def test_predict_json_is_one_array_in_order(
     assert len(err.strip().splitlines()) == 3
 
 
-def test_odd_names_and_encodings_never_stop_an_answer(trained: Path, tmp_path: Path) -> None:
+def test_file_names_are_printed_in_any_encoding(trained: Path, tmp_path: Path) -> None:
     picture = tmp_path / "Ж ü.png"
     write_picture(picture, (250, 0, 0), 1)
     weights = trained / "best.safetensors"
@@ -186,7 +188,7 @@ def test_odd_names_and_encodings_never_stop_an_answer(trained: Path, tmp_path: P
             assert json.loads(done.stdout)[0]["path"] == str(picture)
 
 
-def test_a_full_disk_is_one_line_and_status_1(
+def test_a_full_disk_gives_one_line_and_status_1(
     command: Command, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: int) -> None:
@@ -199,7 +201,9 @@ def test_a_full_disk_is_one_line_and_status_1(
     assert "Traceback" not in err
 
 
-def test_predict_with_no_answer_at_all_is_status_2(command: Command, trained: Path) -> None:
+def test_predict_without_any_readable_picture_gives_status_2(
+    command: Command, trained: Path
+) -> None:
     weights = trained / "best.safetensors"
     status, out, err = command("predict", "missing.png", "--weights", weights, "--json")
     assert status == 2
@@ -248,7 +252,7 @@ def test_the_digit_of_the_readme_from_another_folder(tmp_path: Path) -> None:
     assert answer["top"][0]["probability"] > 0.5
 
 
-def test_ctrl_c_is_status_130(
+def test_ctrl_c_gives_status_130(
     command: Command, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> None:

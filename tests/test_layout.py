@@ -34,7 +34,7 @@ def package_of(module: str) -> str | None:
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of all that a file imports."""
+    """Full names of all modules and objects that a file imports."""
     package = path.relative_to(ROOT).parts[:-1]
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -42,7 +42,7 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            if node.level:  # within models alone, which has another name where it is installed
+            if node.level:  # only within models, whose full name differs when installed
                 assert package[0] == "models", f"{path}:{node.lineno}: relative import"
                 above = package[: len(package) + 1 - node.level]
                 module = ".".join([*above, *filter(None, [module])])
@@ -69,13 +69,13 @@ def test_imports_go_down(path: Path) -> None:
             assert FLOOR_OF[other] < FLOOR_OF[package], f"{module} must not import {name}"
 
 
-def test_only_models_open_the_engine() -> None:
+def test_only_models_import_the_engine() -> None:
     for path in FILES:
         inside = path.is_relative_to(ROOT / "models")
         assert inside or not any(name.startswith("models.engine") for name in imported(path)), path
 
 
-def test_models_stand_on_torch_alone() -> None:
+def test_models_depend_on_torch_only() -> None:
     for path in (ROOT / "models").rglob("*.py"):
         for name in imported(path):
             top = name.split(".")[0]
@@ -83,7 +83,7 @@ def test_models_stand_on_torch_alone() -> None:
             assert top != "timm" or name.startswith("timm.layers"), name
 
 
-def test_prediction_does_not_load_heavy_things() -> None:
+def test_prediction_does_not_import_heavy_packages() -> None:
     heavy = ("matplotlib", "sklearn", "scipy", "tensorboard", "gradio", "onnx", "onnxruntime")
     code = f"import sys, kansformer.infer; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What predict.py can do beside naming classes: tables, doubts, mirror images, explanations."""
+"""Options of predict.py: tables, unknown pictures, mirror images, explanations."""
 
 import csv
 import io
@@ -26,33 +26,33 @@ def predict(command: Command, trained: Path) -> Command:
 def test_tta_is_the_mean_with_the_mirror_image(trained: Path, colours: Path) -> None:
     weights = trained / "best.safetensors"
     picture = open_image(colours / "red" / "red 1.png")
-    plain, both = Predictor.load(weights), Predictor.load(weights, tta=True)
-    chances = [
+    plain, augmented = Predictor.load(weights), Predictor.load(weights, tta=True)
+    probabilities = [
         {row["class"]: row["probability"] for row in answer["top"]}
         for answer in plain([picture, ImageOps.mirror(picture)])
     ]
-    (answer,) = both(picture)
+    (answer,) = augmented(picture)
     for row in answer["top"]:
-        expected = (chances[0][row["class"]] + chances[1][row["class"]]) / 2
+        expected = sum(of_view[row["class"]] for of_view in probabilities) / 2
         assert row["probability"] == pytest.approx(expected, abs=1e-7)
-    assert chances[0] != chances[1]
+    assert probabilities[0] != probabilities[1]
 
 
-def test_tta_is_refused_where_training_did_not_mirror() -> None:
+def test_tta_is_refused_for_models_trained_without_mirroring() -> None:
     with pytest.raises(UserError, match="trained without mirrored pictures"):
         Predictor.load(ROOT / "weights" / "digits.safetensors", tta=True)
 
 
 def test_below_the_confidence_a_picture_is_unknown(predict: Command, colours: Path) -> None:
     status, out, _ = predict(colours / "red", "--json", "--min-confidence", 0)
-    chances = [answer["top"][0]["probability"] for answer in json.loads(out)]
-    bound = sorted(chances)[5]
+    probabilities = [answer["top"][0]["probability"] for answer in json.loads(out)]
+    bound = sorted(probabilities)[5]
     status, out, _ = predict(colours / "red", "--json", "--min-confidence", bound)
     assert status == 0
     answers = json.loads(out)
-    for answer, chance in zip(answers, chances, strict=True):
-        assert answer["top"][0]["probability"] == chance
-        assert answer.get("unknown") == (True if chance < bound else None)
+    for answer, probability in zip(answers, probabilities, strict=True):
+        assert answer["top"][0]["probability"] == probability
+        assert answer.get("unknown") == (True if probability < bound else None)
     assert sum("unknown" in answer for answer in answers) == 5
     _, out, _ = predict(colours / "red", "--min-confidence", bound)
     assert sum(line.endswith("  unknown") for line in out.splitlines()) == 5
@@ -82,7 +82,7 @@ def test_a_table_has_a_row_for_every_picture(
     assert (tmp_path / "t.csv").read_text() == out
 
 
-def test_explanations_lie_beside_the_answers(
+def test_explanations_are_saved_and_listed_in_the_json(
     predict: Command, colours: Path, tmp_path: Path
 ) -> None:
     before = sorted(colours.rglob("*"))
@@ -99,18 +99,18 @@ def test_explanations_lie_beside_the_answers(
     assert sorted(colours.rglob("*")) == before
 
 
-def test_without_weights_it_says_which_answer(command: Command) -> None:
+def test_the_default_weights_are_reported(command: Command) -> None:
     status, out, err = command("predict", ROOT / "examples" / "digit.png", "--json")
     assert status == 0
     assert json.loads(out)[0]["top"][0]["class"] == "8"
-    assert err == "no --weights: digits.safetensors answers, which knows only digits\n"
+    assert err == "no --weights given: using digits.safetensors, which knows only digits\n"
 
 
-def test_one_bad_name_is_one_error_among_explanations(
+def test_a_bad_file_name_is_one_error_with_explanations_too(
     predict: Command, colours: Path, tmp_path: Path
 ) -> None:
     good = colours / "red" / "red 1.png"
-    long = colours / "red" / ("ü" * 125 + "x.png")  # of 255 bytes
+    long = colours / "red" / ("ü" * 125 + "x.png")  # 255 bytes
     long.write_bytes(good.read_bytes())
     for first, second in (("a.png", "b.png"), ("b.png", "a.png"), ("c", "c")):
         (colours / first).symlink_to(second)
@@ -148,14 +148,14 @@ def test_a_picture_that_vanishes_is_one_error(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("https://example.org/a.jpg", "a URL, and nothing is downloaded; give a local file"),
+        ("https://example.org/a.jpg", "URLs are not downloaded; give a local file"),
         ("-", "standard input is not read; give a file"),
         ("void", "a folder without pictures"),
-        ("raw", "a folder without a picture in a format that is read"),
+        ("raw", "a folder without pictures in a supported format"),
         ("colours", None),
     ],
 )
-def test_what_is_no_picture_says_what_to_give(
+def test_inputs_other_than_pictures_are_refused_with_a_remedy(
     predict: Command, colours: Path, tmp_path: Path, name: str, words: str | None
 ) -> None:
     (tmp_path / "void").mkdir()
@@ -165,7 +165,7 @@ def test_what_is_no_picture_says_what_to_give(
     status, _, err = predict(name, "--json")
     if words is None:
         assert status == 0
-        assert "1 picture in formats that are not read (.nef 1)" in err
+        assert "1 picture in unsupported formats (.nef 1)" in err
     else:
         assert status == 2
         assert words in err
@@ -178,12 +178,12 @@ def test_what_is_no_picture_says_what_to_give(
         (("--min-confidence", 1.5), "--min-confidence must lie between 0 and 1"),
         (("--min-confidence", "nan"), "--min-confidence must lie between 0 and 1"),
         (("--batch-size", 0), "--batch-size must be at least 1"),
-        (("--csv", "-", "--json"), "would both print"),
-        (("--csv", "no/where.csv"), "no/where.csv: there is no such folder"),
-        (("--explain", "colours/red"), "holds the pictures themselves"),
+        (("--csv", "-", "--json"), "both print to stdout"),
+        (("--csv", "no/where.csv"), "no/where.csv: its folder does not exist"),
+        (("--explain", "colours/red"), "holds the input pictures"),
     ],
 )
-def test_wrong_use_is_one_line(
+def test_bad_usage_is_one_line(
     predict: Command, colours: Path, arguments: tuple[object, ...], words: str
 ) -> None:
     status, out, err = predict(colours / "red", *arguments)

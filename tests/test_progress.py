@@ -1,4 +1,4 @@
-"""Progress bars are for terminals: what goes into a file holds whole lines only."""
+"""Progress bars are shown on terminals only; output into a file consists of whole lines."""
 
 import ast
 import fcntl
@@ -21,7 +21,7 @@ SOURCES = [*(ROOT / "kansformer").rglob("*.py"), *(ROOT / "models").rglob("*.py"
 SOURCES += [*ROOT.glob("*.py"), *(ROOT / "examples").glob("*.py")]
 
 
-def test_bars_have_one_source() -> None:
+def test_tqdm_is_used_in_one_module_only() -> None:
     for path in SOURCES:
         nodes = [*ast.walk(ast.parse(path.read_text()))]
         names = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
@@ -31,7 +31,7 @@ def test_bars_have_one_source() -> None:
 
 
 def run(log: Path, *command: object) -> str:
-    """A command of ours with stdout and stderr in one file, as a scheduler has it; its log."""
+    """Runs a Python script with stdout and stderr in one file, as a scheduler does; its output."""
     environment = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"}
     environment |= {"PYTHONPATH": str(ROOT), "KAN_MODE": "eager"}
     with log.open("wb") as file:
@@ -61,7 +61,7 @@ def test_commands_write_whole_lines_into_a_file(tmp_path: Path) -> None:
         assert "it/s" not in text, (name, text)
 
 
-def test_lines_reach_a_file_as_they_are_printed(
+def test_lines_are_written_to_a_file_immediately(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "log"
@@ -76,21 +76,21 @@ def test_lines_reach_a_file_as_they_are_printed(
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, shown: bool | None, terminal: bool) -> str:
-    """What a bar writes on stderr."""
+    """The output of a progress bar on stderr."""
     if not terminal:
         file = io.StringIO()
         monkeypatch.setattr(sys, "stderr", file)
         list(progress_bar(range(3), "work", 3, shown=shown))
         return file.getvalue()
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    with os.fdopen(theirs, "w") as file:
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with os.fdopen(writer, "w") as file:
         monkeypatch.setattr(sys, "stderr", file)
         list(progress_bar(range(3), "work", 3, shown=shown))
         file.write("end")
         file.flush()
-        text = os.read(ours, 10_000).decode()
-    os.close(ours)
+        text = os.read(reader, 10_000).decode()
+    os.close(reader)
     return text.removesuffix("end")
 
 
@@ -104,7 +104,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, shown: bool | None, terminal: bool) -
         (False, True, "", False),
     ],
 )
-def test_a_bar_is_drawn_where_there_is_a_terminal(
+def test_a_bar_is_drawn_on_terminals_only_by_default(
     shown: bool | None,
     terminal: bool,
     disabled: str,

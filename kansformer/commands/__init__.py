@@ -1,1 +1,1 @@
-"""What the scripts of the checkout and the console command both run."""
+"""The commands behind both the scripts of the checkout and the console command."""

@@ -13,13 +13,13 @@ LONGEST_STEM = 200  # bytes; file systems allow 255 for a name
 
 
 def main(default_weights: Path | None = None) -> int:
-    """Reads the flags, classifies, and prints or writes the answers.
+    """Reads the flags, classifies the pictures, and prints or writes the predictions.
 
     Args:
-        default_weights: a file that answers where --weights is not given; None requires the flag.
+        default_weights: the default of --weights; with None the flag is required.
 
     Returns:
-        The exit status: 2 where no picture could be classified.
+        The exit status: 2 if no picture could be classified.
     """
     args = parse_flags(default_weights)
 
@@ -32,7 +32,7 @@ def main(default_weights: Path | None = None) -> int:
     predictor = Predictor.load(args.weights, args.device, args.tta)
     if args.weights is default_weights:
         name = default_weights.name
-        print(f"no --weights: {name} answers, which knows only digits", file=sys.stderr)
+        print(f"no --weights given: using {name}, which knows only digits", file=sys.stderr)
     unread: list[str] = []
     paths = find_pictures(args.images, unread)
     if unread:
@@ -41,7 +41,7 @@ def main(default_weights: Path | None = None) -> int:
     if folder:
         from kansformer.interpret.attention import explain
     printing = not args.json and args.csv is None
-    # on the terminal that gets the answers a bar would only break them up
+    # a bar on the same terminal would be mixed up with the predictions
     shown = False if printing and sys.stdout.isatty() else None
     stream = predictor.stream(paths, args.topk, args.batch_size, args.min_confidence)
     answers: list[dict[str, Any]] = []
@@ -51,7 +51,7 @@ def main(default_weights: Path | None = None) -> int:
             try:
                 explain(predictor.model, answer["path"]).save(drawing)
                 answer["explanation"] = str(drawing)
-            except UserError as error:  # the file has changed since
+            except UserError as error:  # the file has changed in the meantime
                 answer = {"path": answer["path"], "error": one_line(error)}
         answers.append(answer)
         if "error" in answer:
@@ -60,19 +60,23 @@ def main(default_weights: Path | None = None) -> int:
             print(answer_as_text(answer))
     rows = [answer_as_row(answer) for answer in answers]
     if args.json:
-        print(json.dumps(answers, indent=1))  # ASCII: any terminal's encoding will do
+        print(json.dumps(answers, indent=1))  # ASCII, which every terminal's encoding includes
     if args.csv == "-":
         print(as_csv(rows), end="")
     elif args.csv is not None:
         write_csv(Path(args.csv), rows)
         if not args.json:
             print(f"written: {args.csv}, {number(len(rows), 'row')}")
-    # bad input only if there was nothing to answer: one bad picture must not fail a whole folder
+    # one bad picture must not fail a whole folder, so status 2 only if none was classified
     return 0 if any("top" in answer for answer in answers) else 2
 
 
 def parse_flags(default_weights: Path | None) -> argparse.Namespace:
-    """The checked flags; see `main`."""
+    """Parses and validates the flags.
+
+    Args:
+        default_weights: the default of --weights; with None the flag is required.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="files, folders or globs"
@@ -82,7 +86,7 @@ def parse_flags(default_weights: Path | None) -> argparse.Namespace:
         default=default_weights,
         required=default_weights is None,
         metavar="FILE",
-        help="best.safetensors of a training"
+        help="weights file of a trained model, such as best.safetensors"
         + (f" (default: {default_weights.name})" if default_weights else ""),
     )
     parser.add_argument("--topk", type=int, default=5, help="classes to show (default 5)")
@@ -92,16 +96,19 @@ def parse_flags(default_weights: Path | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--min-confidence", type=float, default=0.0, metavar="P",
-        help="a picture is unknown if no class has this probability (0 to 1)",
+        help="report a picture as unknown if no class reaches this probability (0 to 1)",
     )  # fmt: skip
     parser.add_argument(
         "--tta", action="store_true",
-        help="average each picture with its mirror image, if the model was trained on such",
+        help="average the probabilities for each picture and its mirror image, if the model was"
+        " trained with mirroring",
     )  # fmt: skip
     parser.add_argument(
-        "--explain", metavar="DIR", help="draw into DIR where the model looks in each picture"
+        "--explain", metavar="DIR", help="for each picture, save to DIR where the model looks"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (default 32)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="pictures per batch (default 32)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ...")
     args = parser.parse_args()
     for flag, value in (("--topk", args.topk), ("--batch-size", args.batch_size)):
@@ -110,29 +117,31 @@ def parse_flags(default_weights: Path | None) -> argparse.Namespace:
     if not 0 <= args.min_confidence <= 1:
         raise UserError(f"--min-confidence must lie between 0 and 1, not {args.min_confidence}")
     if args.csv == "-" and args.json:
-        raise UserError("--json and --csv - would both print; give --csv a file")
+        raise UserError("--json and --csv - both print to stdout; give --csv a file")
     if args.csv is not None and not Path(args.csv).parent.is_dir():
-        raise UserError(f"{args.csv}: there is no such folder; make it, or give another --csv")
+        raise UserError(
+            f"{args.csv}: its folder does not exist; create it, or choose another --csv"
+        )
     return args
 
 
 def explanation_folder(name: str, paths: list[str]) -> Path:
-    """The folder for --explain, made where it is not there yet.
+    """The folder for --explain, created if it does not exist.
 
     Raises:
-        UserError: it holds the pictures themselves, or cannot be made.
+        UserError: the folder holds the input pictures, or cannot be created.
     """
     from kansformer.files import make_output_folder
 
     folder = Path(name)
-    # not the path's own realpath: a link may lead elsewhere, or in a circle
+    # the real path of a picture's folder, not of the picture, which may be a link
     if os.path.realpath(folder) in {os.path.realpath(os.path.dirname(path)) for path in paths}:
-        raise UserError(f"{folder}: holds the pictures themselves; choose another --explain")
+        raise UserError(f"{folder}: holds the input pictures; choose another --explain")
     make_output_folder(folder)
     return folder
 
 
-def explanation_name(place: int, path: str) -> str:
-    """A file name that is not too long, although the picture's may be."""
+def explanation_name(number: int, path: str) -> str:
+    """The file name of a picture's explanation, with the stem shortened to LONGEST_STEM bytes."""
     stem = os.fsencode(Path(path).stem)[:LONGEST_STEM].decode(errors="ignore")
-    return f"{place:04}-{stem}.png"
+    return f"{number:04}-{stem}.png"

@@ -8,7 +8,7 @@ def main(project_root: Path | None = None) -> None:
     """Reads the flags and trains.
 
     Args:
-        project_root: a folder that is given class_indices.json, as well as the output folder.
+        project_root: class_indices.json is written to this folder as well as the output folder.
     """
     from kansformer.train import train
     from kansformer.train.config import add_flags

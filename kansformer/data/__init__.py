@@ -1,4 +1,4 @@
-"""Pictures on disk to batches."""
+"""The data pipeline, from pictures on disk to batches."""
 
 from kansformer.data.dataset import (
     PictureDataset,

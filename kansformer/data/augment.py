@@ -1,4 +1,4 @@
-"""Augmentation policies: what may happen to a training picture without changing its class."""
+"""Augmentation policies: random transforms that keep a training picture's class."""
 
 import math
 from collections.abc import Callable
@@ -10,29 +10,29 @@ from kansformer.data.preprocessing import Preprocessing
 
 Step = Callable[[Any], Any]
 BICUBIC = InterpolationMode.BICUBIC
-CROPS = {"photos": 0.35, "signs": 0.6}  # smallest share of the picture's area that is cropped
+CROPS = {"photos": 0.35, "signs": 0.6}  # smallest share of the picture's area in a random crop
 
 
 def none(preprocessing: Preprocessing) -> list[Step]:
-    """Only resized and cropped."""
+    """Resize and centre crop only."""
     return [preprocessing.fit]
 
 
 def digits(preprocessing: Preprocessing) -> list[Step]:
-    """Slightly moved, turned and scaled; never mirrored, for signs that have a right way round."""
-    move = v2.RandomAffine(
+    """Small random shifts, rotations and scalings, without mirroring, for written characters."""
+    affine = v2.RandomAffine(
         degrees=12, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR
     )
-    return [preprocessing.fit, move]
+    return [preprocessing.fit, affine]
 
 
 def mirror(preprocessing: Preprocessing) -> list[Step]:
-    """Mirrored, for small pictures that are centred: a shift costs more than it teaches there."""
+    """Random mirroring, for small centred pictures, where random shifts lower the accuracy."""
     return [preprocessing.fit, v2.RandomHorizontalFlip()]
 
 
 def small(preprocessing: Preprocessing) -> list[Step]:
-    """Shifted by up to a fourteenth and mirrored, for small pictures that fill their frame."""
+    """Shifts of up to 1/14 of the side and mirroring, for small pictures that fill their frame."""
     size = preprocessing.img_size
     return [
         preprocessing.fit,
@@ -42,7 +42,7 @@ def small(preprocessing: Preprocessing) -> list[Step]:
 
 
 def photos(preprocessing: Preprocessing) -> list[Step]:
-    """Random crop, mirrored, and RandAugment (Cubuk et al., 2020), for photographs."""
+    """Random crop, mirroring and RandAugment (Cubuk et al., 2020), for photographs."""
     return [
         v2.RandomResizedCrop(
             preprocessing.img_size, scale=(CROPS["photos"], 1.0), interpolation=BICUBIC
@@ -63,7 +63,7 @@ def signs(preprocessing: Preprocessing) -> list[Step]:
 
 
 def mirrors(policy: str) -> bool:
-    """Whether a policy, by its name, shows mirrored pictures; False for an unknown one."""
+    """Whether the policy of this name mirrors pictures; False for an unknown name."""
     if policy not in POLICIES:
         return False
     steps = POLICIES[policy](Preprocessing(img_size=224))
@@ -76,20 +76,20 @@ POLICIES = {policy.__name__: policy for policy in (none, digits, mirror, small, 
 def make_augmentation(
     policy: str, preprocessing: Preprocessing, random_erasing: float = 0.0
 ) -> v2.Compose:
-    """A callable from a picture to a normalised (C, S, S) tensor, by the policy's name.
+    """The named policy as a callable from a picture to a normalised (C, S, S) tensor.
 
     Args:
-        random_erasing: share of the pictures of which a rectangle is set to the mean (Zhong et al.,
-            2017).
+        random_erasing: share of the pictures in which a random rectangle is set to the mean
+            (Zhong et al., 2017).
     """
     steps = [preprocessing.convert, *POLICIES[policy](preprocessing), preprocessing.normalise]
     return v2.Compose([*steps, v2.RandomErasing(random_erasing)] if random_erasing else steps)
 
 
 def least_side(policy: str, preprocessing: Preprocessing) -> int:
-    """Pixels that a picture's shorter side needs so that the policy enlarges nothing.
+    """Length in pixels of a picture's shorter side from which the policy never upsamples.
 
-    A random crop has at least the policy's share of the area, and sides as 3 to 4 at the most.
+    A random crop has at least the policy's share of the area and an aspect ratio of at most 4:3.
     """
     if policy in CROPS:
         return math.ceil(preprocessing.img_size / math.sqrt(CROPS[policy] * 3 / 4))

@@ -1,4 +1,4 @@
-"""Labelled pictures as a torch data set, with augmentation that depends on the picture alone."""
+"""Labelled pictures as a torch dataset, with augmentation that is reproducible for each picture."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,18 +13,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kansformer.data.sources import Pictures
 from kansformer.errors import UserError, ignore_pillow_warnings, one_line
 
-NO_LABEL = -1  # of what stands in the place of a picture that could not be read; never counted
-Key = tuple[int, int]  # (epoch, place)
+NO_LABEL = -1  # of the substitute for an unreadable picture; left out of losses and metrics
+Key = tuple[int, int]  # (epoch, index)
 
 
 class PictureDataset(Dataset[tuple[Tensor, int]]):
-    """Transformed pictures, indexed by (epoch, place).
+    """Transformed pictures, indexed by (epoch, index).
 
-    The transform's randomness is a function of (seed, epoch, place), so the number of workers and
-    the order of the pictures do not matter.
+    The transform's random state is a function of (seed, epoch, index), so neither the number of
+    workers nor the order of the pictures matters.
 
-    `at_least` lets large JPEGs be decoded smaller (`open_image`). It is for training only: with it,
-    evaluation would not equal prediction. `augment.least_side` gives it for a policy.
+    `at_least` allows large JPEGs to be decoded at reduced size, as long as the shorter side keeps
+    that many pixels (`augment.least_side` computes it for a policy). Use it for training only:
+    evaluation would no longer match prediction.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         skip_broken: bool = False,
         at_least: int | None = None,
     ) -> None:
-        """With `skip_broken`, a picture that cannot be read is named on stderr and gives a grey
-        one, labelled `NO_LABEL`, which is in no loss and in no figure; else it is a UserError.
+        """With `skip_broken`, an unreadable picture is reported on stderr and replaced by a grey
+        one with the label `NO_LABEL`, which losses and metrics ignore; without, it raises a
+        UserError.
         """
         self.pictures = pictures
         self.transform = transform
@@ -58,7 +60,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
             sys.stderr.write(f"left out: {one_line(error)}\n")
             image, label = Image.new("RGB", (64, 64), "grey"), NO_LABEL
         state = torch.get_rng_state()
-        # the CPU's generator alone: torch.manual_seed would reseed the GPUs for every picture
+        # only the CPU generator: torch.manual_seed would also reseed the GPUs for every picture
         torch.default_generator.manual_seed(hash((self.seed, epoch, index)))
         try:
             tensor = self.transform(image)
@@ -68,13 +70,13 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
 
 
 class TrainingSampler(Sampler[list[Key]]):
-    """Batches of (epoch, place) of one rank, in an order given by (seed, epoch).
+    """Batches of (epoch, index) for one rank, in an order determined by (seed, epoch).
 
-    A step takes `accumulate` batches of `batch_size` pictures from each of `world` ranks. All that
-    a step takes depends on the product of the three alone. Pictures that do not fill a last step
-    wait for another epoch, unless there is no other step.
+    An optimizer step takes `accumulate` batches of `batch_size` pictures on each of `world` ranks;
+    which pictures it takes depends only on the product of the three. An incomplete last step is
+    dropped, unless it is the only one.
 
-    Set `epoch`, and `first_step` to begin within it.
+    Set `epoch` before iterating, and `first_step` to start in the middle of it.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class TrainingSampler(Sampler[list[Key]]):
         seed: int = 0,
         balanced: bool = False,
     ) -> None:
-        """With `balanced`, pictures are drawn with replacement, those of each class as often."""
+        """With `balanced`, pictures are drawn with replacement, each class equally often."""
         self.labels = labels
         self.batch_size, self.accumulate = batch_size, accumulate
         self.rank, self.world = rank, world
@@ -100,11 +102,11 @@ class TrainingSampler(Sampler[list[Key]]):
 
     @property
     def step_size(self) -> int:
-        """Pictures in a full step, of all ranks."""
+        """Pictures in a full step, over all ranks."""
         return self.batch_size * self.accumulate * self.world
 
     def order(self) -> list[int]:
-        """Places of the pictures in this epoch."""
+        """Indices of the pictures in the order of this epoch."""
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)))
         if not self.balanced:
             return torch.randperm(len(self.labels), generator=generator).tolist()
@@ -114,15 +116,15 @@ class TrainingSampler(Sampler[list[Key]]):
     def batches(self, step: int, order: list[int] | None = None) -> list[list[Key]]:
         """The batches of this rank in one step of this epoch."""
         order = self.order() if order is None else order
-        across = self.batch_size * self.world
-        starts = range(step * self.step_size, (step + 1) * self.step_size, across)
-        places = [
+        global_batch_size = self.batch_size * self.world
+        starts = range(step * self.step_size, (step + 1) * self.step_size, global_batch_size)
+        batches = [
             order[start + self.rank * self.batch_size :][: self.batch_size] for start in starts
         ]
-        return [[(self.epoch, place) for place in own] for own in places if own]
+        return [[(self.epoch, index) for index in batch] for batch in batches if batch]
 
     def __len__(self) -> int:
-        pictures = min(len(self.labels), self.step_size)  # of a step
+        pictures = min(len(self.labels), self.step_size)  # in a step
         return (self.steps - self.first_step) * -(-pictures // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -132,16 +134,16 @@ class TrainingSampler(Sampler[list[Key]]):
 
 
 class PlainSampler(Sampler[Key]):
-    """Every picture once, as they stand, dealt out to the ranks."""
+    """Every picture once, in order; rank r of W takes the pictures r, r + W, r + 2W, ..."""
 
     def __init__(self, length: int, rank: int = 0, world: int = 1) -> None:
-        self.places = range(rank, length, world)
+        self.indices = range(rank, length, world)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __iter__(self) -> Iterator[Key]:
-        return iter([(0, place) for place in self.places])
+        return iter([(0, index) for index in self.indices])
 
 
 def training_loader(
@@ -150,7 +152,7 @@ def training_loader(
     """Batches of (pictures (B, C, S, S), labels (B,)), in the sampler's order.
 
     Args:
-        workers: processes that read pictures; 0 for none besides this one.
+        workers: processes that read pictures; with 0 this process reads them.
         pin: page-locked memory, for CUDA.
     """
     return DataLoader(
@@ -172,7 +174,11 @@ def make_loader(
     workers: int = 0,
     pin: bool = False,
 ) -> DataLoader[Any]:
-    """As `training_loader`, but every picture once, as they stand, dealt out to the ranks."""
+    """Batches of (pictures (B, C, S, S), labels (B,)): every picture once, in order.
+
+    Ranks take turns: rank r of W takes the pictures r, r + W, r + 2W, ... Arguments as in
+    `training_loader`.
+    """
     return DataLoader(
         dataset,
         batch_size,

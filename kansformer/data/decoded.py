@@ -1,4 +1,4 @@
-"""Decoded pictures in memory, for small sets that every epoch would decode anew."""
+"""A cache of decoded pictures in memory, for data sets that fit there."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from kansformer.data.inspection import file_key
 from kansformer.data.parallel import in_processes
 from kansformer.errors import UserError
 
-SAMPLE = 100  # pictures that are decoded first, to tell how much memory all will take
+SAMPLE = 100  # pictures that are decoded first to estimate the memory of all
 
 
 def decode(path: str, at_most: int | None = None, levels: Levels | None = None) -> np.ndarray:
@@ -33,45 +33,46 @@ def decode_files(
     memory: int | None = None,
     levels: Levels | None = None,
 ) -> list[np.ndarray]:
-    """All pictures, in order; paths that lead to one file share one array.
+    """All pictures, in order; paths that lead to the same file share one array.
 
     Args:
         at_most: pixels of the shorter side; larger pictures are reduced. None keeps every pixel.
         workers: processes that decode; None for one per CPU.
-        memory: bytes that the pictures may take; by default half of what is free.
-        levels: of the data set, see `open_image`.
+        memory: limit in bytes for the decoded pictures; by default half of the free memory.
+        levels: (black, white) per mode with more than 8 bits, as for `open_image`.
 
     Raises:
         PictureError: a picture cannot be read.
-        UserError: they would take more memory.
+        UserError: the pictures would exceed the memory limit.
     """
     keys = [file_key(path) or path for path in paths]
     files = dict(zip(keys, paths, strict=True))
-    allowed = free_memory() // 2 if memory is None else memory
+    limit = free_memory() // 2 if memory is None else memory
 
     def check(needed: float) -> None:
-        if needed > allowed:
+        if needed > limit:
             raise UserError(
                 f"{os.path.dirname(paths[0])} and others: {len(files):,} decoded pictures would"
-                f" take {needed / 1e9:.2f} GB of memory, and {allowed / 1e9:.2f} GB may be taken,"
-                " half of what is free; leave out --cache"
+                f" take {needed / 1e9:.2f} GB of memory, more than the limit of"
+                f" {limit / 1e9:.2f} GB (half of the free memory); leave out --cache"
             )
 
     sample = list(files.values())[:: max(1, len(files) // SAMPLE)]
     work = partial(decode, at_most=at_most, levels=levels)
     check(len(files) * float(np.mean([work(path).nbytes for path in sample])))
     decoded: dict[str, np.ndarray] = {}
-    taken = 0
+    used = 0
     results = in_processes(work, list(files.values()), workers, "decoding")
     for key, pixels in zip(files, results, strict=True):
         decoded[key] = pixels
-        taken += pixels.nbytes
-        check(taken)  # the sample was only a sample
+        used += pixels.nbytes
+        check(used)  # the sample may have underestimated it
     return [decoded[key] for key in keys]
 
 
 def free_memory() -> int:
-    """Bytes that may still be taken, also by a container's limit; a huge number if unknown."""
+    """Free memory in bytes, within a container's limit; 2**63 where it cannot be determined."""
+
     free = [2**63]
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

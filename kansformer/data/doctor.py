@@ -1,9 +1,9 @@
-"""Looks a data set over before training, and changes nothing in it.
+"""Checks a data set before training, without changing it.
 
 python -m kansformer.data.doctor --data-path DIR|NAME [--json]
 
-Exit status: 0 if training can use the data (there may be warnings and notes), 1 if something in it
-is an error, 2 for bad usage.
+Exit status: 0 if training can use the data (there may be warnings and notes), 1 if there are
+errors in it, 2 for bad usage.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from kansformer.data.sources import Pictures, find_data, pictures_of
 from kansformer.errors import UserError, run_command
 from kansformer.words import number
 
-ROWS = 60  # classes in the printed table; the smallest, if there are more
+ROWS = 60  # limit for the printed table, which shows the smallest classes of a larger data set
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found: pictures by split and class, how they are stored, and findings."""
+    """The result: pictures per split and class, statistics of their files, and the findings."""
 
     name: str
     class_names: tuple[str, ...]
@@ -35,16 +35,16 @@ class Report:
     formats: dict[str, int]
     modes: dict[str, int]
     sizes: dict[str, int]  # "WIDTHxHEIGHT" -> pictures, as stored
-    orientations: dict[int, int]  # EXIF's
+    orientations: dict[int, int]  # EXIF orientation -> pictures
     findings: list[Finding]
 
     @property
     def has_errors(self) -> bool:
-        """Whether training cannot use something, or would be wrong."""
+        """Whether there are findings of severity "error"."""
         return any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, with every file."""
+        """Plain types; lists every file."""
         return {**vars(self), "findings": [finding.to_dict() for finding in self.findings]}
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Report:
         ordered = sorted(sizes, key=lambda size: size[0] * size[1])
         middle = statistics.median(min(size) for size, n in sizes.items() for _ in range(n))
         first, last = ("x".join(map(str, size)) for size in (ordered[0], ordered[-1]))
-        return f"{first} to {last}, shorter side {middle:g} in the median"
+        return f"{first} to {last}, median of the shorter side {middle:g}"
 
 
 def examine(
@@ -94,10 +94,11 @@ def examine(
     download: bool = False,
     download_dir: str = "data",
 ) -> Report:
-    """Decodes every picture of a data set and says what is wrong with it; writes nothing there.
+    """Decodes every picture of a data set and reports all problems; writes nothing to its folder.
 
     Args:
-        data_path, download, download_dir: as for `load_data`; folders that it refuses, too.
+        data_path, download, download_dir: as for `load_data`; a folder that `load_data` refuses is
+            examined too.
         workers: processes that decode; None for one per CPU.
 
     Raises:
@@ -106,50 +107,48 @@ def examine(
     data = find_data(data_path, download, download_dir)
     parts: dict[str, Pictures]
     if isinstance(data, Listing):
-        parts = {
-            split: pictures_of(found, data.class_names) for split, found in data.splits.items()
-        }
-        found = [*findings.refused(data.problems), *findings.ignored(data)]
-        found += findings.alike(data.class_names, "warning", "classes")
+        parts = {name: pictures_of(split, data.class_names) for name, split in data.splits.items()}
+        results = [*findings.refused(data.problems), *findings.ignored(data)]
+        results += findings.alike(data.class_names, "warning", "classes")
     else:
         parts = data.splits
-        found = []
+        results = []
     names = data.class_names
     pictures = look_at(parts, names, workers)
     good = [picture for picture in pictures if not picture[3].kind]
-    whole, counts = count(pictures, parts, names), count(good, parts, names)
-    found += findings.broken(pictures)
-    found += findings.duplicates(good)
-    found += findings.classes(counts, whole)
-    found += findings.alike((path for path, *_ in pictures), "note", "files")
-    found += findings.converted(good)
-    found += findings.scaled(facts for _, split, _, facts in good if split == "train")
-    found += findings.mended(good)
+    all_counts, counts = count(pictures, parts, names), count(good, parts, names)
+    results += findings.broken(pictures)
+    results += findings.duplicates(good)
+    results += findings.classes(counts, all_counts)
+    results += findings.alike((path for path, *_ in pictures), "note", "files")
+    results += findings.converted(good)
+    results += findings.scaled(facts for _, split, _, facts in good if split == "train")
+    results += findings.mended(good)
     stored = [facts.stored for *_, facts in good]
     return Report(
         data.name,
         names,
-        whole,
+        all_counts,
         formats=dict(Counter(s.format for s in stored)),
         modes=dict(Counter(s.mode for s in stored)),
         sizes=dict(Counter(f"{s.width}x{s.height}" for s in stored)),
         orientations=dict(Counter(s.orientation for s in stored)),
-        findings=sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)),
+        findings=sorted(results, key=lambda finding: SEVERITIES.index(finding.severity)),
     )
 
 
 def look_at(
     parts: dict[str, Pictures], class_names: tuple[str, ...], workers: int | None
 ) -> list[Picture]:
-    """Every picture of all splits, with its facts."""
+    """All pictures of all splits, each with its facts."""
     files = [path for part in parts.values() for path in part.items if isinstance(path, str)]
-    known = iter(inspect_files(files, workers))
+    facts_of_files = iter(inspect_files(files, workers))
     pictures: list[Picture] = []
     for split, part in parts.items():
         for index, label in enumerate(part.labels.tolist()):
             item = part.items[index]
-            facts = next(known) if isinstance(item, str) else inspect_array(item)
-            assert facts is not None  # without a limit all are looked at
+            facts = next(facts_of_files) if isinstance(item, str) else inspect_array(item)
+            assert facts is not None  # only with a limit are files skipped
             name = item if isinstance(item, str) else f"{split}[{index}]"
             pictures.append((name, split, class_names[label], facts))
     return pictures
@@ -158,29 +157,31 @@ def look_at(
 def count(
     pictures: list[Picture], parts: dict[str, Pictures], names: tuple[str, ...]
 ) -> dict[str, dict[str, int]]:
-    """Pictures by split and class, zeros too."""
-    found = Counter((split, name) for _, split, name, _ in pictures)
-    return {split: {name: found[split, name] for name in names} for split in parts}
+    """Number of pictures per split and class, including zeros."""
+    counts = Counter((split, name) for _, split, name, _ in pictures)
+    return {split: {name: counts[split, name] for name in names} for split in parts}
 
 
 def main() -> int:
-    """The command; see the module."""
+    """Reads the flags and prints the report; returns the exit status."""
     parser = argparse.ArgumentParser(
         "python -m kansformer.data.doctor",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--data-path", required=True, metavar="DIR|NAME", help="as for train.py; only read"
+        "--data-path", required=True, metavar="DIR|NAME", help="as for train.py; never written to"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, with all files")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object that lists all files"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per CPU)")
     parser.add_argument(
         "--download", action=argparse.BooleanOptionalAction, default=False,
-        help="fetch a built-in data set that is not there",
+        help="download a built-in data set that is missing",
     )  # fmt: skip
     parser.add_argument(
-        "--download-dir", default="data", metavar="DIR", help="where built-in data sets lie"
+        "--download-dir", default="data", metavar="DIR", help="folder of the built-in data sets"
     )
     args = parser.parse_args()
     if args.workers is not None and args.workers < 1:

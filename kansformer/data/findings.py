@@ -1,4 +1,4 @@
-"""What may be wrong with a data set, from its listing and what is known of its pictures."""
+"""Checks for problems of a data set, given its listing and the facts about its pictures."""
 
 import math
 import os
@@ -21,31 +21,33 @@ from kansformer.data.listing import (
 from kansformer.words import number
 
 SEVERITIES = ("error", "warning", "note")
-FEW_TO_SPLIT = 5  # with fewer, the default --val-split of a fifth gives validation none
-UNBALANCED = 10  # times as many pictures in the largest class as in the smallest
-# what each kind of PictureError means for a data set
+FEW_TO_SPLIT = 5  # pictures: with fewer, the default --val-split of 0.2 leaves none for validation
+UNBALANCED = 10  # ratio of the largest class to the smallest from which a warning is given
+# descriptions of the kinds of PictureError
 BROKEN = {
-    "damaged": "damaged, cannot be decoded to the end",
+    "damaged": "damaged, cannot be decoded completely",
     "not-a-picture": "not a picture of a known format",
     "too-many-pixels": "more pixels than the limit",
     "too-many-bytes": "more bytes than the limit",
-    "link-to-nowhere": "links to files that are not there",
-    "missing": "gone since they were listed",
+    "link-to-nowhere": "broken links",
+    "missing": "deleted since the folder was listed",
     "unreadable": "cannot be read",
     "no-file": "pipes, sockets or devices",
     "folder": "folders",
-    "out-of-range": "values that are not known to be brightness",
+    "out-of-range": "pixel values outside the expected range",
 }
-TELLING = ("damaged", "link-to-nowhere", "too-many-bytes", "unreadable")  # causes differ by file
+# kinds whose cause differs from file to file
+WITH_CAUSES = ("damaged", "link-to-nowhere", "too-many-bytes", "unreadable")
 Picture = tuple[str, str, str, Facts]  # path, split, class, facts
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found: how bad it is, a fixed word for it, and what to do.
+    """One finding: its severity, a fixed keyword, a description and the remedy.
 
-    `error`: training cannot use it, or its figures would be wrong; `warning`: perhaps not meant;
-    `note`: dealt with. `files` are all of them; `groups` are those that are equal to each other.
+    Severities: `error`, training cannot use the files or its metrics would be wrong; `warning`,
+    perhaps unintended; `note`, handled automatically. `files` lists the files concerned; `groups`
+    lists sets of files that are equal to each other.
     """
 
     severity: str
@@ -57,11 +59,11 @@ class Finding:
     groups: Sequence[Sequence[str]] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, without what is empty."""
+        """Plain types, without empty fields."""
         return {key: value for key, value in asdict(self).items() if value}
 
     def lines(self, limit: int = 10) -> list[str]:
-        """Readable lines, with no more than `limit` files or groups."""
+        """Lines of text that list at most `limit` files or groups."""
         shown = list(self.files)
         for group in self.groups:
             rest = [f"{len(group) - 4:,} more"] if len(group) > 4 else []
@@ -73,7 +75,7 @@ class Finding:
 
 
 def broken(pictures: Iterable[Picture]) -> list[Finding]:
-    """Pictures that training leaves out, by what is wrong with them."""
+    """Unreadable pictures, which training leaves out, one finding per kind of fault."""
     kinds: dict[str, list[Picture]] = defaultdict(list)
     for picture in pictures:
         if picture[3].kind:
@@ -82,17 +84,17 @@ def broken(pictures: Iterable[Picture]) -> list[Finding]:
         Finding(
             "error",
             kind,
-            f"{number(len(found), 'picture')} left out: {BROKEN[kind]}",
+            f"{number(len(group), 'picture')} left out: {BROKEN[kind]}",
             REMEDIES[kind],
-            [path for path, *_ in found],
-            [facts.cause for *_, facts in found] if kind in TELLING else (),
+            [path for path, *_ in group],
+            [facts.cause for *_, facts in group] if kind in WITH_CAUSES else (),
         )
-        for kind, found in sorted(kinds.items())
+        for kind, group in sorted(kinds.items())
     ]
 
 
 def refused(problems: Sequence[Problem]) -> list[Finding]:
-    """Problems of the folders, for which training does not begin."""
+    """Problems of the folders that keep training from starting."""
     kinds: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for problem in problems:
         kinds[problem.kind, problem.cause, problem.remedy].append(problem.path)
@@ -103,29 +105,29 @@ def refused(problems: Sequence[Problem]) -> list[Finding]:
 
 
 def ignored(listing: Listing) -> list[Finding]:
-    """What lies there and is not read."""
+    """Files and folders in the data folder that are not read."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for path in listing.ignored:
         kinds[_why_ignored(path)].append(path)
-    found = []
+    findings = []
     if dead := kinds["dead-link"]:
-        text = f"{number(len(dead), 'link')} to nowhere, without a picture's name"
-        found.append(Finding("warning", "dead-link", text, REMEDIES["link-to-nowhere"], dead))
+        text = f"{number(len(dead), 'broken link')} without a picture's file extension"
+        findings.append(Finding("warning", "dead-link", text, REMEDIES["link-to-nowhere"], dead))
     if unread := kinds["unread-format"]:
-        found.append(unread_formats(unread))
+        findings.append(unread_formats(unread))
     if system := kinds["system-files"]:
-        text = f"{number(len(system), 'file')} or folders of operating systems passed over"
-        found.append(Finding("note", "system-files", text, "nothing to do", system))
+        text = f"files and folders of operating systems skipped: {len(system):,}"
+        findings.append(Finding("note", "system-files", text, "nothing to do", system))
     if rest := kinds["ignored"]:
-        text = f"{number(len(rest), 'file')} or folders not read: no pictures by name or place"
-        remedy = "nothing to do, unless they were meant to be pictures"
-        found.append(Finding("note", "ignored", text, remedy, rest))
-    return found
+        text = f"other files and folders skipped: {len(rest):,}"
+        remedy = "nothing to do, unless they should be used"
+        findings.append(Finding("note", "ignored", text, remedy, rest))
+    return findings
 
 
 def passed_over(listing: Listing, data_path: str) -> list[Finding]:
-    """What a training should say of `ignored`: a line each, without the files."""
-    remedy = f"{doctor(data_path)} lists them"
+    """The findings of `ignored` that a training run reports, in one line each, without files."""
+    remedy = f"to list them, run {doctor(data_path)}"
     return [
         replace(finding, remedy=remedy, files=())
         for finding in ignored(listing)
@@ -134,7 +136,7 @@ def passed_over(listing: Listing, data_path: str) -> list[Finding]:
 
 
 def doctor(data_path: str) -> str:
-    """The command that says more about a data set."""
+    """The shell command that examines a data set."""
     return f"python -m kansformer.data.doctor --data-path {shlex.quote(data_path)}"
 
 
@@ -147,78 +149,79 @@ def _why_ignored(path: str) -> str:
 
 
 def unread_formats(paths: Sequence[str]) -> Finding:
-    """Files named as pictures in formats that are not read."""
+    """Files with extensions of picture formats that are not supported."""
     counts = Counter(map(extension, paths)).most_common()
     endings = ", ".join(f"{ending} {count:,}" for ending, count in counts)
-    text = f"{number(len(paths), 'picture')} in formats that are not read ({endings})"
+    text = f"{number(len(paths), 'picture')} in unsupported formats ({endings})"
     return Finding("warning", "unread-format", text, unread_remedy(paths), paths)
 
 
 def converted(pictures: Iterable[Picture]) -> list[Finding]:
-    """Pictures that reading turns upright, or into 8 bits of grey or colour."""
+    """Pictures that are turned upright, or converted to 8-bit grey or colour, when read."""
     tests: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "turned": ("turned upright, by EXIF", lambda s: s.orientation != 1),
-        "deep": ("with more than 8 bits a channel", lambda s: s.is_deep),
+        "turned": ("rotated or mirrored by EXIF", lambda s: s.orientation != 1),
+        "deep": ("with more than 8 bits per channel", lambda s: s.is_deep),
         "cmyk": ("in CMYK", lambda s: s.mode == "CMYK"),
         "transparent-palette": (
             "with a palette and transparency", lambda s: s.mode == "P" and s.is_transparent,
         ),
         "transparent": ("with transparency", lambda s: s.mode != "P" and s.is_transparent),
     }  # fmt: skip
-    found: dict[str, list[str]] = defaultdict(list)
+    paths: dict[str, list[str]] = defaultdict(list)
     for path, _, _, facts in pictures:
-        for kind, (_, holds) in tests.items():
-            if holds(facts.stored):
-                found[kind].append(path)
+        for kind, (_, applies) in tests.items():
+            if applies(facts.stored):
+                paths[kind].append(path)
     return [
         Finding(
             "note",
             kind,
-            f"{number(len(found[kind]), 'picture')} {words}: converted when read",
+            f"{number(len(paths[kind]), 'picture')} {words}: converted when read",
             "nothing to do",
-            found[kind],
+            paths[kind],
         )
         for kind, (words, _) in tests.items()
-        if found[kind]
+        if paths[kind]
     ]
 
 
 def mended(pictures: Sequence[Picture]) -> list[Finding]:
-    """Pictures that are read although something is wrong with their files."""
+    """Pictures that can be read although their files are defective."""
     faulty = [(path, facts.stored.note) for path, _, _, facts in pictures if facts.stored.note]
     if not faulty:
         return []
-    text = f"{number(len(faulty), 'picture')} read although something is wrong with the file"
+    text = f"{number(len(faulty), 'picture')} readable despite defects in the file"
     files, notes = zip(*faulty, strict=True)
     return [Finding("note", "mended", text, "nothing to do", files, notes)]
 
 
 def scaled(facts: Iterable[Facts]) -> list[Finding]:
-    """By which levels pictures of more than 8 bits become brightness."""
+    """The black and white levels by which pictures with more than 8 bits are converted to 8."""
     return [
         Finding(
             "note",
             "levels",
             f"pictures of mode {mode}: {low:g} is black and {high:g} is white in all of them",
-            "nothing to do, unless they hold no brightness",
+            "nothing to do, unless the values are not brightness",
         )
         for mode, (low, high) in levels_of(facts).items()
     ]
 
 
 def levels_of(facts: Iterable[Facts]) -> dict[str, tuple[float, float]]:
-    """Levels of a data set, by modes, for its pictures with more than 8 bits (see `open_image`).
+    """Black and white level per Pillow mode, for the pictures of a data set with more than 8 bits.
 
-    Black is 0, or the least value if that is negative. White is 1 for floats up to 1; else the
-    smallest 2**n - 1 of 255, 511, 1023, ... that no value exceeds.
+    Black is 0, or the least value if that is negative. White is 1 for floats up to 1; otherwise
+    the smallest of 255, 511, 1023, ... (2**n - 1) that no value exceeds.
     """
-    ends: dict[str, tuple[float, float]] = {}
-    for known in facts:
-        mode = "I;16" if known.stored.mode.startswith("I;16") else known.stored.mode
-        if mode in DEFAULT_LEVELS and not known.kind:
-            low, high = ends.get(mode, (0.0, 0.0))
-            ends[mode] = min(low, known.stored.low), max(high, known.stored.high)
-    return {mode: (low, _white(mode, high)) for mode, (low, high) in ends.items()}
+    ranges: dict[str, tuple[float, float]] = {}
+    for picture in facts:
+        stored = picture.stored
+        mode = "I;16" if stored.mode.startswith("I;16") else stored.mode
+        if mode in DEFAULT_LEVELS and not picture.kind:
+            low, high = ranges.get(mode, (0.0, 0.0))
+            ranges[mode] = min(low, stored.low), max(high, stored.high)
+    return {mode: (low, _white(mode, high)) for mode, (low, high) in ranges.items()}
 
 
 def _white(mode: str, highest: float) -> float:
@@ -228,7 +231,7 @@ def _white(mode: str, highest: float) -> float:
 
 
 def duplicates(pictures: Iterable[Picture]) -> list[Finding]:
-    """Pictures whose decoded pixels are equal, however their files are named and packed."""
+    """Pictures whose decoded pixels are equal, whatever their file names and formats."""
     equal: dict[str, list[Picture]] = defaultdict(list)
     for picture in pictures:
         if picture[3].digest:
@@ -241,69 +244,71 @@ def duplicates(pictures: Iterable[Picture]) -> list[Finding]:
         for group in groups
         if max(Counter((split, name) for _, split, name, _ in group).values()) > 1
     ]
-    found = []
+    findings = []
     for severity, kind, chosen, words, remedy in (
         ("error", "duplicates-across-splits", across, "in several splits",
-         "keep each on one side; split_data.py does"),
+         "keep each in one split, as split_data.py does"),
         ("error", "duplicates-with-conflicting-labels", conflicting, "in several classes",
-         "leave each in the right class"),
+         "keep each in its correct class only"),
         ("warning", "duplicates", within, "several times in one class",
-         "take copies out, or let split_data.py keep them on one side"),
+         "remove the copies, or use split_data.py, which keeps them in one split"),
     ):  # fmt: skip
         if chosen:
-            text = f"{number(len(chosen), 'picture')} {words}, equal pixel for pixel"
+            text = f"{number(len(chosen), 'picture')} {words}, identical pixel for pixel"
             paths = [[path for path, *_ in group] for group in chosen]
             names = [", ".join(sorted({name for _, _, name, _ in group})) for group in chosen]
-            found.append(Finding(severity, kind, text, remedy, causes=names, groups=paths))
-    return found
+            findings.append(Finding(severity, kind, text, remedy, causes=names, groups=paths))
+    return findings
 
 
-def classes(counts: dict[str, dict[str, int]], whole: dict[str, dict[str, int]]) -> list[Finding]:
+def classes(
+    counts: dict[str, dict[str, int]], all_counts: dict[str, dict[str, int]]
+) -> list[Finding]:
     """Classes without enough pictures, or with many more than others.
 
     Args:
-        counts: for each split and class the number of pictures that can be read.
-        whole: the same with the broken ones.
+        counts: number of readable pictures per split and class.
+        all_counts: the same including unreadable pictures.
     """
-    found = []
+    findings = []
     for split in counts:
-        lost = [name for name, n in counts[split].items() if whole[split][name] and not n]
+        lost = [name for name, n in counts[split].items() if all_counts[split][name] and not n]
         if lost:
-            text = f"{split}: no picture can be read of {number(len(lost), 'class')}"
+            text = f"{split}: {number(len(lost), 'class')} without a readable picture"
             remedy = "replace the pictures or remove the class"
-            found.append(Finding("error", "unreadable-class", text, remedy, lost))
+            findings.append(Finding("error", "unreadable-class", text, remedy, lost))
     train = {name: n for name, n in counts.get("train", {}).items() if n}
     least = 2 if "val" in counts else FEW_TO_SPLIT
     few = {name: n for name, n in train.items() if n < least}
     if few:
-        why = "" if "val" in counts else ", too few to train on and to validate"
+        why = "" if "val" in counts else ", too few for training and validation"
         text = f"{number(len(few), 'class')} with fewer than {least} pictures{why}"
         sizes = [number(n, "picture") for n in few.values()]
-        found.append(Finding("warning", "tiny-class", text, "add pictures", list(few), sizes))
+        findings.append(Finding("warning", "tiny-class", text, "add pictures", list(few), sizes))
     if train and max(train.values()) >= UNBALANCED * min(train.values()):
         ends = [max(train, key=train.__getitem__), min(train, key=train.__getitem__)]
         ratio = train[ends[0]] / train[ends[1]]
         text = f"unbalanced: the largest class has {ratio:.1f} times the pictures of the smallest"
         sizes = [number(train[name], "picture") for name in ends]
-        remedy = "add pictures to small classes, and read accuracies class by class"
-        found.append(Finding("warning", "unbalanced", text, remedy, ends, sizes))
+        remedy = "add pictures to small classes, and look at the accuracy of each class"
+        findings.append(Finding("warning", "unbalanced", text, remedy, ends, sizes))
     for split in counts:
         absent = [name for name in train if not counts[split][name]]
         if absent:
-            text = f"{split}: has no pictures of {number(len(absent), 'class')}"
-            remedy = "add some, or its figures leave these classes out"
-            found.append(Finding("warning", "class-not-in-split", text, remedy, absent))
-    return found
+            text = f"{split}: no pictures of {number(len(absent), 'class')}"
+            remedy = f"add some, or the {split} metrics will not cover these classes"
+            findings.append(Finding("warning", "class-not-in-split", text, remedy, absent))
+    return findings
 
 
 def alike(names: Iterable[str], severity: str, what: str) -> list[Finding]:
-    """Names that some systems take for one: they differ by case or by how letters are composed."""
-    same: dict[str, list[str]] = defaultdict(list)
+    """Names that are the same on some systems: they differ only by case or Unicode composition."""
+    by_key: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        same[unicodedata.normalize("NFC", os.path.normcase(name).casefold())].append(name)
-    groups = [group for group in same.values() if len(group) > 1]
+        by_key[unicodedata.normalize("NFC", os.path.normcase(name).casefold())].append(name)
+    groups = [group for group in by_key.values() if len(group) > 1]
     if not groups:
         return []
     text = f"names of {what} that differ only by case or by Unicode composition"
-    remedy = "rename them, or join them if they are the same"
+    remedy = "rename them, or merge them if they are the same"
     return [Finding(severity, f"alike-{what}", text, remedy, groups=groups)]

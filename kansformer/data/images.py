@@ -1,7 +1,7 @@
-"""Reading one picture, whatever it comes as and whatever its mode, or saying why not.
+"""Reads a picture from any kind of source and in any mode, or reports why it cannot be read.
 
-`open_image` is the only way from a path, an open file, bytes, a NumPy array or a PIL image to 8-bit
-pixels, so that a picture gets the same answer whichever of these it is given as.
+`open_image` is the only conversion from a path, an open file, bytes, a NumPy array or a PIL image
+to 8-bit pixels, so the prediction for a picture does not depend on how it is passed.
 """
 
 import io
@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageCms, features
 from kansformer.data.mend import mended
 from kansformer.errors import UserError
 
-try:  # an optional package that teaches Pillow to read HEIC
+try:  # an optional package that adds HEIC support to Pillow
     from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
 except ImportError:
     READS_HEIF = False
@@ -40,7 +40,7 @@ EXTENSIONS = frozenset(
         *(HEIF_EXTENSIONS if READS_HEIF else []),
     ]
 )
-# Names that promise a picture in a format that is not read.
+# Extensions of picture formats that are not supported.
 UNREAD_EXTENSIONS = (
     frozenset(
         [
@@ -51,20 +51,20 @@ UNREAD_EXTENSIONS = (
     )
     - EXTENSIONS
 )
-MAX_PIXELS = 89_478_485  # Pillow's own bound, where it only warns
-MAX_BYTES = 4 * MAX_PIXELS  # what so many pixels take with four channels and no compression
+MAX_PIXELS = 89_478_485  # the bound from which Pillow warns
+MAX_BYTES = 4 * MAX_PIXELS  # size of that many uncompressed pixels with four channels
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 # What `open_image` takes.
 Source = str | os.PathLike[str] | BinaryIO | bytes | np.ndarray | Image.Image
-# (black, white) of pictures with more than 8 bits: the pixel values that become 0 and 255, for the
-# modes of Pillow that have them: 16-bit integers, 32-bit integers, floats.
+# (black, white) per Pillow mode with more than 8 bits ("I;16": 16-bit integers, "I": 32-bit
+# integers, "F": floats): the pixel values that become 0 and 255.
 Levels = Mapping[str, tuple[float, float]]
 DEFAULT_LEVELS: Levels = {"I;16": (0, 65535), "I": (0, 65535), "F": (0.0, 1.0)}
 
 
 class PictureError(UserError):
-    """A picture file that cannot be read, by the kinds of `REMEDIES`, and why."""
+    """A picture that cannot be read: `kind` is a key of `REMEDIES`, `cause` the reason in words."""
 
     def __init__(self, text: str, kind: str = "damaged", cause: str = "damaged") -> None:
         super().__init__(text)
@@ -78,8 +78,8 @@ REMEDIES = {
     "folder": "give a picture, or a folder of pictures",
     "no-file": "remove it",
     "unreadable": "check its permissions and the disk",
-    "too-many-bytes": "save the picture smaller",
-    "too-many-pixels": "make the picture smaller",
+    "too-many-bytes": "save the picture as a smaller file",
+    "too-many-pixels": "reduce the picture's resolution",
     "not-a-picture": "convert it or remove it",
     "damaged": "replace it or remove it",
     "out-of-range": "scale it to 8 bits, or train on pictures of this kind",
@@ -88,35 +88,35 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """How a picture lies in its file, before `open_image` turns it upright and into 8 bits."""
+    """Properties of a picture as stored, before `open_image` turns it upright and into 8 bits."""
 
     format: str
     mode: str
     width: int
     height: int
-    orientation: int  # EXIF's: 1 is upright
-    is_deep: bool  # more than 8 bits a channel
+    orientation: int  # EXIF orientation: 1 is upright
+    is_deep: bool  # more than 8 bits per channel
     is_transparent: bool
-    low: float = 0.0  # least and greatest pixel value of a mode in DEFAULT_LEVELS, else 0
+    low: float = 0.0  # least and greatest pixel value in modes of DEFAULT_LEVELS, else 0
     high: float = 0.0
-    note: str = ""  # what was wrong with the file although its pixels are whole
+    note: str = ""  # a defect of the file that leaves the pixels intact
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded picture in its own mode and orientation, and how it is stored."""
+    """A decoded picture in its original mode and orientation, and its stored properties."""
 
     image: Image.Image
     stored: Stored
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name has the ending of a picture; hidden files have none."""
+    """Whether a file name has a picture's extension and is not hidden."""
     return not name.startswith(".") and extension(name) in EXTENSIONS
 
 
 def extension(name: str) -> str:
-    """The ending of a file's name in lower case, with its dot."""
+    """A file name's extension in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()
 
 
@@ -128,24 +128,23 @@ def open_image(
 ) -> Image.Image:
     """Decodes a whole picture, turned upright, in mode "L" or "RGB".
 
-    Transparency is laid over white; palettes, CMYK and other colour spaces become RGB; the first
-    frame of an animation is taken. Pictures with more than 8 bits are scaled linearly between their
-    levels, which never depend on the picture itself.
+    Transparency is composited over white; palettes, CMYK and other colour spaces become RGB; of an
+    animation, the first frame is used. Pictures with more than 8 bits are scaled linearly from
+    (black, white) levels to (0, 255); the levels never depend on the picture itself.
 
     Args:
         source: a path, an open binary file or bytes of one, a PIL image, or an array of uint8:
             (H, W), (H, W, 3), or (H, W, 4) with transparency; or of uint16: (H, W).
-        name: what to call the picture in an error; the path by default.
-        at_least: a JPEG may come out at a half, a quarter or an eighth of its size, as long as its
-            shorter side keeps this many pixels. That is several times faster for photographs, and
-            slightly different, so it is for training only.
-        levels: of the data set that the picture belongs to. A mode that has none here has
-            DEFAULT_LEVELS, and a picture that exceeds those is refused.
+        name: the picture's name in error messages; the path by default.
+        at_least: decode a JPEG at 1/2, 1/4 or 1/8 of its size, as long as its shorter side keeps
+            this many pixels. That is several times faster for photographs but changes the pixels
+            slightly, so it is for training only.
+        levels: (black, white) per mode, of the data set that the picture belongs to. For other
+            modes DEFAULT_LEVELS apply, and a picture that exceeds those is refused.
 
     Raises:
-        PictureError: the picture cannot be read, is not of a known format, is damaged, or has more
-            than `MAX_PIXELS` pixels or `MAX_BYTES` bytes. The limits hold before anything is
-            decoded.
+        PictureError: the picture cannot be read, is not in a known format, is damaged, or has more
+            than `MAX_PIXELS` pixels or `MAX_BYTES` bytes, which is checked before decoding.
     """
     name = name or name_of(source)
     decoded = decode(source, name, at_least)
@@ -153,26 +152,29 @@ def open_image(
 
 
 def is_source(value: object) -> bool:
-    """Whether it is of a kind that `open_image` takes."""
+    """Whether `open_image` accepts a value of this type."""
     kinds = str | os.PathLike | bytes | bytearray | np.ndarray | Image.Image
     return isinstance(value, kinds) or hasattr(value, "read")
 
 
 def name_of(source: Source) -> str:
-    """What to call a picture that was given no name: its path, or what it is."""
+    """The default name of a picture in messages: its path, or else its type."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
-    own = getattr(source, "name", None) or getattr(source, "filename", None)
-    return own if isinstance(own, str) else f"a picture given as {type(source).__name__}"
+    name = getattr(source, "name", None) or getattr(source, "filename", None)
+    return name if isinstance(name, str) else f"a picture given as {type(source).__name__}"
 
 
 def decode(source: Source, name: str, at_least: int | None = None) -> Decoded:
-    """Decodes a whole picture and leaves its mode and orientation; see `open_image`."""
+    """Decodes a whole picture, keeping its mode and orientation.
+
+    Args and errors are those of `open_image`.
+    """
     with _naming(source, name):
         if not is_source(source):
-            wanted = "a path, an open file, bytes, a PIL image or a NumPy array"
+            supported = "a path, an open file, bytes, a PIL image or a NumPy array"
             cause = "an object that cannot be read as a picture"
-            raise _wrong(name, "not-a-picture", cause, f"give {wanted}")
+            raise _wrong(name, "not-a-picture", cause, f"give {supported}")
         if isinstance(source, np.ndarray):
             source = _from_array(source, name)
         if isinstance(source, Image.Image):
@@ -180,32 +182,36 @@ def decode(source: Source, name: str, at_least: int | None = None) -> Decoded:
             file = getattr(source, "fp", None)
             try:
                 return _load(source)
-            except Exception:  # decoders raise many kinds; the file may be intact all the same
-                if not file or (whole := mended(_all_bytes(file))) is None:
+            except Exception:  # decoders raise any type; the pixels may be intact nevertheless
+                if not file or (repaired := mended(_all_bytes(file))) is None:
                     raise
-                return _decode_file(io.BytesIO(whole[0]), None, whole[1])
+                return _decode_file(io.BytesIO(repaired[0]), None, repaired[1])
         if isinstance(source, io.TextIOBase):
-            raise _wrong(name, "not-a-picture", "a file opened as text, not with mode 'rb'")
+            raise _wrong(name, "not-a-picture", "a file opened as text", "open it in mode 'rb'")
         if isinstance(source, bytes | bytearray):
             source = io.BytesIO(source)
         size = _file_size(source)
         if size is None:
             raise _wrong(name, "no-file", "not a regular file")
         if size > MAX_BYTES:
-            cause = f"has {size:,} bytes, the limit is {MAX_BYTES:,}"
+            cause = f"has {size:,} bytes, more than the limit of {MAX_BYTES:,}"
             raise _wrong(name, "too-many-bytes", cause)
         try:
             return _decode_file(source, at_least)
         except BOMBS:
             raise
         except Exception:  # as above
-            if (whole := mended(_all_bytes(source))) is None:
+            if (repaired := mended(_all_bytes(source))) is None:
                 raise
-            return _decode_file(io.BytesIO(whole[0]), at_least, whole[1])
+            return _decode_file(io.BytesIO(repaired[0]), at_least, repaired[1])
 
 
 def to_8_bit(image: Image.Image, levels: Levels | None, name: str = "picture") -> Image.Image:
-    """A decoded picture in mode "L" or "RGB"; see `open_image`."""
+    """A decoded picture converted to mode "L" or "RGB", with the rules and levels of `open_image`.
+
+    Raises:
+        PictureError: pixel values exceed the DEFAULT_LEVELS of a mode without `levels`.
+    """
     if deep_mode(image):
         return _scaled(image, levels, name)
     if image.has_transparency_data:
@@ -232,7 +238,7 @@ def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
 
 
 def upright(image: Image.Image, original: Image.Image) -> Image.Image:
-    """The picture turned as the EXIF or XMP orientation of the original says."""
+    """The picture turned upright by the EXIF or XMP orientation of the original."""
     method = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -245,7 +251,7 @@ def upright(image: Image.Image, original: Image.Image) -> Image.Image:
     if method is None:
         return image
     turned = image.transpose(method)
-    turned.info = {}  # it must not be turned a second time
+    turned.info = {}  # drops the orientation, which must not be applied a second time
     return turned
 
 
@@ -253,7 +259,7 @@ def read_size(path: str) -> tuple[int, int]:
     """Width and height of a picture file, as stored, from its header alone.
 
     Raises:
-        PictureError: it has no header of a known format.
+        PictureError: the file has no header of a known format.
     """
     with _naming(path, path), Image.open(path, formats=FORMATS) as image:
         return image.size
@@ -265,7 +271,7 @@ def _decode_file(
     with Image.open(file, formats=FORMATS) as image:
         _check_pixels(image)
         if at_least is not None:
-            image.draft(None, (at_least, at_least))  # only JPEGs heed it
+            image.draft(None, (at_least, at_least))  # without effect on formats other than JPEG
         return _load(image, note)
 
 
@@ -275,15 +281,15 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def _load(image: Image.Image, note: str = "") -> Decoded:
-    """Decodes an opened picture and tells how it is stored."""
-    # A 16-bit picture in colour has mode "RGB"; only its decoder's arguments tell.
+    """Decodes an opened picture."""
+    # A 16-bit colour picture has mode "RGB"; only the decoder's arguments show the 16 bits.
     is_deep = image.mode[0] in "IF" or ";16" in str(getattr(image, "tile", ""))
     width, height = image.size
-    # Pillow turns a TIFF upright as it loads it. Of a PNG, to ask is to load, and an error of its
-    # pixels must not pass for one of its metadata.
-    turned = _orientation(image) if image.format == "TIFF" else None
+    # Pillow turns a TIFF upright while loading, so its orientation is read before. For a PNG,
+    # getexif() loads the pixels, whose errors must not be taken for errors of the metadata.
+    before = _orientation(image) if image.format == "TIFF" else None
     image.load()
-    orientation, is_readable = turned or _orientation(image)
+    orientation, is_readable = before or _orientation(image)
     stored = Stored(
         image.format or "",
         image.mode,
@@ -298,17 +304,17 @@ def _load(image: Image.Image, note: str = "") -> Decoded:
 
 
 def _orientation(image: Image.Image) -> tuple[int, bool]:
-    """The orientation, 1 (upright) where none is known, and whether the metadata can be read."""
+    """The orientation, 1 (upright) if there is no valid one, and whether the EXIF can be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # metadata that is damaged raises many kinds
+    except Exception:  # damaged metadata raises any type
         return 1, False
     known = isinstance(value, int) and value in range(1, 9)
     return (value if known else 1), True
 
 
 def _scaled(image: Image.Image, levels: Levels | None, name: str) -> Image.Image:
-    """A picture of integers or floats as 8-bit grey, linear between black and white."""
+    """A picture of integers or floats as 8-bit grey, scaled linearly from black to white level."""
     mode = deep_mode(image)
     values = deep_values(image)
     if levels and mode in levels:
@@ -325,21 +331,21 @@ def _scaled(image: Image.Image, levels: Levels | None, name: str) -> Image.Image
 
 
 def deep_mode(image: Image.Image) -> str:
-    """The key of `DEFAULT_LEVELS` for a picture of such a mode, or "" for any other picture."""
+    """The key of `DEFAULT_LEVELS` for the picture's mode; "" for modes of 8 bits or fewer."""
     mode = "I;16" if image.mode.startswith("I;16") else image.mode
     return mode if mode in DEFAULT_LEVELS else ""
 
 
 def deep_values(image: Image.Image) -> np.ndarray:
-    """Pixel values (H, W) in float64, finite; for modes in `DEFAULT_LEVELS`."""
+    """Pixel values (H, W) in float64 of a mode in `DEFAULT_LEVELS`; non-finite values become 0."""
     values = np.asarray(image).astype(np.float64)
     return np.nan_to_num(values, posinf=0.0, neginf=0.0)
 
 
 def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
     shape, dtype = pixels.shape, pixels.dtype
-    good = dtype == np.uint8 and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4)))
-    if not (good or (dtype == np.uint16 and len(shape) == 2)) or 0 in shape:
+    is_8_bit = dtype == np.uint8 and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4)))
+    if not (is_8_bit or (dtype == np.uint16 and len(shape) == 2)) or 0 in shape:
         raise _wrong(
             name,
             "not-a-picture",
@@ -358,7 +364,7 @@ def _all_bytes(file: str | os.PathLike[str] | BinaryIO) -> bytes:
 
 
 def _file_size(file: str | os.PathLike[str] | BinaryIO) -> int | None:
-    """Bytes of a file or stream; None for what is no file, such as a pipe, which may never end."""
+    """Size of a file or stream in bytes; None if unknown, as for a pipe, which may never end."""
     if not isinstance(file, str | os.PathLike):
         if not file.seekable():
             return None
@@ -377,17 +383,17 @@ def _wrong(name: str, kind: str, cause: str, remedy: str = "") -> PictureError:
 
 @contextmanager
 def _naming(source: Any, name: str) -> Iterator[None]:
-    """Whatever goes wrong within becomes a `PictureError` that names the picture."""
+    """Converts any exception in the block into a `PictureError` that names the picture."""
     try:
         yield
     except PictureError:
         raise
-    except Exception as error:  # decoders raise many kinds on damaged data
+    except Exception as error:  # decoders raise any type on damaged data
         raise _named(error, source, name) from None
 
 
 def _named(error: Exception, source: Any, name: str) -> PictureError:
-    """The `PictureError` of an exception."""
+    """The `PictureError` for an exception."""
     if isinstance(error, FileNotFoundError):
         return _missing(source, name)
     if isinstance(error, IsADirectoryError):
@@ -400,8 +406,8 @@ def _named(error: Exception, source: Any, name: str) -> PictureError:
         cause = f"has more pixels than the limit of {MAX_PIXELS:,}"
         return _wrong(name, "too-many-pixels", cause)
     if isinstance(error, MemoryError):
-        return _wrong(name, "unreadable", "takes more memory than there is")
-    if isinstance(error, OSError) and error.errno is not None:  # the system's, not a decoder's
+        return _wrong(name, "unreadable", "needs more memory than is available", "make it smaller")
+    if isinstance(error, OSError) and error.errno is not None:  # from the system, not a decoder
         return _wrong(name, "unreadable", f"cannot be read ({error.strerror})")
     cause = " ".join(str(error).split()) or type(error).__name__
     return _wrong(name, "damaged", f"damaged ({cause})")
@@ -409,10 +415,10 @@ def _named(error: Exception, source: Any, name: str) -> PictureError:
 
 def _missing(source: Any, name: str) -> PictureError:
     if isinstance(source, str | os.PathLike) and os.path.islink(source):
-        cause = f"a link to a file that is not there ({os.readlink(os.fspath(source))})"
+        cause = f"a broken link (to {os.readlink(os.fspath(source))})"
         return _wrong(name, "link-to-nowhere", cause)
     if name.startswith(("http://", "https://")):
-        return _wrong(name, "missing", "a URL, and nothing is downloaded", "give a local file")
+        return _wrong(name, "missing", "URLs are not downloaded", "give a local file")
     if name == "-":
         return _wrong(name, "missing", "standard input is not read", "give a file")
     return _wrong(name, "missing", "no such file")
@@ -424,13 +430,13 @@ def _folder(folder: Any, name: str) -> PictureError:
         return _wrong(name, "folder", "a folder, not a picture")
     unread = [file for file in names if extension(file) in UNREAD_EXTENSIONS]
     if unread:
-        cause = f"a folder without a picture in a format that is read (it has {unread[0]})"
+        cause = f"a folder without pictures in a supported format (it has {unread[0]})"
         return _wrong(name, "folder", cause, unread_remedy(unread))
     return _wrong(name, "folder", "a folder without pictures")
 
 
 def unread_remedy(names: Sequence[str]) -> str:
-    """What to do about files whose endings are in UNREAD_EXTENSIONS."""
+    """The remedy for files whose extensions are in UNREAD_EXTENSIONS."""
     if any(extension(name) in HEIF_EXTENSIONS for name in names):
-        return "pip install pillow-heif reads HEIC; convert other formats to JPEG or PNG"
+        return "pip install pillow-heif (for HEIC), or convert them to JPEG or PNG"
     return "convert them to JPEG or PNG"

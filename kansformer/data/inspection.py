@@ -1,7 +1,7 @@
-"""What is known of picture files: each is decoded once, in several processes, and remembered.
+"""Facts about picture files: each file is decoded once, in several processes, and cached.
 
-The memory is a small SQLite file in the user's cache folder. Whatever it holds, nothing in it is
-run, and what does not look like an entry counts as not known.
+The cache is a small SQLite file in the user's cache folder. Its content is never executed, and
+invalid entries are ignored.
 """
 
 import hashlib
@@ -29,24 +29,25 @@ from kansformer.data.images import (
 from kansformer.data.parallel import in_processes
 from models.cache import cache_folder
 
-VERSION = 2  # of what `inspect` finds: another one makes old entries useless
-# faults that lie in a file's bytes; others, such as permissions, may pass, and are not remembered
-LASTING = ("", "damaged", "not-a-picture", "too-many-pixels", "too-many-bytes")
+VERSION = 2  # of the cache entries: increase it when `inspect` changes, to invalidate old entries
+# kinds of faults in a file's content; other faults, such as permissions, may be fixed without
+# changing the file, and are not cached
+CACHEABLE = ("", "damaged", "not-a-picture", "too-many-pixels", "too-many-bytes")
 UNKNOWN = Stored("", "", 0, 0, 1, False, False)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One picture: its digest and how it is stored, or what is wrong, as in `PictureError`."""
+    """Facts about one picture: its digest and stored properties, or the fault (`PictureError`)."""
 
-    kind: str = ""  # empty for a good picture
+    kind: str = ""  # kind of fault; empty for a readable picture
     cause: str = ""
-    digest: str = ""  # of the upright pixels, in colour: equal pictures have equal digests
+    digest: str = ""  # SHA-256 of the upright pixels, grey as RGB: equal for equal pictures
     stored: Stored = UNKNOWN
 
 
 def inspect(path: str) -> Facts:
-    """Decodes a whole picture file."""
+    """Decodes a picture file completely; a fault is returned, not raised."""
     try:
         return _facts(decode(path, path))
     except PictureError as error:
@@ -54,14 +55,14 @@ def inspect(path: str) -> Facts:
 
 
 def inspect_array(pixels: np.ndarray) -> Facts:
-    """The same for a picture in memory, (H, W) or (H, W, 3) uint8."""
+    """The facts about a picture in memory, (H, W) or (H, W, 3) uint8."""
     facts = _facts(decode(pixels, "array"))
     return replace(facts, stored=replace(facts.stored, format="array"))
 
 
 def _facts(decoded: Decoded) -> Facts:
     image, stored = decoded.image, decoded.stored
-    if deep_mode(image):  # 8 bits of it would depend on the levels of the data set
+    if deep_mode(image):  # the 8-bit pixels would depend on the levels of the data set
         values = deep_values(upright(image, image))
         stored = replace(stored, low=float(values.min()), high=float(values.max()))
         size, pixels = values.shape[::-1], values.tobytes()
@@ -75,33 +76,33 @@ def _facts(decoded: Decoded) -> Facts:
 def inspect_files(
     paths: Sequence[str], workers: int | None = None, at_most: int | None = None
 ) -> list[Facts | None]:
-    """Facts of each file, from the cache or by decoding it; links to one file are decoded once.
+    """Facts about each file, from the cache or by decoding it; links to one file are decoded once.
 
     Args:
         workers: processes that decode; None for one per CPU.
-        at_most: look at no more than so many different files, spread evenly over the list.
+        at_most: inspect at most this many distinct files, spread evenly over the list.
 
     Returns:
-        One for each path; None for those that were not looked at. Which they are depends on the
-        files alone, and not on the cache.
+        The facts for each path, None for files that were not inspected. Which files are inspected
+        depends on the list alone, not on the cache.
     """
     keys = [file_key(path) for path in paths]
     files = {key: path for key, path in zip(keys, paths, strict=True) if key is not None}
     if at_most is not None and len(files) > at_most:
         chosen = np.linspace(0, len(files) - 1, at_most).astype(int).tolist()
-        places = list(files)
-        files = {places[index]: files[places[index]] for index in chosen}
+        distinct = list(files)
+        files = {distinct[index]: files[distinct[index]] for index in chosen}
     cache = Cache(_cache_file(paths))
     known = cache.read(list(files))
     missing = [key for key in files if key not in known]
-    found: dict[str, Facts] = {}
+    new: dict[str, Facts] = {}
     try:
         results = in_processes(inspect, [files[key] for key in missing], workers, "pictures")
         for key, facts in zip(missing, results, strict=True):
-            found[key] = facts
+            new[key] = facts
     finally:  # also after Ctrl-C
-        cache.write(found)
-    known |= found
+        cache.write(new)
+    known |= new
     return [
         inspect(path) if key is None else known.get(key)
         for key, path in zip(keys, paths, strict=True)
@@ -109,69 +110,70 @@ def inspect_files(
 
 
 def file_key(path: str) -> str | None:
-    """Stands for a file's content without reading it, through any link; None if it is not there."""
+    """Identifies a file's content by inode, size and time, following links; None if missing."""
     try:
         status = os.stat(path)
     except OSError:
         return None
-    place = f"{status.st_dev}:{status.st_ino}" if status.st_ino else os.path.abspath(path)
-    return f"{place}:{status.st_size}:{status.st_mtime_ns}"
+    file = f"{status.st_dev}:{status.st_ino}" if status.st_ino else os.path.abspath(path)
+    return f"{file}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def _cache_file(paths: Sequence[str]) -> Path | None:
-    """Where facts are remembered; None without a cache folder, or with one among the pictures,
+    """The cache's path; None if there is no cache folder or if it lies within the data folder,
     where nothing is ever written.
     """
     folder = cache_folder()
     if folder is None:
         return None
     file = folder / "pictures.sqlite"
+    # the common path of the first and the last in sorted order is that of all
     ends = [os.path.realpath(path) for path in (min(paths), max(paths))] if paths else []
     try:
         inside = ends and file.resolve().is_relative_to(os.path.commonpath(ends))
-    except (ValueError, OSError, RuntimeError):  # pictures on several drives; a link in a circle
+    except (ValueError, OSError, RuntimeError):  # pictures on several drives; a circular link
         inside = False
     return None if inside else file
 
 
 class Cache:
-    """Facts by the keys of files, in an SQLite file; it forgets everything if that cannot be."""
+    """Facts per file key in an SQLite file; without a usable file, nothing is stored."""
 
     def __init__(self, file: Path | None) -> None:
         self.file = file
-        self.prefix = f"{VERSION}:{PIL.__version__}:"  # another Pillow may decode otherwise
+        self.prefix = f"{VERSION}:{PIL.__version__}:"  # another Pillow may decode differently
 
     def read(self, keys: Sequence[str]) -> dict[str, Facts]:
-        """What is known of these files."""
-        found: dict[str, Facts] = {}
-        with self._open() as base:
+        """The cached facts of those files that have an entry."""
+        entries: dict[str, Facts] = {}
+        with self._open() as database:
             for start in range(0, len(keys), 500):
-                asked = {self.prefix + key: key for key in keys[start : start + 500]}
-                marks = ",".join("?" * len(asked))
+                batch = {self.prefix + key: key for key in keys[start : start + 500]}
+                marks = ",".join("?" * len(batch))
                 query = f"SELECT key, facts FROM facts WHERE key IN ({marks})"
-                for key, text in base.execute(query, list(asked)):
+                for key, text in database.execute(query, list(batch)):
                     facts = _from_text(text)
-                    if key in asked and facts is not None:
-                        found[asked[key]] = facts
-        return found
+                    if key in batch and facts is not None:
+                        entries[batch[key]] = facts
+        return entries
 
-    def write(self, found: dict[str, Facts]) -> None:
-        """Remembers facts, but for faults that may pass."""
+    def write(self, entries: dict[str, Facts]) -> None:
+        """Stores facts per file key, except for faults that are not CACHEABLE."""
         rows = [
             (self.prefix + key, _to_text(facts))
-            for key, facts in found.items()
-            if facts.kind in LASTING
+            for key, facts in entries.items()
+            if facts.kind in CACHEABLE
         ]
-        with self._open() as base:
-            base.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
-            base.commit()
+        with self._open() as database:
+            database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
+            database.commit()
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """The file's connection, or one to nothing; an error of SQLite ends the block, no more."""
+        """Connects to the file, or to an empty database; an SQLite error only ends the block."""
         try:
-            with closing(self._connect()) as base:
-                yield base
+            with closing(self._connect()) as database:
+                yield database
         except sqlite3.Error as error:
             self._give_up(error)
 
@@ -180,22 +182,25 @@ class Cache:
         try:
             if self.file is not None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                base = sqlite3.connect(self.file)
+                database = sqlite3.connect(self.file)
                 try:
-                    base.execute("PRAGMA trusted_schema = OFF")  # a stranger's file runs nothing
-                    base.execute(create)
+                    database.execute("PRAGMA trusted_schema = OFF")  # the file may not be ours
+                    database.execute(create)
                 except sqlite3.Error:
-                    base.close()
+                    database.close()
                     raise
-                return base
+                return database
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
-        base = sqlite3.connect(":memory:")
-        base.execute(create)
-        return base
+        database = sqlite3.connect(":memory:")
+        database.execute(create)
+        return database
 
     def _give_up(self, error: Exception) -> None:
-        """Removes a file that is damaged or no data base: the class itself stands for that."""
+        """Removes a file that is damaged or not a database.
+
+        SQLite reports these with `DatabaseError` itself, and other errors with its subclasses.
+        """
         if type(error) is sqlite3.DatabaseError and self.file is not None:
             with suppress(OSError):
                 self.file.unlink()
@@ -206,7 +211,7 @@ def _to_text(facts: Facts) -> str:
 
 
 def _from_text(text: object) -> Facts | None:
-    """The facts of a row, or None if it is anything else."""
+    """The facts in a row, or None if its content is invalid."""
     try:
         row = json.loads(text) if isinstance(text, str) and len(text) < 2000 else None
     except (ValueError, RecursionError):
@@ -215,4 +220,4 @@ def _from_text(text: object) -> Facts | None:
     if not isinstance(row, list) or [type(value) for value in row] != types:
         return None
     facts = Facts(row[0], row[1], row[2], Stored(*row[3:]))
-    return facts if facts.kind in LASTING and bool(facts.kind) != bool(facts.digest) else None
+    return facts if facts.kind in CACHEABLE and bool(facts.kind) != bool(facts.digest) else None

@@ -1,6 +1,6 @@
-"""Folders of pictures, listed whole, whatever is wrong with them; nothing is opened or written.
+"""Lists folders of pictures and collects their problems; no file is opened or written.
 
-Training refuses a folder by the first of its problems (`refuse`), the doctor shows them all.
+Training stops at the first problem (`refuse`); the doctor reports all of them.
 """
 
 import os
@@ -22,8 +22,8 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-# What operating systems, network drives and tools leave in a folder of pictures, in lower case.
-# Some hold thumbnails of the pictures beside them. Hidden names, with a dot, need no place here.
+# Files and folders, in lower case, that operating systems, network drives and tools leave among
+# pictures. Some hold thumbnails. Names that begin with a dot are skipped anyway.
 SYSTEM_NAMES = frozenset({
     "@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin",  # Synology
     "@__thumb", "@recycle", "@recently-snapshot",  # QNAP
@@ -37,7 +37,7 @@ SYSTEM_NAMES = frozenset({
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a folder cannot be trained on; `kind` is a fixed word for programs."""
+    """Why a folder cannot be trained on; `kind` is a fixed keyword for programs."""
 
     kind: str
     path: str
@@ -47,7 +47,7 @@ class Problem:
 
 @dataclass
 class Split:
-    """A folder of class folders: the paths of each class's pictures, sorted, and the rest."""
+    """A folder of class folders: sorted picture paths per class, ignored paths, and problems."""
 
     folder: Path
     classes: dict[str, list[str]] = field(default_factory=dict)
@@ -57,7 +57,11 @@ class Split:
 
 @dataclass
 class Listing:
-    """A data folder's splits by their names in `SPLIT_FOLDERS`; a flat folder is all "train"."""
+    """A data folder's splits, with keys as in `SPLIT_FOLDERS`; a flat folder is one "train" split.
+
+    Attributes:
+        is_flat: whether the class folders lie in the data folder itself.
+    """
 
     name: str
     splits: dict[str, Split] = field(default_factory=dict)
@@ -67,45 +71,45 @@ class Listing:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The training split's, sorted; then those that only other splits have."""
+        """The sorted classes of the training split, then those that only other splits have."""
         train, *others = (self.splits.get(part, Split(Path())).classes for part in SPLIT_FOLDERS)
         return (*train, *sorted({name for classes in others for name in classes} - set(train)))
 
 
 def refuse(problems: Sequence[Problem]) -> None:
-    """Raises a UserError of the first problem, if there is one."""
+    """Raises a UserError for the first problem, if there is one."""
     for problem in problems:
         raise UserError(f"{problem.path}: {problem.cause}; {problem.remedy}")
 
 
 def list_folder(folder: Path) -> Listing:
-    """Lists a folder per class, or one with train/ and perhaps val/ and test/ of such folders."""
-    # in results and figures a name must be valid Unicode, which a folder's need not be
+    """Lists a data folder: class folders, or train/ and optionally val/ and test/ with them."""
+    # a folder's name need not be valid Unicode, but names in result files must be
     listing = Listing(os.fsencode(folder.resolve().name).decode(errors="replace"))
     entries = _scan(folder, listing.problems, listing.ignored)
     below = sorted(Path(entry) for entry in entries if _is_folder(entry))
-    found = {
-        part: next((p for p in below if p.name.lower() in names and _folders_alone(p)), None)
+    matches = {
+        part: next((p for p in below if p.name.lower() in names and _subfolders(p)), None)
         for part, names in SPLIT_FOLDERS.items()
     }
-    places = {part: path for part, path in found.items() if path is not None}
-    if not places:
-        places = {"train": folder}
+    folders = {part: path for part, path in matches.items() if path is not None}
+    if not folders:
+        folders = {"train": folder}
         listing.is_flat = True
-        listing.ignored.clear()  # `list_split` finds it again
-    elif "train" not in places:
-        cause = f"has {next(iter(places.values())).name}/ but no train/"
+        listing.ignored.clear()  # `list_split` collects these paths again
+    elif "train" not in folders:
+        cause = f"has {next(iter(folders.values())).name}/ but no train/"
         listing.problems.append(Problem("no-train", str(folder), cause, "add the folder"))
     if not listing.is_flat:
-        listing.ignored += [str(path) for path in below if path not in places.values()]
+        listing.ignored += [str(path) for path in below if path not in folders.values()]
 
     known: Collection[str] | None = None
-    for part, place in places.items():
-        split = list_split(place, known)
+    for part, path in folders.items():
+        split = list_split(path, known)
         if part == "train":
             known = split.classes.keys()
             if len(known) == 1:
-                split.problems.insert(0, _one_class(place, next(iter(known))))
+                split.problems.insert(0, _one_class(path, next(iter(known))))
         listing.splits[part] = split
         listing.ignored += split.ignored
         listing.problems += split.problems
@@ -113,20 +117,20 @@ def list_folder(folder: Path) -> Listing:
 
 
 def _one_class(folder: Path, name: str) -> Problem:
-    """The problem of a folder with one class folder, which may be one level too high."""
-    cause, remedy = f"only one class folder ({name})", "a classifier needs two"
+    """The problem of a folder with one class folder, which may be the parent of the data folder."""
+    cause, remedy = f"only one class folder ({name})", "add another, a classifier needs two"
     inside = folder / name
-    if len(_folders_alone(inside)) > 1:
-        cause += ", which holds folders itself"
+    if len(_subfolders(inside)) > 1:
+        cause += ", which itself holds folders"
         remedy = f"if those are the classes, give --data-path {shlex.quote(str(inside))}"
     return Problem("one-class", str(folder), cause, remedy)
 
 
 def list_split(folder: Path, known: Collection[str] | None = None) -> Split:
-    """Lists a folder per class, in a fixed order.
+    """Lists a folder of class folders, in a fixed order.
 
     Args:
-        known: the classes that there may be; None for any.
+        known: allowed class names; None allows any.
     """
     split = Split(folder)
     entries = _scan(folder, split.problems, split.ignored)
@@ -140,24 +144,24 @@ def list_split(folder: Path, known: Collection[str] | None = None) -> Split:
         remedy = (
             "sort the pictures into one folder per class"
             if loose
-            else "put one folder of pictures per class there"
+            else "add one folder of pictures per class"
         )
         split.problems.append(Problem("no-classes", str(folder), cause, remedy))
-    inside = _folders_alone(folder / names[0]) if len(names) > 1 else set()
-    if inside and all(_folders_alone(folder / name) == inside for name in names[1:]):
+    inside = _subfolders(folder / names[0]) if len(names) > 1 else set()
+    if inside and all(_subfolders(folder / name) == inside for name in names[1:]):
         cause = (
-            f"{names[0]} and {names[1]} hold the same folders, so they look like splits and not"
-            " like classes"
+            f"{names[0]} and {names[1]} hold the same folders, so they look like splits rather"
+            " than classes"
         )
-        remedy = "name them train, val and test, or give one of them"
+        remedy = "rename them to train, val and test, or give one of them as --data-path"
         split.problems.append(Problem("looks-like-splits", str(folder), cause, remedy))
     for name in names:
         path = str(folder / name)
         if name.encode(errors="replace").decode() != name:
-            cause = "a class name that is not valid UTF-8, as files of results must be"
+            cause = "the class name is not valid UTF-8"
             split.problems.append(Problem("bad-name", path, cause, "rename the folder"))
         if known is not None and name not in known:
-            cause = "a class that the training pictures do not have"
+            cause = "a class without training pictures"
             remedy = "rename the folder, or add the class to the training pictures"
             split.problems.append(Problem("unknown-class", path, cause, remedy))
         pictures, ignored, problems = walk(path)
@@ -165,19 +169,22 @@ def list_split(folder: Path, known: Collection[str] | None = None) -> Split:
         split.ignored += ignored
         split.problems += problems
         if not pictures and not problems:
-            cause, remedy = "no pictures in this class folder", "put some there or remove it"
+            cause, remedy = "no pictures in this class folder", "add some or remove the folder"
             if unread := [other for other in ignored if has_unread_name(other)]:
-                cause += f" in a format that is read (it has {os.path.basename(unread[0])})"
+                cause += f" in a supported format (it has {os.path.basename(unread[0])})"
                 remedy = unread_remedy(unread)
             split.problems.append(Problem("empty-class", path, cause, remedy))
     return split
 
 
 def walk(folder: str | os.PathLike[str]) -> tuple[list[str], list[str], list[Problem]]:
-    """Paths below a folder, in depth: files with a picture's name, all others, and problems.
+    """Searches a folder recursively.
 
-    Hidden files and folders are passed over. Folders that are links, and what has one of the
-    SYSTEM_NAMES, are not entered: they count with the others.
+    Hidden files and folders are skipped. Folders that are links, and entries with SYSTEM_NAMES,
+    are not entered and count as other paths.
+
+    Returns:
+        Sorted paths of files with a picture's extension, sorted other paths, and problems.
     """
     pictures: list[str] = []
     others: list[str] = []
@@ -195,22 +202,22 @@ def walk(folder: str | os.PathLike[str]) -> tuple[list[str], list[str], list[Pro
 
 
 def walk_pictures(folder: str | os.PathLike[str]) -> list[str]:
-    """Paths of all picture files below a folder, sorted; see `walk`."""
+    """Sorted paths of all files below a folder that `walk` takes for pictures."""
     return walk(folder)[0]
 
 
 def is_dead_link(path: str) -> bool:
-    """Whether a path is a link to something that is not there."""
+    """Whether a path is a broken link."""
     return os.path.islink(path) and not os.path.exists(path)
 
 
 def is_system_name(path: str) -> bool:
-    """Whether a path ends in one of the SYSTEM_NAMES."""
+    """Whether a path's last component is one of the SYSTEM_NAMES."""
     return os.path.basename(path).lower() in SYSTEM_NAMES
 
 
 def has_unread_name(path: str) -> bool:
-    """Whether a path ends as pictures of formats that are not read do."""
+    """Whether a path has the extension of an unsupported picture format and is not hidden."""
     name = os.path.basename(path)
     return not name.startswith(".") and extension(name) in UNREAD_EXTENSIONS
 
@@ -218,32 +225,32 @@ def has_unread_name(path: str) -> bool:
 def _scan(
     folder: str | os.PathLike[str], problems: list[Problem], ignored: list[str]
 ) -> list["os.DirEntry[str]"]:
-    """What lies in a folder, without what is hidden; what is the system's is added to `ignored`."""
-    found = []
+    """A folder's entries without hidden ones; entries with SYSTEM_NAMES are added to `ignored`."""
+    visible = []
     try:
         with os.scandir(os.fspath(folder)) as entries:
             for entry in entries:
                 if is_system_name(entry.name):
                     ignored.append(entry.path)
                 elif not entry.name.startswith("."):
-                    found.append(entry)
+                    visible.append(entry)
     except OSError as error:
         cause = f"this folder cannot be read ({error.strerror})"
         problems.append(Problem("unreadable-folder", str(folder), cause, "check its permissions"))
-    return found
+    return visible
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Whether it is a folder or a link to one."""
+    """Whether the entry is a folder or a link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle, or into a folder that may not be read
+    except OSError:  # a circular link, or a link into a folder without read permission
         return False
 
 
-def _folders_alone(folder: Path) -> set[str]:
-    """Names of a folder's folders, or nothing if it holds pictures too."""
-    found = [(entry.name, _is_folder(entry)) for entry in _scan(folder, [], [])]
-    if any(is_image_name(name) for name, is_folder in found if not is_folder):
+def _subfolders(folder: Path) -> set[str]:
+    """Names of a folder's subfolders; empty if the folder also holds pictures."""
+    entries = [(entry.name, _is_folder(entry)) for entry in _scan(folder, [], [])]
+    if any(is_image_name(name) for name, is_folder in entries if not is_folder):
         return set()
-    return {name for name, is_folder in found if is_folder}
+    return {name for name, is_folder in entries if is_folder}

@@ -1,4 +1,4 @@
-"""Files whose pixels are whole although a decoder refuses them, with what it refuses taken out."""
+"""Repairs files that a decoder refuses although their pixels are intact."""
 
 import io
 import struct
@@ -9,21 +9,21 @@ from PIL import Image
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 END_OF_JPEG = b"\xff\xd9"
-FILLERS = 8  # that a JPEG file without an end is tried with
-# all that decides on the pixels of a PNG file and which way up they are
+FILLERS = 8  # number of different endings that a JPEG file without an end is decoded with
+# the chunks of a PNG file that determine its pixels and their orientation
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
 
 
 def mended(data: bytes) -> tuple[bytes, str] | None:
-    """A picture file that has the same pixels and can be decoded, and what was wrong with it.
+    """A repaired file with the same pixels, and a description of its defect.
 
-    None if nothing is known to do for it. What comes back may still be damaged: the decoder tells.
+    None if no repair is known. The result may still be damaged, which decoding it will show.
     """
     if data.startswith(PNG):
-        without = PNG + b"".join(_pixel_chunks(data))
-        return (without, "its metadata cannot be read") if len(without) < len(data) else None
+        stripped = PNG + b"".join(_pixel_chunks(data))
+        return (stripped, "its metadata cannot be read") if len(stripped) < len(data) else None
     if data.startswith(JPEG):
-        data = data.removesuffix(b"\xff")  # half of the marker, or of an escape sequence
+        data = data.removesuffix(b"\xff")  # first half of the marker or of an escape sequence
         if lacks_only_its_end(data):
             return data + END_OF_JPEG, "it has no end marker"
     return None
@@ -31,31 +31,31 @@ def mended(data: bytes) -> tuple[bytes, str] | None:
 
 def _pixel_chunks(data: bytes) -> Iterator[bytes]:
     """The chunks of a PNG file that are not metadata, each with its length, type and checksum."""
-    place = len(PNG)
-    while place + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
+    start = len(PNG)
+    while start + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
         if kind in PIXEL_CHUNKS:
-            yield data[place : place + 12 + length]
-        place += 12 + length
+            yield data[start : start + 12 + length]
+        start += 12 + length
 
 
 def lacks_only_its_end(data: bytes) -> bool:
-    """Whether a JPEG file has all of its pixels, but not the marker that ends it.
+    """Whether a JPEG file has all of its pixels and lacks only the end marker.
 
-    A decoder takes what follows for pixels as long as some are missing. So a file is whole if it
-    gives the same picture whatever follows. That says nothing of a progressive file, which may lack
-    whole scans: those do not count as whole.
+    As long as pixels are missing, a decoder interprets the following bytes as pixels. So the file
+    is complete if it gives the same picture whatever bytes follow. This does not hold for
+    progressive files, which may lack whole scans; for them the result is False.
     """
     random = np.random.default_rng(0)
     try:
         first, *others = (_pixels(data + _filler(random) + END_OF_JPEG) for _ in range(FILLERS))
-    except Exception:  # damaged elsewhere: decoders raise many kinds
+    except Exception:  # damaged elsewhere: decoders raise any type
         return False
     return all(np.array_equal(first, other) for other in others)
 
 
 def _filler(random: np.random.Generator) -> bytes:
-    """Random data for a JPEG decoder, with all of the restart markers that it may wait for."""
+    """Random data for a JPEG decoder, with all restart markers that it may expect."""
     parts = random.integers(0, 255, (9, 32), dtype=np.uint8)
     markers = [bytes([0xFF, 0xD0 + number]) for number in range(8)]
     return b"".join(

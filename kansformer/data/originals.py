@@ -1,4 +1,4 @@
-"""The original files of MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, as published."""
+"""Reads the original files of MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, as published."""
 
 import codecs
 import gzip
@@ -18,7 +18,7 @@ FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-# MNIST and Fashion-MNIST have the same file names; their test labels begin differently
+# MNIST and Fashion-MNIST have the same file names; the first test labels tell them apart
 FASHION_TEST_LABELS = [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]
 MNIST_FILES = (
     "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
@@ -37,10 +37,10 @@ class Originals:
 
 
 def find_originals(folder: Path) -> Originals | None:
-    """Reads the data set whose original files lie in a folder, or one or two levels below.
+    """Reads the data set whose original files lie in a folder or in its usual subfolders.
 
     Returns:
-        None if there are no such files.
+        The data set, or None if there are no such files.
 
     Raises:
         UserError: some of the files are missing or damaged.
@@ -48,7 +48,7 @@ def find_originals(folder: Path) -> Originals | None:
     below = ("", "raw", "MNIST/raw", "FashionMNIST/raw",
              "cifar-10-batches-py", "cifar-10-batches-bin",
              "cifar-100-python", "cifar-100-binary")  # fmt: skip
-    for place in (folder / sub for sub in below):
+    for candidate in (folder / sub for sub in below):
         for marker, reader in (
             ("train-images-idx3-ubyte", _read_mnist),
             ("train-images-idx3-ubyte.gz", _read_mnist),
@@ -56,15 +56,15 @@ def find_originals(folder: Path) -> Originals | None:
             ("data_batch_1.bin", _read_cifar10_binary),
             ("train.bin", _read_cifar100_binary),
         ):
-            if (place / marker).is_file():
-                return reader(place)
-        if (place / "train").is_file() and (place / "meta").is_file():
-            return _read_cifar100_python(place)
+            if (candidate / marker).is_file():
+                return reader(candidate)
+        if (candidate / "train").is_file() and (candidate / "meta").is_file():
+            return _read_cifar100_python(candidate)
     return None
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a file, which may be there with `.gz` only."""
+    """The content of a file, or of its `.gz` version if that is the only one."""
     packed = path.with_name(path.name + ".gz")
     try:
         if path.is_file():
@@ -74,11 +74,11 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise UserError(f"{path}: missing; put the data set's original file there") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: damaged ({error}); fetch the file again") from None
+        raise UserError(f"{path}: damaged ({error}); download the file again") from None
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(f"{path}: not what such a file should hold; fetch the file again")
+    return UserError(f"{path}: not a valid file of the data set; download the file again")
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -111,7 +111,7 @@ def _read_mnist(folder: Path) -> Originals:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads the arrays of a CIFAR pickle and refuses to build anything else."""
+    """Reads the arrays of a CIFAR pickle and refuses to construct any other object."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # bytes, as Python 3 writes them
@@ -120,7 +120,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             return np.empty(0).__reduce__()[0]
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no business here")
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong in a CIFAR file")
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
@@ -129,11 +129,13 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         values = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: values[key] for key in values}
     except Exception as error:  # a damaged pickle raises anything
-        raise UserError(f"{path}: damaged or not a CIFAR file ({error}); fetch it again") from None
+        raise UserError(
+            f"{path}: damaged or not a CIFAR file ({error}); download the file again"
+        ) from None
 
 
 def _cifar_pictures(rows: np.ndarray, path: Path) -> np.ndarray:
-    """(N, 3072) planes to (N, 32, 32, 3) pictures."""
+    """Converts rows (N, 3072) of colour planes to pictures (N, 32, 32, 3)."""
     if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
         raise _damaged(path)
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))

@@ -1,4 +1,4 @@
-"""The same work for many pictures, in several processes, with a progress bar."""
+"""Applies a function to many pictures, in several processes, with a progress bar."""
 
 import multiprocessing
 import os
@@ -15,21 +15,21 @@ from kansformer.errors import JobFailed, ignore_pillow_warnings
 from kansformer.progress import progress_bar
 
 Result = TypeVar("Result")
-CHUNK = 16  # pictures that a process takes at a time
-_stop: Any = None  # in a process of the pool: the event that ends its work
+CHUNK = 16  # pictures that a process receives at a time
+_stop: Any = None  # in a worker process: the event that ends its work
 
 
 def in_processes(
     work: Callable[[Any], Result], items: Sequence[Any], workers: int | None, title: str
 ) -> Iterator[Result]:
-    """Yields work(item) in the order of the items; few items are done in this process.
+    """Yields work(item) in the order of the items; small jobs run in this process.
 
     Args:
-        work: a function of a module, so that it can be sent to a process.
-        workers: at most so many processes; None for one per CPU.
+        work: a module-level function, since it is pickled.
+        workers: upper limit for the number of processes; None for one per CPU.
 
     Raises:
-        JobFailed: a process was killed.
+        JobFailed: a worker process was killed.
     """
     workers = min(workers or usable_cores(), len(items) // CHUNK)
 
@@ -45,15 +45,16 @@ def in_processes(
         yield from bar(pool.map(partial(_unless_stopped, work), items, chunksize=CHUNK))
     except BrokenProcessPool:
         raise JobFailed(
-            f"{title}: a process was killed, perhaps for want of memory; give fewer --workers"
+            f"{title}: a worker process was killed, perhaps out of memory; give fewer --workers"
         ) from None
-    finally:  # the end, or an error or Ctrl-C: nothing more is begun
+    finally:  # also after an error or Ctrl-C: start no further items
         stop.set()
         pool.shutdown(cancel_futures=True)
 
 
 def _begin(stop: Any) -> None:
-    """Readies a process: signals are its parent's to handle, without whom it ends too."""
+    """Initialises a worker process: it leaves Ctrl-C to its parent, and ends with it."""
+
     global _stop
     _stop = stop
     ignore_pillow_warnings()

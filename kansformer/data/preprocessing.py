@@ -1,4 +1,4 @@
-"""The one way from a picture to a tensor, shared by training, evaluation and prediction."""
+"""The conversion of a picture to a tensor, shared by training, evaluation and prediction."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from kansformer.data.images import DEFAULT_LEVELS, Levels, Source, open_image
 from models.plain import plain_fields
 
 Statistics = float | Sequence[float]
-# means and standard deviations of pixel values that pretrained models were trained with
+# means and standard deviations by which pretrained models expect pixel values to be normalised
 STATISTICS: dict[str, tuple[Statistics, Statistics]] = {
     "half": (0.5, 0.5),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -24,11 +24,11 @@ STATISTICS: dict[str, tuple[Statistics, Statistics]] = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, centre crop, scale to [0, 1] and normalise; travels in the weights file.
+    """Resize, centre crop, scale to [0, 1] and normalise; stored in the weights file.
 
-    The shorter side becomes img_size / crop_pct, and the middle img_size square is kept. `mean` and
-    `std` are one number, or one per channel. `levels` are those of the training pictures with more
-    than 8 bits, see `open_image`; empty if there were none.
+    The shorter side becomes img_size / crop_pct pixels, of which the central img_size square is
+    kept. `mean` and `std` are one number, or one per channel. `levels` holds the (black, white)
+    levels of training pictures with more than 8 bits (`images.Levels`); empty if there were none.
     """
 
     img_size: int
@@ -59,45 +59,49 @@ class Preprocessing:
         std = self.std if isinstance(self.std, tuple) else (self.std,)
         if not (min(std) > 0 and 0.1 <= self.crop_pct <= 1):
             raise ValueError(f"std {self.std} or crop_pct {self.crop_pct} is out of bounds")
-        InterpolationMode(self.interpolation)  # a ValueError if there is no such mode
+        InterpolationMode(self.interpolation)  # raises a ValueError for an unknown mode
         object.__setattr__(self, "levels", checked_levels(self.levels))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """(in_chans, img_size, img_size) float32 of a picture in any mode and orientation."""
+        """Converts a picture of any mode and orientation to (in_chans, img_size, img_size)."""
         return self.normalise(self.fit(self.convert(image)))
 
     def open(
         self, source: Source, name: str | None = None, at_least: int | None = None
     ) -> Image.Image:
-        """The picture as the model was trained to see it, mode "L" or "RGB"; see `open_image`."""
+        """Opens a picture by `open_image`, with these levels; mode "L" or "RGB"."""
         return open_image(source, name, at_least, self.levels)
 
     def convert(self, image: Image.Image) -> Image.Image:
-        """The picture upright, in 8 bits and in the model's number of channels."""
+        """The picture upright, in 8 bits and with the model's number of channels."""
         return self.open(image).convert("L" if self.in_chans == 1 else "RGB")
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """The picture's middle, resized to the model's size."""
+        """The picture resized and centre-cropped to the model's input size."""
         size = round(self.img_size / self.crop_pct)
         short = min(image.size)
-        if max(image.size) > 8 * short:  # far more than the middle: enlarged, it fills the memory
+        if max(image.size) > 8 * short:  # resizing a long thin picture whole could fill the memory
             image = TF.center_crop(image, [min(side, 8 * short) for side in image.size[::-1]])
         if short != size:
             image = TF.resize(image, [size], InterpolationMode(self.interpolation))
         return TF.center_crop(image, [self.img_size, self.img_size])
 
     def normalise(self, image: Image.Image) -> Tensor:
-        """A picture of the right size as a tensor, (in_chans, H, W)."""
+        """A resized picture as a normalised float32 tensor, (in_chans, H, W)."""
         pixels = TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True)
         return (pixels - _per_channel(self.mean)) / _per_channel(self.std)
 
     def denormalise(self, tensor: Tensor) -> Image.Image:
-        """The picture that `normalise` made a tensor (in_chans, H, W) of; colours are clipped."""
+        """The inverse of `normalise`: a picture of a tensor (in_chans, H, W), colours clipped."""
         pixels = tensor.cpu() * _per_channel(self.std) + _per_channel(self.mean)
         return TF.to_pil_image(TF.to_dtype(pixels.clamp(0, 1), torch.uint8, scale=True))
 
     def for_input(self, img_size: int, in_chans: int) -> "Preprocessing":
-        """The same for another input of the model; one channel has the mean of the three."""
+        """The preprocessing for another input size; one channel gets the mean of the three.
+
+        Raises:
+            ValueError: statistics per channel cannot be converted to `in_chans` channels.
+        """
         mean, std = self.mean, self.std
         if in_chans == 1:
             mean, std = _mean(mean), _mean(std)
@@ -106,22 +110,22 @@ class Preprocessing:
         return replace(self, img_size=img_size, in_chans=in_chans, mean=mean, std=std)
 
     def with_statistics(self, name: str) -> "Preprocessing":
-        """The same with other mean and standard deviation, by their name in `STATISTICS`."""
+        """A copy with the mean and standard deviation of this name in `STATISTICS`."""
         mean, std = STATISTICS[name]
         if self.in_chans == 1:
             mean, std = _mean(mean), _mean(std)
         return replace(self, mean=mean, std=std)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, as in the weights file."""
+        """Plain types, as stored in the weights file."""
         return asdict(self)
 
 
 def checked_levels(levels: Levels) -> dict[str, tuple[float, float]]:
-    """Levels as they may come from a file.
+    """Validated levels, which may come from a file.
 
     Raises:
-        ValueError: they are for no mode in `DEFAULT_LEVELS`, or black is not below white.
+        ValueError: a mode is not in `DEFAULT_LEVELS`, or black is not below white.
     """
     checked = {}
     for mode, pair in dict(levels).items():
@@ -133,7 +137,7 @@ def checked_levels(levels: Levels) -> dict[str, tuple[float, float]]:
 
 
 def _per_channel(value: Statistics) -> float | Tensor:
-    """A number, or one per channel as (C, 1, 1)."""
+    """A single number, or a tensor (C, 1, 1) of one per channel."""
     return value if isinstance(value, int | float) else torch.tensor(value)[:, None, None]
 
 

@@ -1,7 +1,7 @@
-"""From `--data-path` to labelled pictures: folders, original files and built-in data sets.
+"""Resolves `--data-path` to labelled pictures: folders, original files and built-in data sets.
 
-Labels always go by class name: every split is indexed by the one list of names that the training
-split gives. Nothing under the data path is written.
+Labels follow class names: all splits share one list of class names, given by the training split.
+Nothing under the data path is written.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from kansformer.data.originals import DIGITS, Originals, find_originals
 from kansformer.data.split import stratified_split
 from kansformer.errors import UserError
 
-# what a user without a network puts into the folder
+# files that a user without network access has to provide
 DOWNLOADS = {
     "mnist": "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz"
     " and t10k-labels-idx1-ubyte.gz",
@@ -36,14 +36,17 @@ DOWNLOADS = {
 }
 BUILT_IN = ("digits", *DOWNLOADS)
 DIGITS_TEST_SEED = 0
-SIZES_SAMPLED = 99  # pictures by which the size of all is told
+SIZES_SAMPLED = 99  # pictures from which the typical size is estimated
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no one truth value to compare by
+@dataclass(frozen=True, eq=False)  # comparing arrays does not give a single truth value
 class Pictures:
-    """One split: files, or an array (N, H, W) or (N, H, W, 3) of uint8, with labels (N,).
+    """One split: paths, or an array (N, H, W) or (N, H, W, 3) of uint8, with labels (N,).
 
-    Files may be decoded already, see `cached`. `levels` are of the data set, see `open_image`.
+    Attributes:
+        title: the folder, or a name for pictures in memory.
+        decoded: the decoded files, if they are `cached`.
+        levels: (black, white) of the data set's pictures with more than 8 bits, per mode.
     """
 
     items: Sequence[str] | np.ndarray
@@ -57,13 +60,14 @@ class Pictures:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the pictures are arrays, so that reading one costs next to nothing."""
+        """Whether the pictures are decoded arrays, which need no reading."""
         return isinstance(self.items, np.ndarray) or self.decoded is not None
 
     def open(self, index: int, at_least: int | None = None) -> Image.Image:
         """The decoded picture, mode "L" or "RGB"; a UserError if it cannot be read.
 
-        See `open_image` for `at_least`.
+        With `at_least`, a large JPEG is decoded at reduced size, as long as its shorter side keeps
+        that many pixels.
         """
         item = self.items[index] if self.decoded is None else self.decoded[index]
         if isinstance(item, str):
@@ -71,23 +75,24 @@ class Pictures:
         return Image.fromarray(item)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height as stored, from a file's header; a UserError if it has none."""
+        """Width and height as stored, from the file's header; a UserError if that is invalid."""
         item = self.items[index]
         return read_size(item) if isinstance(item, str) else (item.shape[1], item.shape[0])
 
     def cached(self, at_most: int | None = None, workers: int | None = None) -> "Pictures":
-        """The same pictures, with files decoded into memory once.
+        """The same pictures, with files decoded into memory.
 
-        Nothing changes in what `open` gives, unless pictures are reduced. Processes that are
-        forked, as loaders do on Linux, share the memory; elsewhere each takes a copy.
+        `open` returns the same pixels as before, unless pictures are reduced. Forked processes,
+        such as loader workers on Linux, share the memory; elsewhere each worker has a copy.
 
         Args:
-            at_most: reduce larger pictures, so that the shorter side has so many pixels; for
-                training only, as prediction sees the whole picture.
+            at_most: reduce larger pictures so that the shorter side has this many pixels; for
+                training only, since prediction uses the full resolution.
             workers: processes that decode; None for one per CPU.
 
         Raises:
-            UserError: a picture cannot be read, or all take more than half of the free memory.
+            UserError: a picture cannot be read, or the pictures need more than half of the free
+                memory.
         """
         if self.in_memory:
             return self
@@ -96,7 +101,7 @@ class Pictures:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the decoded pictures; 0 if they are read from files each time."""
+        """Bytes of the decoded pictures; 0 if they are read from files on each access."""
         if isinstance(self.items, np.ndarray):
             return self.items.nbytes
         return sum({id(pixels): pixels.nbytes for pixels in self.decoded or ()}.values())
@@ -107,17 +112,16 @@ class Pictures:
         return item if isinstance(item, str) else f"{self.title}[{index}]"
 
     def take(self, indices: np.ndarray) -> "Pictures":
-        """The pictures at these places."""
+        """The pictures at these indices."""
         items = self.items
         chosen = items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
         decoded = self.decoded and [self.decoded[i] for i in indices]
         return replace(self, items=chosen, labels=self.labels[indices], decoded=decoded)
 
     def fingerprint(self, class_names: Sequence[str]) -> str:
-        """SHA-256 of the pictures and their classes, wherever their folder lies.
+        """SHA-256 of the pictures and their classes, independent of the folder's location.
 
-        Files are known by their paths within it and their sizes, pictures in memory by their
-        pixels.
+        Files are identified by relative path and size, pictures in memory by their pixels.
         """
         digest = hashlib.sha256(json.dumps([class_names[label] for label in self.labels]).encode())
         if isinstance(self.items, np.ndarray):
@@ -132,7 +136,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """By what rule a share of the training pictures became the validation pictures."""
+    """How validation pictures were split from the training pictures: their share and the seed."""
 
     share: float
     seed: int
@@ -140,12 +144,12 @@ class SplitRule:
 
 @dataclass(frozen=True)
 class PictureData:
-    """A data set: class names in the order of the labels, and its splits, as far as it has them.
+    """A data set: class names in the order of the labels, and its splits.
 
     Attributes:
-        findings: what was passed over in its folder.
-        digests: of the pixels, by file, of files that were looked at (see `usable`).
-        rule: how `with_validation` made the validation split, if it did.
+        findings: reports on ignored files in its folder.
+        digests: SHA-256 of the pixels per file, for the files that `usable` checked.
+        rule: how `with_validation` drew the validation split; None if the data set had its own.
     """
 
     name: str
@@ -159,30 +163,34 @@ class PictureData:
 
     @property
     def splits(self) -> dict[str, Pictures]:
-        """The splits that there are, by the names "train", "val" and "test"."""
-        found = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: pictures for name, pictures in found.items() if pictures is not None}
+        """The existing splits, with the keys "train", "val" and "test"."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: pictures for name, pictures in splits.items() if pictures is not None}
 
     @property
     def in_chans(self) -> int:
-        """1 for grey pictures in memory, otherwise 3."""
+        """Number of channels: 1 for grey pictures in memory, otherwise 3."""
         items = self.train.items
         return 1 if isinstance(items, np.ndarray) and items.ndim == 3 else 3
 
     @property
     def picture_size(self) -> float:
-        """Pixels on the shorter side of the training pictures: the median of a sample."""
-        places = np.linspace(0, len(self.train) - 1, min(len(self.train), SIZES_SAMPLED))
+        """Median length in pixels of the shorter side, over a sample of the training pictures.
+
+        Raises:
+            UserError: no picture of the sample can be read.
+        """
+        sample = np.linspace(0, len(self.train) - 1, min(len(self.train), SIZES_SAMPLED))
         sizes = []
-        for place in places.astype(int).tolist():
+        for index in sample.astype(int).tolist():
             with suppress(UserError):
-                sizes.append(min(self.train.size(place)))
+                sizes.append(min(self.train.size(index)))
         if not sizes:
-            raise UserError(f"{self.train.title}: none of its pictures can be read")
+            raise UserError(f"{self.train.title}: no picture can be read; replace the pictures")
         return median(sizes)
 
     def with_levels(self, levels: Levels) -> "PictureData":
-        """The same data with other levels for its pictures of more than 8 bits."""
+        """A copy with other (black, white) levels for pictures with more than 8 bits."""
         parts = {
             name: part if part.levels == levels else replace(part, levels=levels)
             for name, part in self.splits.items()
@@ -190,18 +198,18 @@ class PictureData:
         return replace(self, **parts)  # type: ignore[arg-type]
 
     def with_validation(self, share: float, seed: int) -> "PictureData":
-        """The same data with a validation split: its own, or else a seeded share of the training.
+        """The data with a validation split: the existing one, or a stratified share of "train".
 
         Raises:
-            UserError: it has none, and the share is not between 0 and 1 or leaves one side without
-                pictures.
+            UserError: there is no validation split, and the share is not between 0 and 1 or leaves
+                one of the two splits empty.
         """
         if self.val is not None:
             return self
         if not 0 < share < 1:
             raise UserError(
-                f"--val-split must lie between 0 and 1, not {share}; or put validation pictures"
-                " into val/"
+                f"--val-split must lie between 0 and 1, not {share}; change it, or put validation"
+                " pictures into val/"
             )
         train, val = stratified_split(self.train.labels, [1 - share, share], seed)
         if not len(train) or not len(val):
@@ -214,50 +222,50 @@ class PictureData:
         )
 
     def _cannot_split(self, share: float) -> str:
-        """Why a share of the training pictures leaves one side without any, and what to do."""
+        """The message for a share that leaves one of the two splits empty."""
         largest = int(np.bincount(self.train.labels).max())
         if largest < 2:
             return (
-                f"{self.train.title}: no class has two pictures, one to train on and one to"
-                " validate; add pictures"
+                f"{self.train.title}: no class has two pictures, one for training and one for"
+                " validation; add pictures"
             )
         return (
-            f"{self.train.title}: classes have {largest} pictures at most, of which --val-split"
-            f" {share} leaves none for one side; add pictures, or give --val-split 0.5"
+            f"{self.train.title}: classes have at most {largest} pictures, too few for --val-split"
+            f" {share}; add pictures, or give --val-split 0.5"
         )
 
 
 def load_data(data_path: str, download: bool = False, download_dir: str = "data") -> PictureData:
-    """Finds the pictures that a data path stands for.
+    """Loads the data set that a data path refers to.
 
     Args:
-        data_path: a folder (one folder per class; or train/ and perhaps val/ and test/; or the
+        data_path: a folder (one folder per class; or train/ and optionally val/ and test/; or the
             original files of MNIST, Fashion-MNIST or CIFAR), or one of `BUILT_IN`.
-        download: fetch a built-in data set that is not there.
-        download_dir: where built-in data sets are looked for and put.
+        download: download a built-in data set that is missing.
+        download_dir: folder of the built-in data sets.
 
     Raises:
         UserError: there is no such data, or it cannot be trained on.
     """
-    found = find_data(data_path, download, download_dir)
-    if isinstance(found, PictureData):
-        return found
-    refuse(found.problems)
-    parts = {part: pictures_of(split, found.class_names) for part, split in found.splits.items()}
+    data = find_data(data_path, download, download_dir)
+    if isinstance(data, PictureData):
+        return data
+    refuse(data.problems)
+    parts = {part: pictures_of(split, data.class_names) for part, split in data.splits.items()}
     return PictureData(
-        found.name,
-        found.class_names,
+        data.name,
+        data.class_names,
         train=parts["train"],
         val=parts.get("val"),
         test=parts.get("test"),
-        findings=tuple(passed_over(found, data_path)),
+        findings=tuple(passed_over(data, data_path)),
     )
 
 
 def find_data(
     data_path: str, download: bool = False, download_dir: str = "data"
 ) -> PictureData | Listing:
-    """The same, but a folder of class folders is only listed, whatever is wrong in it."""
+    """Like `load_data`, but a folder of class folders is only listed, with all its problems."""
     folder = Path(data_path)
     if folder.is_dir():
         originals = find_originals(folder)
@@ -271,17 +279,17 @@ def find_data(
     if data_path in DOWNLOADS:
         return _from_originals(_find_or_download(data_path, Path(download_dir), download))
     raise UserError(
-        f"{data_path}: no such folder, and no built-in data set ({', '.join(BUILT_IN)});"
+        f"{data_path}: no such folder, and not a built-in data set ({', '.join(BUILT_IN)});"
         " check the path"
     )
 
 
 def pictures_of(split: Split, class_names: Sequence[str]) -> Pictures:
-    """The pictures of a listed split, labelled by the places of their classes in `class_names`."""
-    place = {name: index for index, name in enumerate(class_names)}
-    paths = [path for found in split.classes.values() for path in found]
-    counts = [len(found) for found in split.classes.values()]
-    labels = np.repeat(np.array([place[name] for name in split.classes], dtype=np.int64), counts)
+    """The pictures of a listed split; a label is the index of the class in `class_names`."""
+    indices = {name: index for index, name in enumerate(class_names)}
+    paths = [path for of_class in split.classes.values() for path in of_class]
+    counts = [len(of_class) for of_class in split.classes.values()]
+    labels = np.repeat(np.array([indices[name] for name in split.classes], dtype=np.int64), counts)
     return Pictures(paths, labels, str(split.folder))
 
 
@@ -296,7 +304,7 @@ def _from_originals(originals: Originals) -> PictureData:
 
 
 def _digits() -> PictureData:
-    """scikit-learn's 1,797 scans of 8x8 pixels; a fixed fifth of them, by class, is the test."""
+    """scikit-learn's 1,797 scans of 8x8 pixels; a fixed, stratified fifth is the test set."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -307,9 +315,9 @@ def _digits() -> PictureData:
 
 
 def _find_or_download(name: str, root: Path, download: bool) -> Originals:
-    place = root / name
-    found = find_originals(place)
-    if found is None and download:
+    folder = root / name
+    originals = find_originals(folder)
+    if originals is None and download:
         from torchvision import datasets
 
         kind = {
@@ -319,38 +327,37 @@ def _find_or_download(name: str, root: Path, download: bool) -> Originals:
             "cifar100": datasets.CIFAR100,
         }[name]
         try:
-            kind(str(place), download=True)
+            kind(str(folder), download=True)
         except Exception as error:  # the network fails in many ways
-            raise _cannot_get(name, place, f"not there: the download failed ({error})") from None
-        found = find_originals(place)
-    if found is None:
-        raise _cannot_get(name, place, "not there; add --download to fetch it")
-    if found.name != name:
-        raise UserError(f"{place}: holds the files of {found.name}; put those of {name} there")
-    return found
+            raise _not_downloaded(name, folder, error) from None
+        originals = find_originals(folder)
+    if originals is None:
+        raise _not_downloaded(name, folder)
+    if originals.name != name:
+        raise UserError(f"{folder}: holds the files of {originals.name}; put those of {name} there")
+    return originals
 
 
-def _cannot_get(name: str, place: Path, cause: str) -> UserError:
-    return UserError(f"{place}: {name} is {cause}; or put {DOWNLOADS[name]} there")
+def _not_downloaded(name: str, folder: Path, error: Exception | None = None) -> UserError:
+    """The error for a built-in data set that is missing, or whose download failed."""
+    cause = f"the download failed ({error})" if error else "not downloaded yet"
+    remedy = "try again" if error else "add --download"
+    return UserError(f"{folder}: {name}: {cause}; {remedy}, or put {DOWNLOADS[name]} there")
 
 
 def _flowers102(root: Path, download: bool) -> PictureData:
     from torchvision import datasets
 
-    place = root / "flowers102"
+    folder = root / "flowers102"
     parts = []
     for split in ("train", "val", "test"):
         try:
-            parts.append(datasets.Flowers102(str(place), split, download=download))
+            parts.append(datasets.Flowers102(str(folder), split, download=download))
         except Exception as error:  # missing files, or the network failed in one of many ways
-            if download:
-                cause = f"not there: the download failed ({error})"
-            else:
-                cause = "not there; add --download to fetch it"
-            raise _cannot_get("flowers102", place, cause) from None
+            raise _not_downloaded("flowers102", folder, error if download else None) from None
     class_names = tuple(str(name) for name in getattr(parts[0], "classes", range(102)))
     train, val, test = (
-        Pictures([str(path) for path in part._image_files], np.array(part._labels), str(place))
+        Pictures([str(path) for path in part._image_files], np.array(part._labels), str(folder))
         for part in parts
     )
     return PictureData("flowers102", class_names, train, val, test)

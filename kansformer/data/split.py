@@ -13,19 +13,18 @@ def stratified_split(
     seed: int,
     groups: Sequence[Hashable] | None = None,
 ) -> list[np.ndarray]:
-    """Divides items so that each class is spread over the parts in the given ratios.
+    """Splits items so that each class is distributed over the parts in the given ratios.
 
-    Groups are dealt out one by one, large ones first, each to the part that lacks its classes
-    most. Without groups every item is one of its own, and each class is within one item of its
-    exact share.
+    Groups are assigned greedily, largest first, each to the part that needs its classes most.
+    Without groups, every class count is within one item of its exact share.
 
     Args:
         labels: (N,) class of each item.
         ratios: relative sizes of the parts, not negative.
-        groups: (N,) items of one group land in one part.
+        groups: (N,) items of one group are kept in one part; by default each item is a group.
 
     Returns:
-        For each ratio the sorted indices of its items; together all N, each once.
+        For each ratio the sorted indices of its items; every item is in exactly one part.
     """
     labels = np.asarray(labels).tolist()
     members: dict[Hashable, list[int]] = defaultdict(list)
@@ -46,7 +45,7 @@ def stratified_split(
 
     counts: dict[int, int]
     for unit in units:
-        # the common case is spared a Counter, which takes ten times as long
+        # single items, the common case, avoid a Counter, which takes ten times as long
         counts = {labels[unit[0]]: 1} if len(unit) == 1 else Counter([labels[i] for i in unit])
         best = max(open_parts, key=need)
         parts[best] += unit

@@ -1,4 +1,4 @@
-"""Lays a folder per class out as train/, val/ and test/ without touching the original."""
+"""Copies a folder of class folders into train/, val/ and test/, leaving the original untouched."""
 
 import os
 import re
@@ -25,11 +25,12 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Pictures per class (rows) and part (columns), and what to know about them.
+    """The result of a split.
 
     Attributes:
-        groups: sets of pictures that were kept together.
-        duplicates: pictures whose pixels are equal to another one's.
+        counts: pictures per class (rows) and part (columns).
+        groups: number of sets of pictures that were kept together.
+        duplicates: pictures whose pixels equal those of an earlier picture.
         broken: pictures that cannot be read.
     """
 
@@ -49,7 +50,7 @@ class SplitReport:
             lines.append(f"{name:<{width}}" + "".join(f"{count:>8}" for count in row))
         lines.append(
             f"{number(int(self.counts.sum()), 'picture')} in {number(self.groups, 'group')};"
-            f" {number(self.duplicates, 'picture')} equal to another one, kept on its side"
+            f" {number(self.duplicates, 'duplicate')}, each kept in the same part as its original"
         )
         for part, column in zip(parts, self.counts.T, strict=True):
             empty = [self.class_names[label] for label in np.flatnonzero(column == 0)]
@@ -61,7 +62,7 @@ class SplitReport:
                 )
         if self.broken:
             lines.append(
-                f"warning: {number(self.broken, 'picture')} cannot be read; the doctor names them:"
+                f"warning: {number(self.broken, 'picture')} cannot be read; to list them, run"
                 " python -m kansformer.data.doctor"
             )
         return "\n".join(lines)
@@ -78,47 +79,52 @@ def split_folder(
 ) -> SplitReport:
     """Copies or links every picture into target/<part>/<class>/, by a seeded stratified split.
 
-    Pictures with equal pixels, as the doctor finds them, and files whose names match the regex
-    alike land in one part. Writes class_indices.json beside the parts.
+    Pictures with equal pixels, and files with the same regex match in their names, are kept in one
+    part. Writes class_indices.json beside the parts.
 
     Args:
-        ratios: shares of train, val and perhaps test.
+        ratios: shares of train, val and optionally test.
+        symlink: link to the pictures instead of copying them.
+        group_regex: pattern searched in each file name; its groups, or else the whole match, are
+            the key by which files are kept together.
 
     Raises:
-        UserError: the source is no folder per class, the regex is bad or does not match a name, or
-            the target is not empty or lies within the source.
+        UserError: the source has no class folders, the regex is invalid or does not match a name,
+            or the target is not empty or lies within the source.
     """
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; check --data-path")
-    whole = list_folder(source)
-    if not whole.is_flat:
-        place = next(iter(whole.splits.values())).folder
+    listing = list_folder(source)
+    if not listing.is_flat:
+        folder = next(iter(listing.splits.values())).folder
         raise UserError(
-            f"{source}: is split already, into {', '.join(whole.splits)}; train on it as it is, or"
-            f" give --data-path {shlex.quote(str(place))} to split that part"
+            f"{source}: already split into {', '.join(listing.splits)}; train on it as it is, or"
+            f" give --data-path {shlex.quote(str(folder))} to split that part"
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: not empty, and nothing is overwritten; choose a new --output")
     if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{target}: lies within {source}, which is never written; choose another")
-    listed = list_split(source)
-    refuse(listed.problems)
-    class_names = tuple(listed.classes)
-    pictures = pictures_of(listed, class_names)
+        raise UserError(
+            f"{target}: lies within {source}, which is never written to; choose another --output"
+        )
+    split = list_split(source)
+    refuse(split.problems)
+    class_names = tuple(split.classes)
+    pictures = pictures_of(split, class_names)
 
     paths = [pictures.name(index) for index in range(len(pictures))]
     names = _name_groups(paths, group_regex)
     facts = inspect_files(paths)
-    contents = [known.digest if known and known.digest else path
-                for path, known in zip(paths, facts, strict=True)]  # fmt: skip
-    broken = sum(1 for known in facts if known is not None and known.kind)
+    contents = [picture.digest if picture and picture.digest else path
+                for path, picture in zip(paths, facts, strict=True)]  # fmt: skip
+    broken = sum(1 for picture in facts if picture is not None and picture.kind)
     groups = _joined(contents, names)
     parts = stratified_split(pictures.labels, ratios, seed, groups)
     counts = np.zeros((len(class_names), len(parts)), dtype=np.int64)
     for column, (part, indices) in enumerate(zip(PARTS, parts, strict=False)):
         if not len(indices):
             raise UserError(
-                f"{source}: {number(len(set(groups)), 'group')} of pictures that belong together"
+                f"{source}: {number(len(set(groups)), 'group')} of pictures to keep together"
                 f" cannot fill {part}; add pictures or change --ratios"
             )
         np.add.at(counts[:, column], pictures.labels[indices], 1)
@@ -137,7 +143,7 @@ def split_folder(
 
 
 def _name_groups(paths: list[str], regex: str | None) -> list[str]:
-    """The part of each file's name that the regex matches; without one, the path itself."""
+    """A key per file: the regex match in its name; without a regex, the path."""
     if regex is None:
         return paths
     try:
@@ -149,21 +155,21 @@ def _name_groups(paths: list[str], regex: str | None) -> list[str]:
         match = pattern.search(os.path.basename(path))
         if match is None:
             raise UserError(
-                f"{path}: --group-regex {regex!r} does not match this name; adapt the one or the"
-                " other"
+                f"{path}: --group-regex {regex!r} does not match this name; change the regex or"
+                " rename the file"
             )
         keys.append("\0".join(part or "" for part in match.groups()) or match[0])
     return keys
 
 
 def _joined(first: Sequence[object], second: Sequence[object]) -> list[int]:
-    """Numbers the groups that arise when items equal in either sequence belong together."""
+    """Group number of each item, where items that are equal in either sequence share a group."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     def codes(values: Sequence[object]) -> np.ndarray:
-        known: dict[object, int] = defaultdict(lambda: len(known))
-        return np.array([known[value] for value in values])
+        numbers: dict[object, int] = defaultdict(lambda: len(numbers))
+        return np.array([numbers[value] for value in values])
 
     left = codes(first)
     right = codes(second) + left.max() + 1

@@ -1,4 +1,4 @@
-"""The weights file holds all that prediction needs, and no bad file gets further than one line."""
+"""The weights file holds all that prediction needs; a bad file is refused with one line."""
 
 import json
 import pickle
@@ -43,15 +43,15 @@ def test_round_trip(saved: tuple[Path, VisionTransformer]) -> None:
     assert all(p.device.type == "cpu" for p in loaded.parameters())
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(loaded(x), model(x))
-    loaded.train()(x).sum().backward()  # it can be trained on
+    loaded.train()(x).sum().backward()  # it can be trained further
 
 
-def test_settings_may_be_numpys_numbers(tmp_path: Path) -> None:
+def test_settings_may_be_numpy_values(tmp_path: Path) -> None:
     model = small_model(depth=np.int64(2), mlp_ratio=np.float32(2))
-    pixels = Preprocessing(np.int32(8), np.uint8(1), np.float32(0.5), np.array([0.25]))
+    preprocessing = Preprocessing(np.int32(8), np.uint8(1), np.float32(0.5), np.array([0.25]))
     training = {"epoch": np.int64(7), "losses": np.array([0.5, 0.25], np.float32)}
     path = tmp_path / "best.safetensors"
-    save_model(path, model, pixels, NAMES, training, temperature=np.float32(2))
+    save_model(path, model, preprocessing, NAMES, training, temperature=np.float32(2))
     loaded = load_model(path)
     assert loaded.config == model.config
     assert loaded.preprocessing == Preprocessing(8, 1, 0.5, (0.25,))
@@ -59,7 +59,7 @@ def test_settings_may_be_numpys_numbers(tmp_path: Path) -> None:
     assert loaded.temperature == 2
 
 
-def test_metadata_are_plain_json(saved: tuple[Path, VisionTransformer]) -> None:
+def test_metadata_is_plain_json(saved: tuple[Path, VisionTransformer]) -> None:
     with safetensors.safe_open(str(saved[0]), "pt") as file:
         metadata = json.loads(file.metadata()[METADATA_KEY])
     assert metadata["format_version"] == 1
@@ -68,7 +68,7 @@ def test_metadata_are_plain_json(saved: tuple[Path, VisionTransformer]) -> None:
     assert metadata["preprocessing"]["img_size"] == 8
 
 
-def test_a_temperature_is_kept_and_old_files_have_none(
+def test_the_temperature_is_stored_and_defaults_to_1(
     saved: tuple[Path, VisionTransformer], tmp_path: Path
 ) -> None:
     assert load_model(saved[0]).temperature == 1
@@ -83,12 +83,12 @@ def test_a_temperature_is_kept_and_old_files_have_none(
     assert load_model(path).temperature == 1
 
 
-def test_names_must_fit_the_model(tmp_path: Path) -> None:
+def test_class_names_must_match_the_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 names for 3 classes"):
         save_model(tmp_path / "x", small_model(), Preprocessing(8, 1), NAMES[:2])
 
 
-def test_failed_write_leaves_the_old_file(
+def test_a_failed_write_keeps_the_old_file(
     saved: tuple[Path, VisionTransformer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, model = saved
@@ -105,7 +105,7 @@ def test_failed_write_leaves_the_old_file(
 
 
 def rewrite(path: Path, **changes: object) -> None:
-    """Changes entries of a weights file's metadata."""
+    """Changes metadata of a weights file; PART__FIELD=value changes a field of a part."""
     with safetensors.safe_open(str(path), "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = json.loads(file.metadata()[METADATA_KEY])
@@ -161,7 +161,7 @@ def rewrite(path: Path, **changes: object) -> None:
     ],
     ids=str,
 )
-def test_contradicting_metadata_are_refused(
+def test_invalid_metadata_is_refused(
     saved: tuple[Path, VisionTransformer], changes: dict[str, object]
 ) -> None:
     rewrite(saved[0], **changes)
@@ -172,7 +172,7 @@ def test_contradicting_metadata_are_refused(
 
 
 class Evil:
-    """Leaves a mark when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -201,7 +201,7 @@ def test_other_files_are_refused(tmp_path: Path, saved: tuple[Path, VisionTransf
 
 
 @pytest.mark.parametrize("change", ["nan", "half", "nested"])
-def test_odd_contents_are_refused(saved: tuple[Path, VisionTransformer], change: str) -> None:
+def test_invalid_contents_are_refused(saved: tuple[Path, VisionTransformer], change: str) -> None:
     path, model = saved
     tensors = {name: value.clone() for name, value in model.state_dict().items()}
     with safetensors.safe_open(str(path), "pt") as file:

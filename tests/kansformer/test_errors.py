@@ -1,4 +1,4 @@
-"""What a worker process raises arrives as it was."""
+"""Exceptions from worker processes arrive unchanged."""
 
 import pickle
 import signal
@@ -9,7 +9,7 @@ from kansformer.errors import Stopped
 
 
 @pytest.mark.parametrize("text", ["", "stopped at epoch 3; go on with --resume"])
-def test_a_stop_can_be_handed_from_process_to_process(text: str) -> None:
+def test_stopped_can_be_pickled(text: str) -> None:
     stop = Stopped(signal.SIGTERM, text)
-    arrived = pickle.loads(pickle.dumps(stop))
-    assert (arrived.status, str(arrived)) == (143, text or "stopped by SIGTERM")
+    copy = pickle.loads(pickle.dumps(stop))
+    assert (copy.status, str(copy)) == (143, text or "stopped by SIGTERM")

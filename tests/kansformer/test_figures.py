@@ -1,4 +1,4 @@
-"""Texts in figures: they fit, they stay apart, and they are drawn whatever their script."""
+"""Text in figures: it fits, names stay distinguishable, and any script can be drawn."""
 
 import io
 import re
@@ -31,20 +31,20 @@ from kansformer.figures import (
 from tests.conftest import ROOT
 
 CAT, DOG = "\U00012000\U00012001", "\U00012002"  # cuneiform signs
-SIDE = 800  # of the test font's glyphs, in thousandths of the letters' size
+SIDE = 800  # side of the test font's square glyphs, in thousandths of the font size
 
 
 @pytest.fixture(autouse=True)
-def usual_font_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No fonts but matplotlib's own, and nothing is known of any letter yet."""
-    own = [e for e in font_manager.fontManager.ttflist if e.fname.startswith(get_data_path())]
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+def bundled_fonts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only matplotlib's bundled fonts are installed, and the cache of letters is empty."""
+    fonts = [e for e in font_manager.fontManager.ttflist if e.fname.startswith(get_data_path())]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
     monkeypatch.setattr(figures, "_FAMILIES", {})
 
 
 @pytest.fixture
 def squares(tmp_path: Path) -> None:
-    """A font on this machine that has the letters of `CAT`, as squares."""
+    """Installs a font that has the letters of `CAT`, as squares."""
     pen = TTGlyphPen(None)
     pen.moveTo((0, 0))
     for corner in ((0, SIDE), (SIDE, SIDE), (SIDE, 0)):
@@ -64,8 +64,8 @@ def squares(tmp_path: Path) -> None:
     font_manager.fontManager.addfont(path)
 
 
-def said(text: str) -> tuple[Figure, np.ndarray]:
-    """A figure with nothing but this text, in letters of 50 points, and where its PNG has ink."""
+def drawn_text(text: str) -> tuple[Figure, np.ndarray]:
+    """A figure with only this text, at 50 points, and the darkness (H, W) of its PNG, 0 to 1."""
     figure = new_figure(THEMES["light"], 6, 2, dpi=72)
     figure.set_layout_engine("none")
     figure.text(0.1, 0.3, text, fontsize=50, color="black", parse_math=False)
@@ -74,8 +74,8 @@ def said(text: str) -> tuple[Figure, np.ndarray]:
 
 
 @pytest.mark.usefixtures("squares")
-def test_a_letter_is_drawn_by_the_font_that_has_it() -> None:
-    figure, ink = said(CAT)
+def test_a_letter_is_drawn_with_a_font_that_has_it() -> None:
+    figure, ink = drawn_text(CAT)
     assert figure.texts[0].get_text() == CAT
     assert ink.sum() == pytest.approx(2 * (0.001 * SIDE * 50) ** 2, rel=0.05)
     assert drawable_names(["a", CAT, "Кот"]) == ("a", CAT, "Кот")
@@ -83,13 +83,13 @@ def test_a_letter_is_drawn_by_the_font_that_has_it() -> None:
     assert text_width(CAT, 50) == pytest.approx(2 * 50 / 72, rel=0.15)
 
 
-def test_a_letter_that_no_font_has_is_written_out() -> None:
-    figure, ink = said(f"a {DOG}")
+def test_a_letter_that_no_font_has_is_drawn_as_an_escape() -> None:
+    figure, ink = drawn_text(f"a {DOG}")
     assert figure.texts[0].get_text() == r"a \U00012002"
-    assert np.array_equal(ink, said(r"a \U00012002")[1])
+    assert np.array_equal(ink, drawn_text(r"a \U00012002")[1])
 
 
-def test_ticks_are_written_out_too() -> None:
+def test_tick_labels_are_drawn_as_escapes_too() -> None:
     figure = new_figure(THEMES["light"], 3, 2)
     axes = figure.subplots()
     axes.set_yticks([0, 1], ["a", DOG])
@@ -97,7 +97,7 @@ def test_ticks_are_written_out_too() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", r"\U00012002"]
 
 
-def test_names_get_a_substitute_and_one_line_says_so() -> None:
+def test_undrawable_names_are_substituted_and_reported_in_one_line() -> None:
     names = ["a", CAT, "Кот", f"x{DOG}"]
     assert drawable_names(names) == ("a", "class 1", "Кот", "class 3")
     hint = font_hint(names) or ""
@@ -105,11 +105,11 @@ def test_names_get_a_substitute_and_one_line_says_so() -> None:
     assert "\n" not in hint
 
 
-def test_joiners_and_variations_are_no_letters_to_miss() -> None:
+def test_joiners_and_variation_selectors_need_no_glyph() -> None:
     names = ["a\u200db", "a\ufe0fb", "a\u2060b", "a\U000e0101b"]
     assert drawable_names(names) == tuple(names)
-    _, ink = said("a\U000e0101b")
-    assert np.array_equal(ink, said("ab")[1])
+    _, ink = drawn_text("a\U000e0101b")
+    assert np.array_equal(ink, drawn_text("ab")[1])
 
 
 def test_an_svg_keeps_the_text_for_the_browsers_fonts() -> None:
@@ -120,17 +120,17 @@ def test_an_svg_keeps_the_text_for_the_browsers_fonts() -> None:
     assert set(re.findall(r"font-family: ([^;\"]*)", svg)) <= {"var(--sans)"}
 
 
-def test_ascii_needs_no_search_of_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ascii_needs_no_font_search(monkeypatch: pytest.MonkeyPatch) -> None:
     def search() -> Iterator[tuple[str, str]]:
         raise AssertionError("searched")
 
     monkeypatch.setattr(figures, "_fonts", search)
-    said("cat_1 $x")
+    drawn_text("cat_1 $x")
     assert drawable_names(["cat", "dog"]) == ("cat", "dog")
     assert font_hint(["cat", "dog"]) is None
 
 
-def test_importing_it_costs_no_matplotlib() -> None:
+def test_importing_figures_does_not_import_matplotlib() -> None:
     code = "import sys, kansformer.figures; print('matplotlib' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -139,7 +139,7 @@ def test_importing_it_costs_no_matplotlib() -> None:
 
 
 def drawn_width(text: str, size: float) -> float:
-    """Inches that matplotlib's renderer takes for a text."""
+    """Width of a text in inches, as drawn by matplotlib's renderer."""
     figure = Figure(dpi=200)
     return figure.text(0, 0, text, fontsize=size, parse_math=False).get_window_extent().width / 200
 
@@ -177,7 +177,7 @@ def test_a_shortened_name_fits_and_keeps_its_ends(inches: float) -> None:
         ["same\nline", "other", "x" * 90],
     ],
 )
-def test_shortened_names_stay_different(names: list[str]) -> None:
+def test_shortened_names_stay_distinct(names: list[str]) -> None:
     short = shortened_names(names, 1.0, 8)
     assert len(set(short)) == len(names)
     assert all(drawn_width(name, 8) <= 1.15 for name in short)

@@ -1,4 +1,4 @@
-"""Counts read as English has them, also where there is one of a thing."""
+"""Counts in messages have the correct singular or plural."""
 
 import re
 import shutil
@@ -44,11 +44,11 @@ def test_there_is_one_implementation() -> None:
     assert [p.name for p in sources if "def number(" in p.read_text()] == ["words.py"]
 
 
-def test_a_run_of_one_epoch_speaks_of_one(tmp_path: Path) -> None:
+def test_messages_of_a_run_of_one_epoch(tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_folder(data / "train", 2)
     write_folder(data / "val", 1, first_seed=50)
-    for colour in ("green", "red"):  # one picture validates
+    for colour in ("green", "red"):  # leaves one validation picture
         shutil.rmtree(data / "val" / colour)
     lines: list[str] = []
     do(tiny_settings(data, tmp_path / "out", epochs=1, img_size=8, patience=1), lines.append)
@@ -59,7 +59,7 @@ def test_a_run_of_one_epoch_speaks_of_one(tmp_path: Path) -> None:
     assert not WRONG.search(text), text
 
 
-def test_messages_on_one_thing() -> None:
+def test_messages_with_counts_of_one() -> None:
     run = {"data": "x", "pictures": {"test": 1, "val": 1}, "epochs": 1, "device": "cpu"}
     run |= {"test_acc1": 1.0}
     row = {"train_loss": 1.0, "val_loss": 1.0, "val_acc1": 1.0}
@@ -81,5 +81,5 @@ def test_the_report_on_weights_counts_the_tensors_it_lists(tmp_path: Path, train
         " (kan blocks were asked for)"
     )
     assert lines[3] == "  skipped: head.bias (other classes)"
-    _, found = load_pretrained(str(trained / "best.safetensors"), num_classes=5)
-    assert not WRONG.search(str(found))
+    _, loaded = load_pretrained(str(trained / "best.safetensors"), num_classes=5)
+    assert not WRONG.search(str(loaded))

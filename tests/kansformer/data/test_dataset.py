@@ -1,4 +1,4 @@
-"""Augmentation depends on (seed, epoch, picture) alone, and preprocessing is torchvision's."""
+"""Augmentation depends on (seed, epoch, picture) only, and preprocessing equals torchvision's."""
 
 from pathlib import Path
 
@@ -30,9 +30,9 @@ def batches(folder: Path, workers: int, epoch: int, seed: int = 0) -> list:
     return list(loader)
 
 
-def test_workers_do_not_matter_and_epochs_do(colours: Path) -> None:
-    alone, again = batches(colours, 0, 1), batches(colours, 2, 1)
-    for (x, y), (x2, y2) in zip(alone, again, strict=True):
+def test_batches_depend_on_epoch_and_seed_but_not_on_workers(colours: Path) -> None:
+    alone, parallel = batches(colours, 0, 1), batches(colours, 2, 1)
+    for (x, y), (x2, y2) in zip(alone, parallel, strict=True):
         assert torch.equal(x, x2)
         assert torch.equal(y, y2)
     other_epoch, other_seed = batches(colours, 0, 2), batches(colours, 0, 1, seed=5)
@@ -40,7 +40,7 @@ def test_workers_do_not_matter_and_epochs_do(colours: Path) -> None:
     assert not torch.equal(alone[0][0], other_seed[0][0])
 
 
-def test_a_picture_is_augmented_alike_in_any_order(colours: Path) -> None:
+def test_augmentation_of_a_picture_does_not_depend_on_the_order(colours: Path) -> None:
     pictures = load_data(str(colours)).train
     dataset = PictureDataset(pictures, make_augmentation("photos", PREPROCESSING), 3)
     first = dataset[4, 7][0]
@@ -48,7 +48,7 @@ def test_a_picture_is_augmented_alike_in_any_order(colours: Path) -> None:
     assert torch.equal(dataset[4, 7][0], first)
 
 
-def test_augmentation_leaves_the_global_generator_alone(colours: Path) -> None:
+def test_augmentation_does_not_change_the_global_generator(colours: Path) -> None:
     dataset = PictureDataset(
         load_data(str(colours)).train, make_augmentation("photos", PREPROCESSING)
     )
@@ -57,7 +57,7 @@ def test_augmentation_leaves_the_global_generator_alone(colours: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_every_picture_comes_once_an_epoch(colours: Path) -> None:
+def test_an_epoch_has_every_picture_once(colours: Path) -> None:
     labels = torch.cat([y for _, y in batches(colours, 0, 0)])
     assert torch.bincount(labels).tolist() == [10, 10, 10]
 
@@ -65,7 +65,9 @@ def test_every_picture_comes_once_an_epoch(colours: Path) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("in_chans", [1, 3])
 @pytest.mark.parametrize("size", [(40, 20), (8, 8), (16, 16)])
-def test_policies_give_the_models_shape(policy: str, in_chans: int, size: tuple[int, int]) -> None:
+def test_policies_return_the_models_input_shape(
+    policy: str, in_chans: int, size: tuple[int, int]
+) -> None:
     preprocessing = Preprocessing(16, in_chans)
     augmentation = make_augmentation(policy, preprocessing)
     for mode in ("L", "RGB"):
@@ -75,7 +77,7 @@ def test_policies_give_the_models_shape(policy: str, in_chans: int, size: tuple[
         assert x.abs().max() <= 1
 
 
-def test_no_augmentation_is_the_preprocessing() -> None:
+def test_policy_none_equals_the_preprocessing() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     plain = make_augmentation("none", PREPROCESSING)
@@ -91,15 +93,15 @@ def test_digits_are_never_mirrored() -> None:
         assert any(v[..., :8].mean() < v[..., 8:].mean() for v in views) == mirrored, policy
 
 
-def test_a_long_thin_picture_is_cut_before_it_is_enlarged() -> None:
+def test_a_long_thin_picture_is_cropped_before_upsampling() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90_000, 1), dtype=np.uint8)
-    x = Preprocessing(224, 1)(Image.fromarray(pixels))  # whole, it would be 4.5 gigapixels
+    x = Preprocessing(224, 1)(Image.fromarray(pixels))  # uncropped, it would be 4.5 gigapixels
     assert x.shape == (1, 224, 224)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 20), (17, 90), (5, 9)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])
-def test_preprocessing_is_torchvisions(size: tuple[int, int], crop_pct: float) -> None:
+def test_preprocessing_equals_torchvisions(size: tuple[int, int], crop_pct: float) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     expected = v2.Compose([

@@ -1,4 +1,4 @@
-"""Pictures kept in memory are the pictures of the files, bit for bit, unless they are reduced."""
+"""Pictures cached in memory equal those of the files, bit for bit, unless they are reduced."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ def varied(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_nothing_changes_bit_for_bit(varied: Path, workers: int) -> None:
+def test_cached_pictures_are_equal_bit_for_bit(varied: Path, workers: int) -> None:
     files = load_data(str(varied)).train
     memory = files.cached(workers=workers)
     assert (files.in_memory, memory.in_memory) == (False, True)
@@ -51,7 +51,7 @@ def test_nothing_changes_bit_for_bit(varied: Path, workers: int) -> None:
             assert torch.equal(y, batches[0][1])
 
 
-def test_its_memory_is_counted_once_for_a_linked_file(varied: Path) -> None:
+def test_a_linked_file_uses_memory_once(varied: Path) -> None:
     files = load_data(str(varied)).train
     sizes = {os.stat(p).st_ino: np.asarray(files.open(i)).nbytes for i, p in enumerate(files.items)}
     assert len(sizes) == len(files) - 1
@@ -73,13 +73,13 @@ def test_larger_pictures_are_reduced(varied: Path) -> None:
         assert np.asarray(small).mean() == pytest.approx(np.asarray(full).mean(), abs=2)
 
 
-def test_more_than_the_memory_is_refused_before_it_is_taken(
+def test_exceeding_the_memory_limit_is_refused_before_decoding(
     varied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = load_data(str(varied)).train.items
     needed = sum(pixels.nbytes for pixels in decode_files(paths)[:-1])
     assert len(decode_files(paths, memory=needed + 3000)) == len(paths)
-    monkeypatch.setattr(decoded, "in_processes", lambda *arguments: pytest.fail("it began"))
+    monkeypatch.setattr(decoded, "in_processes", lambda *arguments: pytest.fail("decoding began"))
     with pytest.raises(UserError, match="leave out --cache"):
         decode_files(paths, memory=needed // 2)
     monkeypatch.undo()
@@ -101,7 +101,7 @@ def test_a_broken_picture_is_named(varied: Path) -> None:
 
 @pytest.mark.parametrize("policy", CROPS)
 @pytest.mark.parametrize("size", [(300, 300), (500, 300), (300, 700)])
-def test_no_crop_of_a_picture_with_the_least_side_is_enlarged(
+def test_crops_of_a_picture_with_the_least_side_are_never_upsampled(
     policy: str, size: tuple[int, int]
 ) -> None:
     preprocessing = Preprocessing(32)
@@ -112,15 +112,15 @@ def test_no_crop_of_a_picture_with_the_least_side_is_enlarged(
     sides = [min(map(crop.make_params([image]).get, ("height", "width"))) for _ in range(500)]
     assert min(sides) >= 32
     if size == (300, 300):
-        assert min(sides) <= 36  # and no larger than it must be
+        assert min(sides) <= 36  # the least side is not larger than needed
 
 
-def test_other_policies_need_what_evaluation_needs() -> None:
+def test_least_side_of_other_policies_is_that_of_evaluation() -> None:
     for policy in POLICIES.keys() - CROPS.keys():
         assert least_side(policy, Preprocessing(28, crop_pct=0.875)) == 32
 
 
-def test_training_may_decode_smaller_and_evaluation_does_not(tmp_path: Path) -> None:
+def test_jpegs_are_decoded_at_reduced_size_only_with_at_least(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     for name in "ab":
         (tmp_path / name).mkdir()

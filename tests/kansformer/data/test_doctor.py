@@ -1,4 +1,4 @@
-"""The doctor names every fault, prediction says the same, and nothing is changed."""
+"""The doctor reports every fault, prediction reports the same, and no file is changed."""
 
 import json
 import os
@@ -38,16 +38,16 @@ SEVERITY = {
 
 @pytest.fixture(scope="module")
 def sick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, set[str]]]]:
-    """The folder of every fault; after all tests it is what it was."""
+    """The folder with every fault; checks after all tests that it is unchanged."""
     folder = tmp_path_factory.mktemp("data") / "sick"
-    wanted = make_sick(folder)
+    expected = make_sick(folder)
     before = fingerprint(folder)
-    yield folder, wanted
+    yield folder, expected
     assert fingerprint(folder) == before
 
 
 def named(report: Report, kind: str, folder: Path) -> set[str]:
-    """All files of a kind of finding, relative to the folder; class names as they are."""
+    """The files of all findings of a kind, relative to the folder, or their class names."""
     return {
         os.path.relpath(name, folder) if os.path.isabs(name) else name
         for finding in report.findings
@@ -56,11 +56,11 @@ def named(report: Report, kind: str, folder: Path) -> set[str]:
     }
 
 
-def test_every_fault_is_found_and_nothing_else(sick: tuple[Path, dict[str, set[str]]]) -> None:
-    folder, wanted = sick
+def test_every_fault_is_reported_and_nothing_else(sick: tuple[Path, dict[str, set[str]]]) -> None:
+    folder, expected = sick
     report = examine(str(folder), workers=2)
-    assert {kind: named(report, kind, folder) for kind in wanted} == wanted
-    assert {finding.kind for finding in report.findings} == set(wanted)
+    assert {kind: named(report, kind, folder) for kind in expected} == expected
+    assert {finding.kind for finding in report.findings} == set(expected)
     for finding in report.findings:
         assert finding.kind in SEVERITY[finding.severity]
     assert sum(map(sum, (split.values() for split in report.counts.values()))) == len(
@@ -72,18 +72,18 @@ def test_every_fault_is_found_and_nothing_else(sick: tuple[Path, dict[str, set[s
     assert (report.modes["CMYK"], report.modes["P"], report.formats["BMP"]) == (1, 1, 4)
 
 
-def test_prediction_says_the_same_of_each_broken_picture(
+def test_prediction_reports_the_same_broken_pictures(
     sick: tuple[Path, dict[str, set[str]]], trained: Path
 ) -> None:
-    folder, wanted = sick
+    folder, expected = sick
     words = {
         "damaged": "damaged (", "not-a-picture": "not a picture of a known format",
         "too-many-pixels": "has more pixels than the limit",
-        "too-many-bytes": "has 357,913,941 bytes, the limit is",
-        "link-to-nowhere": "a link to a file that is not there (nowhere.png)",
+        "too-many-bytes": "has 357,913,941 bytes, more than the limit",
+        "link-to-nowhere": "a broken link (to nowhere.png)",
         "no-file": "not a regular file",
     }  # fmt: skip
-    broken = {str(folder / name): words[kind] for kind in words for name in wanted[kind]}
+    broken = {str(folder / name): words[kind] for kind in words for name in expected[kind]}
     answers = Predictor.load(trained / "best.safetensors")(find_pictures([str(folder)]))
     assert {answer["path"] for answer in answers if "error" in answer} == set(broken)
     for path, word in broken.items():
@@ -92,7 +92,7 @@ def test_prediction_says_the_same_of_each_broken_picture(
         assert answer["error"].count(";") == 1  # and a remedy
 
 
-def test_training_refuses_by_the_first_problem(sick: tuple[Path, dict[str, set[str]]]) -> None:
+def test_training_is_refused_with_the_first_problem(sick: tuple[Path, dict[str, set[str]]]) -> None:
     with pytest.raises(UserError, match="train/empty: no pictures in this class folder"):
         load_data(str(sick[0]))
 
@@ -112,16 +112,18 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def test_json_is_one_object_with_all_files(
     sick: tuple[Path, dict[str, set[str]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, wanted = sick
+    folder, expected = sick
     status, out, _ = run(capsys, "--data-path", folder, "--json")
     assert status == 1
-    found = json.loads(out)
-    assert {finding["kind"] for finding in found["findings"]} == set(wanted)
-    (turned,) = [f for f in found["findings"] if f["kind"] == "turned"]
-    assert set(turned["files"]) == {str(folder / name) for name in wanted["turned"]}
+    findings = json.loads(out)["findings"]
+    assert {finding["kind"] for finding in findings} == set(expected)
+    (turned,) = [finding for finding in findings if finding["kind"] == "turned"]
+    assert set(turned["files"]) == {str(folder / name) for name in expected["turned"]}
 
 
-def test_the_readable_report_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_report_is_limited_in_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(70):
         for i in range(6):
             write_picture(tmp_path / f"class {number:02}" / f"{i}.png", (0, 0, 0), number * 9 + i)
@@ -138,17 +140,17 @@ def test_the_readable_report_is_bounded(tmp_path: Path, capsys: pytest.CaptureFi
     assert "1 error, 0 warnings, 0 notes" in out
 
 
-def test_healthy_sets_are_status_0(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_good_data_is_status_0(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path, pictures in ((colours, 30), ("digits", 1797)):
         status, out, _ = run(capsys, "--data-path", path, "--workers", 1, "--json")
-        found = json.loads(out)
+        report = json.loads(out)
         assert status == 0
-        assert found["findings"] == []
-        assert sum(sum(split.values()) for split in found["counts"].values()) == pictures
+        assert report["findings"] == []
+        assert sum(sum(split.values()) for split in report["counts"].values()) == pictures
 
 
 @pytest.mark.parametrize("make", [make_nothing, make_file])
-def test_no_data_is_status_2(
+def test_missing_data_is_status_2(
     tmp_path: Path, make: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, err = run(capsys, "--data-path", make(tmp_path))
@@ -173,9 +175,9 @@ def test_it_runs_as_a_module_and_on_an_empty_folder(tmp_path: Path) -> None:
     assert "it holds no class folders" in done.stdout
 
 
-def test_duplicates_are_those_of_a_loop_over_all_pairs(tmp_path: Path) -> None:
+def test_duplicates_equal_those_of_a_comparison_of_all_pairs(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
-    for i in range(40):  # few different pictures, in several formats, modes and orientations
+    for i in range(40):  # few distinct pictures, in several formats, modes and orientations
         picture = Image.fromarray(pixels(int(rng.integers(12)), 6))
         if rng.random() < 0.3:
             picture = picture.convert("L").convert("RGB" if i % 2 else "L")
@@ -200,18 +202,18 @@ def test_duplicates_are_those_of_a_loop_over_all_pairs(tmp_path: Path) -> None:
 
 def test_duplicates_in_memory(tmp_path: Path) -> None:
     arrays = write_mnist(tmp_path, packed=False)
-    train, test = (arrays[MNIST_FILES[place]] for place in (0, 2))
-    test[3], test[5], test[16] = train[1], test[4], test[6]  # labels go round from 0 to 9
+    train, test = (arrays[MNIST_FILES[index]] for index in (0, 2))
+    test[3], test[5], test[16] = train[1], test[4], test[6]  # labels repeat from 0 to 9
     (tmp_path / MNIST_FILES[2]).write_bytes(idx(test))
-    found = {f.kind: [tuple(group) for group in f.groups] for f in examine(str(tmp_path)).findings}
-    assert found == {
+    groups = {f.kind: [tuple(group) for group in f.groups] for f in examine(str(tmp_path)).findings}
+    assert groups == {
         "duplicates-across-splits": [("train[1]", "test[3]")],
         "duplicates-with-conflicting-labels": [("train[1]", "test[3]"), ("test[4]", "test[5]")],
         "duplicates": [("test[6]", "test[16]")],
     }
 
 
-def test_names_that_some_systems_take_for_one(tmp_path: Path) -> None:
+def test_names_that_are_the_same_on_some_systems_are_reported(tmp_path: Path) -> None:
     for number, name in enumerate(("caf\u00e9", "cafe\u0301", "Tea", "tee")):
         for i in range(6):
             write_picture(tmp_path / name / f"{number} {i}.png", (0, 0, 0), 10 * number + i)
@@ -220,32 +222,32 @@ def test_names_that_some_systems_take_for_one(tmp_path: Path) -> None:
     assert set(finding.groups[0]) == {"caf\u00e9", "cafe\u0301"}
 
 
-def test_a_second_look_decodes_nothing_and_a_changed_file_again(
+def test_a_second_run_decodes_only_changed_files(
     colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (colours / "red" / "bad.png").write_text("no picture")
     first = examine(str(colours), workers=1)
-    looked: list[str] = []
+    decoded: list[str] = []
 
     def inspect(path: str) -> inspection.Facts:
-        looked.append(path)
+        decoded.append(path)
         return original(path)
 
     original = inspection.inspect
     monkeypatch.setattr(inspection, "inspect", inspect)
     assert examine(str(colours), workers=1) == first
-    assert looked == []
+    assert decoded == []
     os.link(colours / "red" / "bad.png", colours / "blue" / "linked.png")
     os.symlink(colours / "red" / "red 0.png", colours / "red" / "link.png")
     examine(str(colours), workers=1)
-    assert looked == []
+    assert decoded == []
     os.utime(colours / "red" / "red 0.png", ns=(1, 1))
     examine(str(colours), workers=1)
-    assert len(looked) == 1
+    assert len(decoded) == 1
 
 
-def no_data_base(file: Path) -> None:
-    file.write_bytes(b"not a data base, " * 500)
+def not_a_database(file: Path) -> None:
+    file.write_bytes(b"not a database, " * 500)
 
 
 def a_folder(file: Path) -> None:
@@ -253,46 +255,46 @@ def a_folder(file: Path) -> None:
 
 
 def another_table(file: Path) -> None:
-    with sqlite3.connect(file) as base:
-        base.execute("CREATE TABLE facts (a INTEGER)")
-    base.close()
+    with sqlite3.connect(file) as database:
+        database.execute("CREATE TABLE facts (a INTEGER)")
+    database.close()
 
 
-def strange_rows(file: Path) -> None:
-    """Replaces every row's facts by something else."""
-    with sqlite3.connect(file) as base:
-        keys = [key for (key,) in base.execute("SELECT key FROM facts")]
-        strange = ["{}", "[" * 1900, "null", '["damaged"]', "9" * 1900, b"\xff\xfe", None, 7,
+def invalid_rows(file: Path) -> None:
+    """Replaces the facts in every row with invalid values."""
+    with sqlite3.connect(file) as database:
+        keys = [key for (key,) in database.execute("SELECT key FROM facts")]
+        invalid = ["{}", "[" * 1900, "null", '["damaged"]', "9" * 1900, b"\xff\xfe", None, 7,
                    '["oops", "", "", "", "", 0, 0, 0, false, false]',
                    '["", "", "", "PNG", "RGB", 1, 1, 1, false, false]',
                    '["", "", "ab", "PNG", "RGB", "x", 1, 1, false, false]']  # fmt: skip
-        rows = [(strange[i % len(strange)], key) for i, key in enumerate(keys)]
-        base.executemany("UPDATE facts SET facts = ? WHERE key = ?", rows)
-    base.close()
+        rows = [(invalid[i % len(invalid)], key) for i, key in enumerate(keys)]
+        database.executemany("UPDATE facts SET facts = ? WHERE key = ?", rows)
+    database.close()
 
 
-@pytest.mark.parametrize("spoil", [no_data_base, a_folder, another_table, strange_rows])
-def test_a_spoilt_cache_does_no_harm(
-    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
+@pytest.mark.parametrize("corrupt", [not_a_database, a_folder, another_table, invalid_rows])
+def test_a_corrupt_cache_does_no_harm(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corrupt: Callable[[Path], None]
 ) -> None:
     (colours / "red" / "bad.png").write_text("no picture")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = examine(str(colours), workers=1)
     file = tmp_path / "cache" / "kansformer" / "pictures.sqlite"
-    if spoil is not strange_rows:
+    if corrupt is not invalid_rows:
         file.unlink()
-    spoil(file)
+    corrupt(file)
     for _ in range(2):
         assert examine(str(colours), workers=1) == first
 
 
-def test_nothing_is_written_where_it_cannot_or_must_not_be(
+def test_a_cache_in_the_data_folder_or_without_a_folder_is_not_written(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = fingerprint(tmp_path)
     (tmp_path / "file").touch()
-    for place in (colours, colours / ".cache", tmp_path / "file"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    for cache in (colours, colours / ".cache", tmp_path / "file"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
         assert not examine(str(colours), workers=1).has_errors
     (tmp_path / "file").unlink()
     assert fingerprint(tmp_path) == before
@@ -301,12 +303,12 @@ def test_nothing_is_written_where_it_cannot_or_must_not_be(
 def test_an_unreadable_folder_is_a_problem(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = os.scandir
 
-    def refusing(path: str) -> Iterator[os.DirEntry[str]]:
+    def scan_without_permission(path: str) -> Iterator[os.DirEntry[str]]:
         if str(path).endswith("green"):
             raise PermissionError(13, "Permission denied")
         return scan(path)
 
-    monkeypatch.setattr(os, "scandir", refusing)
+    monkeypatch.setattr(os, "scandir", scan_without_permission)
     with pytest.raises(UserError, match="green: this folder cannot be read"):
         load_data(str(colours))
     assert [f.kind for f in examine(str(colours), workers=1).findings] == ["unreadable-folder"]

@@ -1,4 +1,4 @@
-"""Every mode of picture is read right, and every bad file is named."""
+"""Pictures of every mode are read correctly, and errors name the file."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def saved(image: Image.Image, path: Path, **options: object) -> Path:
     return path
 
 
-def test_grey_and_colour_are_kept(tmp_path: Path) -> None:
+def test_grey_and_colour_are_unchanged(tmp_path: Path) -> None:
     grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     assert open_image(saved(grey, tmp_path / "g.png")).mode == "L"
     assert np.array_equal(open_image(tmp_path / "g.png"), grey)
@@ -37,7 +37,7 @@ def test_grey_and_colour_are_kept(tmp_path: Path) -> None:
     assert open_image(saved(colour, tmp_path / "c.png")).getpixel((0, 0)) == (1, 2, 3)
 
 
-def test_transparency_lies_over_white(tmp_path: Path) -> None:
+def test_transparency_is_composited_over_white(tmp_path: Path) -> None:
     rgba = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     rgba.putpixel((1, 0), (0, 0, 0, 0))
     image = open_image(saved(rgba, tmp_path / "a.png"))
@@ -74,9 +74,7 @@ def test_16_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "white"), [(np.uint16, 65535), (np.int32, 65535), (np.float32, 1.0)]
 )
-def test_brightness_does_not_depend_on_the_picture(
-    tmp_path: Path, dtype: type, white: float
-) -> None:
+def test_scaling_does_not_depend_on_the_picture(tmp_path: Path, dtype: type, white: float) -> None:
     whole = (np.linspace(0, 1, 64).reshape(8, 8) * white).astype(dtype)
     bright = saved(Image.fromarray(whole), tmp_path / "bright.tif")
     dark = saved(Image.fromarray(whole[:2]), tmp_path / "dark.tif")
@@ -99,15 +97,15 @@ def test_levels_of_a_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         (np.array([[0, 70_000]], np.int32), "from 0 to 70000"),
         (np.array([[-1, 7]], np.int32), "from -1 to 7"),
         (np.array([[0, 255]], np.float32), "from 0 to 255"),
     ],
 )
-def test_values_of_unknown_meaning_are_refused(values: np.ndarray, said: str) -> None:
-    with pytest.raises(PictureError, match=said) as caught:
+def test_values_beyond_the_default_levels_are_refused(values: np.ndarray, message: str) -> None:
+    with pytest.raises(PictureError, match=message) as caught:
         open_image(Image.fromarray(values))
     assert caught.value.kind == "out-of-range"
     mode = Image.fromarray(values).mode
@@ -150,7 +148,7 @@ def test_any_mode_becomes_grey_or_colour(tmp_path: Path, mode: str) -> None:
 
 
 def broken_files(folder: Path) -> dict[str, Path]:
-    """Each kind of file that cannot be read, and a word of its error."""
+    """Files that cannot be read, by words of their error messages."""
     whole = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(whole, "JPEG")
@@ -171,7 +169,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
 
 
 def huge_png(width: int, height: int) -> bytes:
-    """A PNG that claims to be large and holds no pixels."""
+    """A PNG whose header gives a large size, without pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         crc = zlib.crc32(kind + data)
@@ -181,7 +179,7 @@ def huge_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
-def test_bad_files_are_named_with_cause_in_one_line(tmp_path: Path) -> None:
+def test_errors_name_the_file_and_the_cause_in_one_line(tmp_path: Path) -> None:
     for word, path in broken_files(tmp_path).items():
         with pytest.raises(UserError, match=word.strip()) as caught:
             open_image(path)
@@ -189,27 +187,29 @@ def test_bad_files_are_named_with_cause_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_pixels_are_limited_before_decoding() -> None:
+def test_the_number_of_pixels_is_checked_before_decoding() -> None:
     assert 10_000 * 9_500 > MAX_PIXELS
     with pytest.raises(UserError, match="more pixels"):
         open_image(io.BytesIO(huge_png(10_000, 9_500)), "upload")
 
 
-def test_bytes_are_limited_before_anything_is_read(tmp_path: Path) -> None:
+def test_the_file_size_is_checked_before_reading(tmp_path: Path) -> None:
     path = saved(Image.new("RGB", (9, 9)), tmp_path / "heavy.png")
     os.truncate(path, MAX_BYTES)  # sparse
     assert open_image(path).size == (9, 9)
     os.truncate(path, MAX_BYTES + 1)
-    with pytest.raises(PictureError, match="has 357,913,941 bytes, the limit is 357,913,940"):
+    with pytest.raises(
+        PictureError, match="has 357,913,941 bytes, more than the limit of 357,913,940"
+    ):
         open_image(path)
 
 
-def test_links_to_nowhere_and_pipes_have_their_own_words(tmp_path: Path) -> None:
+def test_broken_links_and_pipes_have_specific_messages(tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to("lost.png")
     (tmp_path / "circle.png").symlink_to("circle.png")
-    os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would block forever
     for name, words, kind in (
-        ("link.png", r"a link to a file that is not there \(lost.png\); fix", "link-to-nowhere"),
+        ("link.png", r"a broken link \(to lost.png\); fix", "link-to-nowhere"),
         ("circle.png", "cannot be read", "unreadable"),
         ("pipe.png", "not a regular file; remove it", "no-file"),
     ):
@@ -219,16 +219,16 @@ def test_links_to_nowhere_and_pipes_have_their_own_words(tmp_path: Path) -> None
         assert kind in REMEDIES
 
 
-def test_a_picture_error_survives_a_process(tmp_path: Path) -> None:
+def test_a_picture_error_can_be_pickled(tmp_path: Path) -> None:
     with pytest.raises(PictureError) as caught:
         open_image(tmp_path / "none.png")
-    again = pickle.loads(pickle.dumps(caught.value))
-    assert (str(again), again.kind) == (str(caught.value), "missing")
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copy), copy.kind) == (str(caught.value), "missing")
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200))
 @settings(deadline=None, max_examples=40)
-def test_a_jpeg_is_never_decoded_below_what_is_asked(width: int, height: int, least: int) -> None:
+def test_a_jpeg_is_never_decoded_below_the_least_side(width: int, height: int, least: int) -> None:
     file = io.BytesIO()
     picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")
     picture.save(file, "JPEG")
@@ -240,13 +240,13 @@ def test_a_jpeg_is_never_decoded_below_what_is_asked(width: int, height: int, le
         assert np.array_equal(full, fast)
     else:
         assert min(fast.size) >= least
-        # a picture's blocks go on beyond its edges, where its last pixels are repeated
+        # incomplete JPEG blocks at the edges are padded by repeating the last pixels
         gaps = (0, -height % scale), (0, -width % scale), (0, 0)
         padded = Image.fromarray(np.pad(np.array(full), gaps, mode="edge"))
         assert np.abs(np.array(padded.reduce(scale)).astype(int) - fast).mean() < 2
 
 
-def test_only_jpegs_are_decoded_smaller_and_all_of_them_are_read(tmp_path: Path) -> None:
+def test_reduced_decoding_applies_to_jpegs_and_reads_the_whole_file(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -259,19 +259,19 @@ def test_only_jpegs_are_decoded_smaller_and_all_of_them_are_read(tmp_path: Path)
     assert np.array_equal(open_image(png, at_least=8), noise)
 
 
-def test_unexpected_formats_are_not_opened(tmp_path: Path) -> None:
+def test_other_formats_are_not_opened(tmp_path: Path) -> None:
     path = tmp_path / "script.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(UserError, match="not a picture"):
         open_image(path)
 
 
-def test_names() -> None:
+def test_image_names() -> None:
     assert is_image_name("a b.JPEG")
     assert not any(map(is_image_name, ("a.txt", ".hidden.png", "._a.jpg", "Thumbs.db", "png")))
 
 
-def test_exif_is_pillows(tmp_path: Path) -> None:
+def test_exif_rotation_equals_pillows(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = saved(Image.new("RGB", (6, 4)), tmp_path / "x.jpg", exif=exif)

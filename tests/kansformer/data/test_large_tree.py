@@ -1,4 +1,4 @@
-"""200,000 pictures in 1,000 classes are ready for their first batch in little time and memory."""
+"""The first batch of 200,000 pictures in 1,000 classes takes limited time and memory."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT, write_picture
 
 CLASSES, PICTURES = 1_000, 200
-# run in a fresh process: from the path to the first batch, and what that took
+# runs in a new process: measures time and memory from the data path to the first batch
 CODE = """
 import json, resource, sys, time
 from kansformer.data import PictureDataset, Preprocessing, TrainingSampler, training_loader
@@ -42,16 +42,16 @@ print(json.dumps({
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[Path]:
-    """One small picture under 200,000 names; a file has at most some 60,000 of them."""
+    """A few small pictures with 200,000 hard links; a file can have only about 60,000."""
     folder = tmp_path / "tree"
     for number in range(CLASSES):
-        place = folder / f"class {number:04}"
+        class_folder = folder / f"class {number:04}"
         if number % 250 == 0:
             original = tmp_path / f"{number}.jpg"
             write_picture(original, (90, 90, 90), number, size=32)
-        place.mkdir(parents=True)
+        class_folder.mkdir(parents=True)
         for i in range(PICTURES):
-            os.link(original, place / f"{i:04}.jpg")
+            os.link(original, class_folder / f"{i:04}.jpg")
     yield folder
     shutil.rmtree(folder)
 
@@ -62,10 +62,10 @@ def test_first_batch_of_a_large_tree(tree: Path) -> None:
         [sys.executable, "-c", CODE, str(tree)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["train"], found["val"], found["classes"]) == (160_000, 40_000, CLASSES)
-    assert found["batch"] == [64, 3, 32, 32]
-    for words in ("in several splits", "in several classes"):  # it is one picture
-        assert any(words in finding for finding in found["findings"])
-    assert found["seconds"] < 20
-    assert found["megabytes"] < 500
+    result = json.loads(done.stdout)
+    assert (result["train"], result["val"], result["classes"]) == (160_000, 40_000, CLASSES)
+    assert result["batch"] == [64, 3, 32, 32]
+    for words in ("in several splits", "in several classes"):  # since the files are links
+        assert any(words in finding for finding in result["findings"])
+    assert result["seconds"] < 20
+    assert result["megabytes"] < 500

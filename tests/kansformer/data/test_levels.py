@@ -1,4 +1,4 @@
-"""Pictures of more than 8 bits: one scale for a data set, which travels with the model."""
+"""Pictures with more than 8 bits: a data set has one scale, which is stored with the model."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ KINDS = {"uint16": 4095, "int32": 1_000_000, "float32": 255.0, "float32 to one":
 
 @pytest.fixture(params=KINDS)
 def deep(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, float]:
-    """Two classes, one dark and one bright, in an unusual range; and what is white in it."""
+    """A folder with a dark and a bright class in an unusual range, and its white level."""
     white, dtype = KINDS[request.param], request.param.split()[0]
     random = np.random.default_rng(0)
     for name, low, high in (("dark", 0, 0.4), ("bright", 0.6, 1)):
@@ -34,7 +34,7 @@ def deep(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, float]:
     return tmp_path / "deep", {1_000_000: 1_048_575}.get(white, white)
 
 
-def test_all_pictures_of_a_set_have_one_scale(deep: tuple[Path, float]) -> None:
+def test_all_pictures_of_a_data_set_have_one_scale(deep: tuple[Path, float]) -> None:
     folder, white = deep
     data, findings = usable(load_data(str(folder)))
     assert findings == []
@@ -50,10 +50,8 @@ def test_all_pictures_of_a_set_have_one_scale(deep: tuple[Path, float]) -> None:
     assert all(np.array_equal(cached.open(i), half.val.open(i)) for i in range(len(cached)))
 
 
-def test_the_scale_travels_from_training_to_prediction(
-    deep: tuple[Path, float], tmp_path: Path
-) -> None:
-    folder, white = deep
+def test_prediction_uses_the_scale_of_training(deep: tuple[Path, float], tmp_path: Path) -> None:
+    folder, expected_white = deep
     flags = {
         "data_path": str(folder), "output": str(tmp_path / "run"), "device": "cpu", "epochs": 8,
         "model": "kansformer_micro_patch8_16", "augment": "none", "batch_size": 8, "lr": 3e-3,
@@ -63,7 +61,7 @@ def test_the_scale_travels_from_training_to_prediction(
     summary = train(config, data, log=lambda line: None)
     assert summary["val_acc1"] == 100
     model = load_model(tmp_path / "run" / "best.safetensors")
-    assert [white_ for _, white_ in model.preprocessing.levels.values()] == [white]
+    assert [white for _, white in model.preprocessing.levels.values()] == [expected_white]
     predictor = Predictor(model)
     for path in data.val.items:
         by_path = predictor(path)[0]
@@ -72,7 +70,7 @@ def test_the_scale_travels_from_training_to_prediction(
         assert by_path["top"][0]["class"] == Path(path).parent.name
 
 
-def test_the_doctor_says_the_scale(deep: tuple[Path, float]) -> None:
+def test_the_doctor_reports_the_scale(deep: tuple[Path, float]) -> None:
     folder, white = deep
     report = examine(str(folder))
     (finding,) = [f for f in report.findings if f.kind == "levels"]
@@ -80,7 +78,7 @@ def test_the_doctor_says_the_scale(deep: tuple[Path, float]) -> None:
     assert not [f for f in report.findings if f.kind.startswith("duplicates")]
 
 
-def test_pictures_that_differ_below_8_bits_are_not_equal(tmp_path: Path) -> None:
+def test_pictures_that_differ_only_beyond_8_bits_are_not_equal(tmp_path: Path) -> None:
     for name, value in (("a", 100), ("b", 101)):
         for i in range(2):
             path = tmp_path / name / f"{i}.png"
@@ -98,7 +96,7 @@ def test_pictures_that_differ_below_8_bits_are_not_equal(tmp_path: Path) -> None
         ("F", 0, 254.5, (0, 255)), ("F", 0, 1e30, (0, 1e30)),
     ],
 )  # fmt: skip
-def test_levels_by_the_ends_of_a_set(
+def test_levels_follow_from_the_range_of_the_data_set(
     mode: str, low: float, high: float, levels: tuple[float, float]
 ) -> None:
     one = Stored("TIFF", mode, 4, 4, 1, True, False, low, high)
@@ -109,10 +107,10 @@ def test_levels_by_the_ends_of_a_set(
     assert levels_of(facts[2:]) == {}
 
 
-def test_levels_are_kept_in_json_and_checked() -> None:
-    made = Preprocessing(8, 1, levels={"I;16": (0, 4095)})
-    again = Preprocessing(**json.loads(json.dumps(made.to_dict())))
-    assert again == made
+def test_levels_survive_json_and_are_validated() -> None:
+    original = Preprocessing(8, 1, levels={"I;16": (0, 4095)})
+    copy = Preprocessing(**json.loads(json.dumps(original.to_dict())))
+    assert copy == original
     for wrong in (
         {"RGB": (0, 1)},
         {"F": (1, 1)},

@@ -1,4 +1,4 @@
-"""Intact pixels are read whatever is wrong beside them, and damaged pixels never are."""
+"""Intact pixels are read despite other defects of the file, and damaged pixels never are."""
 
 import io
 import struct
@@ -28,13 +28,13 @@ def png(**options: object) -> bytes:
     return file.getvalue()
 
 
-def much_text() -> bytes:
+def long_text() -> bytes:
     info = PngImagePlugin.PngInfo()
     info.add_text("story", "x" * 1_100_000, zip=True)
     return png(pnginfo=info)
 
 
-def much_text_in_unicode() -> bytes:
+def long_unicode_text() -> bytes:
     info = PngImagePlugin.PngInfo()
     info.add_itxt("story", "y" * 1_100_000, zip=True)
     return png(pnginfo=info)
@@ -46,14 +46,14 @@ def bad_checksum_of_metadata() -> bytes:
     return data[:33] + chunk + struct.pack(">I", zlib.crc32(b"else")) + data[33:]
 
 
-def exif_that_is_no_tiff() -> bytes:
+def invalid_exif() -> bytes:
     return png(exif=b"Exif\0\0this is no TIFF at all")
 
 
 @pytest.mark.parametrize(
-    "make", [much_text, much_text_in_unicode, bad_checksum_of_metadata, exif_that_is_no_tiff]
+    "make", [long_text, long_unicode_text, bad_checksum_of_metadata, invalid_exif]
 )
-def test_metadata_that_cannot_be_read_leave_the_pixels(make: object, tmp_path: Path) -> None:
+def test_invalid_metadata_does_not_affect_the_pixels(make: object, tmp_path: Path) -> None:
     path = tmp_path / "p.png"
     path.write_bytes(make())  # type: ignore[operator]
     assert np.array_equal(open_image(path), PICTURE)
@@ -61,10 +61,10 @@ def test_metadata_that_cannot_be_read_leave_the_pixels(make: object, tmp_path: P
 
 
 def exif(*tags: tuple[int, object]) -> bytes:
-    made = Image.Exif()
+    values = Image.Exif()
     for tag, value in tags:
-        made[tag] = value
-    return made.tobytes()
+        values[tag] = value
+    return values.tobytes()
 
 
 def short_tag(tag: int, kind: int, count: int, value: bytes) -> bytes:
@@ -72,7 +72,7 @@ def short_tag(tag: int, kind: int, count: int, value: bytes) -> bytes:
 
 
 def raw_exif(*entries: bytes, rest: bytes = b"") -> bytes:
-    """EXIF with entries that Pillow would not write."""
+    """EXIF data with entries that Pillow does not write."""
     directory = struct.pack("<H", len(entries)) + b"".join(entries) + struct.pack("<I", 0)
     return b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory + rest
 
@@ -84,7 +84,7 @@ ODD_EXIF = {
         ORIENTATION_6, short_tag(0x011A, 5, 1, struct.pack("<I", 8 + 2 + 24 + 4)),
         rest=struct.pack("<iI", -72, 1),
     ),
-    "text in place of the resolution": raw_exif(ORIENTATION_6, short_tag(0x011A, 2, 3, b"no\0")),
+    "text instead of the resolution": raw_exif(ORIENTATION_6, short_tag(0x011A, 2, 3, b"no\0")),
     "a directory beyond the end": raw_exif(
         ORIENTATION_6, short_tag(0x8769, 4, 1, struct.pack("<I", 999_999))
     ),
@@ -93,7 +93,7 @@ ODD_EXIF = {
 
 @pytest.mark.parametrize("name", ODD_EXIF)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_odd_exif_turns_the_picture_all_the_same(name: str, kind: str) -> None:
+def test_the_orientation_of_partly_invalid_exif_is_applied(name: str, kind: str) -> None:
     file = io.BytesIO()
     if kind == "TIFF":
         PICTURE.save(file, kind, tiffinfo={0x0112: 6, 0x0110: "model"})
@@ -108,10 +108,10 @@ def test_odd_exif_turns_the_picture_all_the_same(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["six", 0, 9, 250, (6, 6)])
-def test_an_orientation_that_is_none_leaves_the_picture(value: object) -> None:
+def test_an_invalid_orientation_is_ignored(value: object) -> None:
     try:
         data = png(exif=exif((0x0112, value)))
-    except Exception:  # Pillow writes no such thing
+    except Exception:  # Pillow does not write this value
         data = png(exif=raw_exif(short_tag(0x0112, 2, 4, b"six\0")))
     assert np.array_equal(open_image(data), PICTURE)
 
@@ -131,13 +131,13 @@ def jpeg(picture: Image.Image, **options: object) -> bytes:
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
 @pytest.mark.parametrize("missing", [1, 2])
-def test_a_jpeg_without_its_end_is_whole(
+def test_a_jpeg_without_its_end_marker_is_complete(
     mode: str, options: dict[str, object], missing: int
 ) -> None:
     data = jpeg(PICTURE.convert(mode), **options)
     assert data.endswith(END_OF_JPEG)
     assert np.array_equal(open_image(data[:-missing]), open_image(data))
-    notes = {"it has no end marker", *([""] if mode == "CMYK" else [])}  # libjpeg may be content
+    notes = {"it has no end marker", *([""] if mode == "CMYK" else [])}  # libjpeg may accept it
     assert decode(data[:-missing], "j").stored.note in notes
     lazy = Image.open(io.BytesIO(data[:-missing]))
     assert np.array_equal(open_image(lazy), open_image(data))
@@ -159,23 +159,23 @@ def test_a_jpeg_that_lacks_pixels_is_damaged(
         assert np.array_equal(open_image(data[:-cut]), open_image(data))
 
 
-def test_what_is_damaged_stays_damaged() -> None:
+def test_damaged_pixels_are_refused() -> None:
     data = png()
     start = data.index(b"IDAT")
-    spoilt = data[: start + 4] + bytes(20) + data[start + 24 :]
-    for broken in (spoilt, much_text()[:2000], data[: start + 60], jpeg(PICTURE)[:200]):
+    overwritten = data[: start + 4] + bytes(20) + data[start + 24 :]
+    for broken in (overwritten, long_text()[:2000], data[: start + 60], jpeg(PICTURE)[:200]):
         with pytest.raises(PictureError):
             open_image(broken)
     assert mended(b"GIF89a") is None
     assert mended(data) is None
 
 
-def test_the_doctor_notes_them_and_training_takes_them(tmp_path: Path) -> None:
+def test_the_doctor_reports_repaired_files_as_a_note(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "colours", 3)
-    (folder / "red" / "told.png").write_bytes(much_text())
+    (folder / "red" / "text.png").write_bytes(long_text())
     (folder / "red" / "end.jpg").write_bytes(jpeg(PICTURE)[:-2])
     report = examine(str(folder))
     (finding,) = [f for f in report.findings if f.kind == "mended"]
-    assert {Path(path).name for path in finding.files} == {"told.png", "end.jpg"}
+    assert {Path(path).name for path in finding.files} == {"text.png", "end.jpg"}
     assert finding.severity == "note"
     assert not report.has_errors

@@ -1,4 +1,4 @@
-"""Original files of MNIST, Fashion-MNIST and CIFAR, made here in their published formats."""
+"""Reading the original files of MNIST, Fashion-MNIST and CIFAR, written here in their formats."""
 
 import gzip
 import pickle
@@ -53,7 +53,7 @@ def test_mnist(tmp_path: Path, packed: bool, below: str) -> None:
     assert data.test.name(3) == "mnist/test[3]"
 
 
-def test_fashion_mnist_is_told_by_its_test_labels(tmp_path: Path) -> None:
+def test_fashion_mnist_is_recognised_by_its_test_labels(tmp_path: Path) -> None:
     write_mnist(tmp_path, True, fashion=True)
     data = load_data(str(tmp_path))
     assert (data.name, data.class_names) == ("fashion-mnist", FASHION)
@@ -121,7 +121,7 @@ def test_cifar(
     assert np.array_equal(data.train.open(0), expected[0])
 
 
-def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+def test_errors_name_missing_and_damaged_files(tmp_path: Path) -> None:
     write_mnist(tmp_path / "a", True)
     (tmp_path / "a" / (MNIST_FILES[2] + ".gz")).unlink()
     with pytest.raises(UserError, match=r"t10k-images.*missing"):
@@ -142,12 +142,12 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     write_mnist(tmp_path / "c", False)
     path = tmp_path / "c" / MNIST_FILES[1]
     path.write_bytes(path.read_bytes() + b"more")
-    with pytest.raises(UserError, match=r"train-labels.*not what"):
+    with pytest.raises(UserError, match=r"train-labels.*not a valid file"):
         load_data(str(tmp_path / "c"))
 
     write_cifar_binary(tmp_path / "d", False)
     (tmp_path / "d" / "data_batch_3.bin").write_bytes(b"short")
-    with pytest.raises(UserError, match=r"data_batch_3.*not what"):
+    with pytest.raises(UserError, match=r"data_batch_3.*not a valid file"):
         load_data(str(tmp_path / "d"))
 
 
@@ -161,7 +161,7 @@ class Evil:
         return (Path(self.mark).touch, ())
 
 
-def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
+def test_a_malicious_pickle_is_not_executed(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     write_cifar_python(tmp_path / "data", False)
     content = pickle.dumps({b"data": Evil(mark), b"labels": [0]})

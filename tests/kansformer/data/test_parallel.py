@@ -1,4 +1,4 @@
-"""Work in several processes: results in order, faults as they are, and nobody left behind."""
+"""Work in several processes: ordered results, original errors, and no processes left running."""
 
 import os
 import signal
@@ -49,29 +49,29 @@ def test_results_come_in_order(workers: int | None, count: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_is_the_works_own(workers: int) -> None:
+def test_an_error_of_the_work_is_raised_unchanged(workers: int) -> None:
     with pytest.raises(UserError, match="number 70: refused"):
         list(in_processes(refuse_70, range(200), workers, "numbers"))
 
 
-def test_a_killed_process_is_said_in_one_line() -> None:
-    with pytest.raises(JobFailed, match=r"numbers: a process was killed.*fewer --workers"):
+def test_a_killed_process_is_reported_in_one_line() -> None:
+    with pytest.raises(JobFailed, match=r"numbers: a worker process was killed.*fewer --workers"):
         list(in_processes(die_at_70, range(200), 2, "numbers"))
 
 
-def test_nothing_more_is_begun_once_it_is_left(tmp_path: Path) -> None:
+def test_no_further_items_start_after_the_iterator_is_closed(tmp_path: Path) -> None:
     results = in_processes(partial(mark, tmp_path), range(400), 2, "marks")
     next(results)
     results.close()
     done = len(os.listdir(tmp_path))
-    assert done < 64  # the two at work would go on to the end of their share and of those in line
+    assert done < 64  # unstopped, the workers would finish their chunks and those in the queue
     time.sleep(0.1)
     assert len(os.listdir(tmp_path)) == done
 
 
 CODE = """
 import os, signal, sys, time, types
-package = types.ModuleType("kansformer.data")  # without what its __init__ loads: starts at once
+package = types.ModuleType("kansformer.data")  # skips the imports of __init__, to start fast
 package.__path__ = ["kansformer/data"]
 sys.modules["kansformer.data"] = package
 from kansformer.data.parallel import in_processes
@@ -87,23 +87,23 @@ for process in in_processes(work, range(100_000), 2, "sleeps"):
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent does not."""
+    """Whether a process is running; False for a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):  # it ended, perhaps as we looked
+    except (FileNotFoundError, ProcessLookupError):  # it ended, perhaps while reading
         return False
 
 
-def until(holds: Callable[[], bool]) -> bool:
+def becomes_true(condition: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 30
-    while not holds() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
-    return holds()
+    return condition()
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -2), (signal.SIGKILL, -9)])
-def test_no_process_is_left_behind(number: int, status: int) -> None:
+def test_no_worker_outlives_its_parent(number: int, status: int) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", CODE],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -112,6 +112,6 @@ def test_no_process_is_left_behind(number: int, status: int) -> None:
         processes = {int(parent.stdout.readline()) for _ in range(64)}
         assert len(processes) == 2
         parent.send_signal(number)
-        assert until(lambda: not any(map(is_alive, processes)))
+        assert becomes_true(lambda: not any(map(is_alive, processes)))
         parent.stdout.read()
         assert parent.wait() == status

@@ -1,4 +1,4 @@
-"""Mean and deviation of pixels: one number or one per channel, for colour and for grey."""
+"""Normalisation by mean and standard deviation: one number or one per channel, colour and grey."""
 
 import json
 
@@ -19,30 +19,30 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8))
 
 
-def test_one_number_gives_what_it_always_gave() -> None:
+def test_one_number_normalises_all_channels_alike() -> None:
     pixels = TF.to_dtype(TF.pil_to_tensor(picture()), torch.float32, scale=True)
     expected = (pixels - 0.3) / 0.4
     assert torch.equal(Preprocessing(9, 3, 0.3, 0.4)(picture()), expected)
-    old = json.loads('{"img_size": 9, "in_chans": 3, "mean": 0.3, "std": 0.4, "crop_pct": 1.0}')
-    assert torch.equal(Preprocessing(**old)(picture()), expected)
+    older = json.loads('{"img_size": 9, "in_chans": 3, "mean": 0.3, "std": 0.4, "crop_pct": 1.0}')
+    assert torch.equal(Preprocessing(**older)(picture()), expected)
 
 
-def test_one_per_channel_is_torchvisions_normalise() -> None:
+def test_one_number_per_channel_equals_torchvisions_normalize() -> None:
     preprocessing = Preprocessing(9, 3, MEAN, STD)
     to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     expected = v2.Normalize(MEAN, STD)(to_tensor(picture()))
     torch.testing.assert_close(preprocessing(picture()), expected, rtol=0, atol=1e-6)
-    again = Preprocessing(**json.loads(json.dumps(preprocessing.to_dict())))
-    assert again == preprocessing
-    assert torch.equal(again(picture()), preprocessing(picture()))
+    copy = Preprocessing(**json.loads(json.dumps(preprocessing.to_dict())))
+    assert copy == preprocessing
+    assert torch.equal(copy(picture()), preprocessing(picture()))
 
 
-def test_equal_channels_are_as_one_number() -> None:
+def test_equal_channels_equal_one_number() -> None:
     one, three = Preprocessing(9, 3, 0.25, 0.5), Preprocessing(9, 3, (0.25,) * 3, (0.5,) * 3)
     assert torch.equal(one(picture()), three(picture()))
 
 
-def test_grey_has_the_mean_of_the_three() -> None:
+def test_grey_has_the_mean_of_the_three_channels() -> None:
     grey = Preprocessing(9, 3, MEAN, STD).for_input(5, 1)
     assert (grey.img_size, grey.in_chans) == (5, 1)
     assert grey.mean == pytest.approx(0.449, abs=1e-12)
@@ -67,17 +67,17 @@ def test_grey_has_the_mean_of_the_three() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_mean_or_std_is_refused(changes: dict[str, object]) -> None:
+def test_an_invalid_mean_or_std_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"mean|std"):
         Preprocessing(**{"img_size": 9, "in_chans": 3, **changes})
 
 
 @pytest.mark.parametrize(("channels", "statistics"), [(1, "half"), (3, "half"), (3, "imagenet")])
-def test_a_tensor_becomes_its_picture_again(channels: int, statistics: str) -> None:
+def test_denormalise_inverts_normalise(channels: int, statistics: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     pixels.flat[:2] = 0, 255
     preprocessing = Preprocessing(img_size=16, in_chans=channels).with_statistics(statistics)
     picture = preprocessing.convert(Image.fromarray(pixels))
-    again = preprocessing.denormalise(preprocessing.normalise(picture))
-    assert again.mode == picture.mode
-    assert np.array_equal(np.asarray(again), np.asarray(picture))
+    restored = preprocessing.denormalise(preprocessing.normalise(picture))
+    assert restored.mode == picture.mode
+    assert np.array_equal(np.asarray(restored), np.asarray(picture))

@@ -1,4 +1,4 @@
-"""From a data path to labelled pictures, or one line that says what is wrong."""
+"""A data path is resolved to labelled pictures, or refused with one line that names the problem."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from tests.kansformer.data.test_originals import write_mnist
 
 
 def fingerprint(folder: Path) -> str:
-    """Changes with any name, content or time below a folder."""
-    found = sorted(
+    """A hash of all names, contents and times below a folder."""
+    entries = sorted(
         (str(p), p.lstat().st_mtime_ns, p.is_file() and hashlib.sha256(p.read_bytes()).digest())
         for p in folder.rglob("*")
     )
-    return hashlib.sha256(repr(found).encode()).hexdigest()
+    return hashlib.sha256(repr(entries).encode()).hexdigest()
 
 
 def names(folder: Path) -> set[str]:
@@ -43,7 +43,7 @@ def test_flat_folder(colours: Path) -> None:
     assert fingerprint(colours) == before
 
 
-def test_a_class_may_be_called_train_and_hidden_folders_are_passed_over(tmp_path: Path) -> None:
+def test_a_class_may_be_called_train_and_hidden_folders_are_skipped(tmp_path: Path) -> None:
     for name in ("bus", "train", ".git"):
         for i in range(3):
             write_picture(tmp_path / name / f"{i}.png", (i, i, i), i)
@@ -55,7 +55,7 @@ def test_a_class_may_be_called_train_and_hidden_folders_are_passed_over(tmp_path
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation"])
-def test_split_folders_go_by_class_name(tmp_path: Path, val: str) -> None:
+def test_labels_of_split_folders_follow_class_names(tmp_path: Path, val: str) -> None:
     write_folder(tmp_path / "Train", 4)
     write_folder(tmp_path / "test", 2, first_seed=100)
     write_picture(tmp_path / val / "red" / "only.png", (200, 0, 0), 1)
@@ -65,7 +65,7 @@ def test_split_folders_go_by_class_name(tmp_path: Path, val: str) -> None:
     assert np.bincount(data.test.labels).tolist() == [2, 2, 2]
 
 
-def test_train_folder_alone_gives_up_a_share(tmp_path: Path) -> None:
+def test_without_val_a_share_of_train_becomes_validation(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", 5)
     data = load_data(str(tmp_path)).with_validation(0.4, 0)
     assert (len(data.train), len(data.val), data.test) == (9, 6, None)
@@ -76,13 +76,15 @@ def test_digits() -> None:
     parts = (data.train, data.val, data.test)
     assert sum(map(len, parts)) == 1797
     raw = load_digits()
-    known = {image.tobytes(): target for image, target in zip(raw.images, raw.target, strict=True)}
+    targets = {
+        image.tobytes(): target for image, target in zip(raw.images, raw.target, strict=True)
+    }
     for part in parts:
         for image, label in zip(part.items, part.labels, strict=True):
-            assert known[np.round(image.astype(float) * 16 / 255).tobytes()] == label
-    again = load_data("digits").with_validation(0.2, 7)
-    assert np.array_equal(again.test.items, data.test.items)
-    assert not np.array_equal(again.val.items, data.val.items)
+            assert targets[np.round(image.astype(float) * 16 / 255).tobytes()] == label
+    other = load_data("digits").with_validation(0.2, 7)
+    assert np.array_equal(other.test.items, data.test.items)
+    assert not np.array_equal(other.val.items, data.val.items)
     assert data.in_chans == 1
     assert data.picture_size == 8
 
@@ -145,11 +147,13 @@ def make_strange_splits(folder: Path) -> Path:
         (make_empty, "no class folders"),
         (make_empty_class, "yellow: no pictures"),
         (make_one_class, "only one class"),
-        (make_unknown_val_class, "yellow: a class that the training pictures do not have"),
+        (make_unknown_val_class, "yellow: a class without training pictures"),
         (make_val_only, "no train/"),
     ],
 )
-def test_bad_folders_are_named(tmp_path: Path, make: Callable[[Path], Path], words: str) -> None:
+def test_unusable_folders_are_refused_by_path(
+    tmp_path: Path, make: Callable[[Path], Path], words: str
+) -> None:
     path = make(tmp_path)
     with pytest.raises(UserError, match=words) as caught:
         load_data(str(path))
@@ -162,7 +166,7 @@ def test_too_few_pictures_for_a_validation_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no class has two pictures"):
         data.with_validation(0.2, 0)
     pairs = load_data(str(write_folder(tmp_path / "pairs", 2)))
-    with pytest.raises(UserError, match=r"have 2 pictures at most.*give --val-split 0.5"):
+    with pytest.raises(UserError, match=r"have at most 2 pictures.*give --val-split 0.5"):
         pairs.with_validation(0.2, 0)
     halves = pairs.with_validation(0.5, 0)
     assert (len(halves.train), len(halves.val)) == (3, 3)
@@ -171,14 +175,14 @@ def test_too_few_pictures_for_a_validation_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "flowers102"])
-def test_data_that_is_not_there_says_which_files_to_put_where(tmp_path: Path, name: str) -> None:
+def test_a_missing_data_set_is_refused_with_the_files_it_needs(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="--download") as caught:
         load_data(name, download_dir=str(tmp_path))
     assert str(tmp_path / name) in str(caught.value)
     assert " there" in str(caught.value)
 
 
-def test_another_sets_files_do_not_pass_for_the_named_one(tmp_path: Path) -> None:
+def test_files_of_another_data_set_are_refused(tmp_path: Path) -> None:
     write_mnist(tmp_path / "fashion-mnist", packed=True)
     with pytest.raises(UserError, match="holds the files of mnist"):
         load_data("fashion-mnist", download_dir=str(tmp_path))

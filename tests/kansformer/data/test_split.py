@@ -15,15 +15,15 @@ RATIOS = st.lists(st.floats(0.05, 1), min_size=2, max_size=3)
 
 @given(LABELS, RATIOS, st.integers(0, 99))
 @settings(deadline=None)
-def test_each_item_lands_once_and_each_class_is_spread(
+def test_each_item_is_in_one_part_and_each_class_is_stratified(
     labels: list[int], ratios: list[float], seed: int
 ) -> None:
     parts = stratified_split(labels, ratios, seed)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
     for part, ratio in zip(parts, ratios, strict=True):
-        found = Counter(np.array(labels)[part].tolist())
+        counts = Counter(np.array(labels)[part].tolist())
         for label, total in Counter(labels).items():
-            assert abs(found[label] - total * ratio / sum(ratios)) <= 1 + 1e-9
+            assert abs(counts[label] - total * ratio / sum(ratios)) <= 1 + 1e-9
 
 
 @given(LABELS, RATIOS, st.integers(0, 99), st.integers(1, 20))
@@ -33,15 +33,15 @@ def test_groups_stay_together(
 ) -> None:
     groups = [i % number for i in range(len(labels))]
     parts = stratified_split(labels, ratios, seed, groups)
-    owners = [{groups[i] for i in part} for part in parts]
-    assert sum(map(len, owners)) == len(set(groups))
+    groups_per_part = [{groups[i] for i in part} for part in parts]
+    assert sum(map(len, groups_per_part)) == len(set(groups))
     assert sum(map(len, parts)) == len(labels)
 
 
 def test_seeds() -> None:
     labels = [0, 1] * 100
-    first, again, other = (stratified_split(labels, [0.8, 0.2], seed)[1] for seed in (0, 0, 1))
-    assert np.array_equal(first, again)
+    first, same, other = (stratified_split(labels, [0.8, 0.2], seed)[1] for seed in (0, 0, 1))
+    assert np.array_equal(first, same)
     assert not np.array_equal(first, other)
 
 

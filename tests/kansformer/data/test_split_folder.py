@@ -1,4 +1,4 @@
-"""split_data: nothing lost, nothing overwritten, no picture on two sides."""
+"""split_data: no picture is lost, overwritten, or in two parts."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def contents(folder: Path) -> Counter[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("symlink", [False, True])
-def test_every_picture_arrives_once_under_its_class(
+def test_every_picture_is_copied_once_into_its_class(
     colours: Path, tmp_path: Path, symlink: bool
 ) -> None:
     before = fingerprint(colours)
@@ -47,22 +47,22 @@ def test_seeds(colours: Path, tmp_path: Path) -> None:
     assert layouts[0] == layouts[1] != layouts[2]
 
 
-def test_equal_pictures_stay_on_one_side(colours: Path, tmp_path: Path) -> None:
-    for name in COLOURS:  # each picture three times, once under another class
+def test_equal_files_are_kept_in_one_part(colours: Path, tmp_path: Path) -> None:
+    for name in COLOURS:  # each picture three times, once in another class
         for i in range(10):
             picture = colours / name / f"{name} {i}.png"
             shutil.copy(picture, colours / name / f"copy of {i}.png")
             shutil.copy(picture, colours / "red" / f"{name} too {i}.png")
     report = split_folder(colours, tmp_path / "out", RATIOS)
-    sides = [{p.read_bytes() for p in (tmp_path / "out" / part).rglob("*.png")} for part in PARTS]
-    assert all(sides)
-    assert not (sides[0] & sides[1])
-    assert not (sides[0] & sides[2])
-    assert not (sides[1] & sides[2])
+    parts = [{p.read_bytes() for p in (tmp_path / "out" / part).rglob("*.png")} for part in PARTS]
+    assert all(parts)
+    assert not (parts[0] & parts[1])
+    assert not (parts[0] & parts[2])
+    assert not (parts[1] & parts[2])
     assert report.duplicates == 60
 
 
-def test_equal_pixels_stay_on_one_side_however_they_are_packed(tmp_path: Path) -> None:
+def test_equal_pixels_in_different_formats_are_kept_in_one_part(tmp_path: Path) -> None:
     for name, colour in COLOURS.items():
         for i in range(10):
             write_picture(tmp_path / "in" / name / f"{i}.png", colour, i)
@@ -71,12 +71,12 @@ def test_equal_pixels_stay_on_one_side_however_they_are_packed(tmp_path: Path) -
                 image.save(tmp_path / "in" / name / f"{i} too.bmp")
     report = split_folder(tmp_path / "in", tmp_path / "out", RATIOS)
     assert report.duplicates == 60
-    found = examine(str(tmp_path / "out")).findings
-    assert "duplicates-across-splits" not in {finding.kind for finding in found}
-    assert "duplicates" in {finding.kind for finding in found}
+    kinds = {finding.kind for finding in examine(str(tmp_path / "out")).findings}
+    assert "duplicates-across-splits" not in kinds
+    assert "duplicates" in kinds
 
 
-def test_a_part_without_a_class_and_broken_pictures_are_said(colours: Path, tmp_path: Path) -> None:
+def test_a_missing_class_and_broken_pictures_are_reported(colours: Path, tmp_path: Path) -> None:
     for i in range(2, 10):
         (colours / "red" / f"red {i}.png").unlink()
     (colours / "blue" / "blue 1.png").write_text("no picture")
@@ -87,7 +87,7 @@ def test_a_part_without_a_class_and_broken_pictures_are_said(colours: Path, tmp_
     assert contents(tmp_path / "out") == contents(colours)
 
 
-def test_groups_stay_on_one_side(tmp_path: Path) -> None:
+def test_groups_are_kept_in_one_part(tmp_path: Path) -> None:
     for name in COLOURS:
         for i in range(50):
             path = tmp_path / "in" / name / f"IMG_{i:02}.png"
@@ -142,7 +142,7 @@ def test_the_target_must_not_lie_in_the_source(colours: Path) -> None:
     with pytest.raises(UserError, match="lies within"):
         split_folder(colours, colours / "out", RATIOS)
     split_folder(colours, colours.parent / "once", RATIOS)
-    with pytest.raises(UserError, match=r"is split already, into train, val, test; .*once/train"):
+    with pytest.raises(UserError, match=r"already split into train, val, test; .*once/train"):
         split_folder(colours.parent / "once", colours.parent / "twice", RATIOS)
     with pytest.raises(UserError, match="no such folder"):
         split_folder(colours / "missing", colours.parent / "out", RATIOS)

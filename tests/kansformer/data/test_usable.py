@@ -1,4 +1,4 @@
-"""Broken pictures are left out by name, alike on every run, and a class is never lost silently."""
+"""Unreadable pictures are left out and listed, the same on every run; lost classes are reported."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.kansformer.data.test_images import broken_files
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> tuple[Path, set[str]]:
-    """Train, val and test with broken pictures in each, and the paths of those."""
+    """A folder with broken pictures in train, val and test, and the paths of these pictures."""
     bad = set()
     for number, part in enumerate(("train", "val", "test")):
         folder = write_folder(tmp_path / "mixed" / part, 6, first_seed=100 * number)
@@ -30,7 +30,7 @@ def listed(data: PictureData) -> list[list[str]]:
     return [list(part.items) for part in (data.train, data.val, data.test) if part is not None]
 
 
-def test_broken_pictures_are_left_out_by_name(mixed: tuple[Path, set[str]]) -> None:
+def test_broken_pictures_are_left_out_and_listed(mixed: tuple[Path, set[str]]) -> None:
     folder, bad = mixed
     data = load_data(str(folder))
     left, findings = usable(data)
@@ -44,34 +44,34 @@ def test_broken_pictures_are_left_out_by_name(mixed: tuple[Path, set[str]]) -> N
             part.open(part.items.index(path))
 
 
-def test_the_outcome_does_not_depend_on_the_cache(
+def test_the_result_does_not_depend_on_the_cache(
     mixed: tuple[Path, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = load_data(str(mixed[0]))
-    outcomes = []
+    results = []
     for cache, at_most in (("a", 20), ("b", 20), ("b", 1000), ("b", 20)):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
         left, findings = usable(data, at_most=at_most)
-        outcomes.append((listed(left), [finding.to_dict() for finding in findings]))
-    assert outcomes[0] == outcomes[1] == outcomes[3] != outcomes[2]
+        results.append((listed(left), [finding.to_dict() for finding in findings]))
+    assert results[0] == results[1] == results[3] != results[2]
 
 
-def test_files_beyond_the_limit_are_said_not_to_be_looked_at(
+def test_files_beyond_the_limit_are_reported_as_not_checked(
     colours: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
-    looked: list[str] = []
+    checked: list[str] = []
     inspect = inspection.inspect
-    monkeypatch.setattr(inspection, "inspect", lambda path: looked.append(path) or inspect(path))
+    monkeypatch.setattr(inspection, "inspect", lambda path: checked.append(path) or inspect(path))
     data, (finding,) = usable(load_data(str(colours)), at_most=9, workers=1)
-    assert len(looked) == len(set(looked)) == 9
-    assert {Path(path).parent.name for path in looked} == {"blue", "green", "red"}
+    assert len(checked) == len(set(checked)) == 9
+    assert {Path(path).parent.name for path in checked} == {"blue", "green", "red"}
     assert (finding.kind, finding.severity) == ("not-looked-at", "note")
-    assert "21 pictures not looked at, of 30" in finding.text
+    assert finding.text == "21 of 30 pictures not checked"
     assert len(data.train) == 30
 
 
-def test_good_data_and_pictures_in_memory_stay_as_they_are(colours: Path) -> None:
+def test_good_data_and_pictures_in_memory_are_unchanged(colours: Path) -> None:
     for path in (str(colours), "digits"):
         data = load_data(path)
         assert usable(data) == (data, [])
@@ -86,7 +86,7 @@ def test_a_lost_class_stops_training(colours: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_class_lost_in_validation_is_a_warning_and_a_lost_split_stops(tmp_path: Path) -> None:
+def test_a_lost_validation_class_is_a_warning_and_an_empty_split_an_error(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", 3)
     write_folder(tmp_path / "val", 1, first_seed=50)
     (tmp_path / "val" / "red" / "red 0.png").write_text("no picture")

@@ -193,7 +193,7 @@ def test_an_output_that_cannot_be_made(run: Run, numbers: Path) -> None:
         "--task", "regression", "--data", numbers, "--target", "y", "--output", numbers, *QUICK
     )
     assert status == 2
-    assert "cannot be made" in err
+    assert "cannot be created" in err
 
 
 def test_a_byte_order_mark_and_spaces_are_no_part_of_a_name(tmp_path: Path) -> None:

@@ -176,13 +176,13 @@ def test_a_folder_that_cannot_be_created_is_refused_before_the_run(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=r"cannot be made .* choose another --output"):
+        with pytest.raises(UserError, match=r"cannot be created .* choose another --output"):
             do(tiny_settings(colours, output))
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_device_without_results_is_refused(tmp_path: Path, colours: Path) -> None:
-    with pytest.raises(UserError, match="--device meta: not to be had here"):
+    with pytest.raises(UserError, match="--device meta: not available here"):
         do(tiny_settings(colours, tmp_path / "out", device="meta"))
 
 
