@@ -1,6 +1,8 @@
 """The one place that knows kinds of devices."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -39,8 +41,19 @@ def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.de
         ) from None
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index or 0)
-        torch.set_float32_matmul_precision("high")
     return device
+
+
+@contextmanager
+def tf32_products(device: torch.device) -> Iterator[None]:
+    """Within, float32 matrix products may run in TF32 on an accelerator that has it."""
+    before = torch.get_float32_matmul_precision()
+    if device.type != "cpu":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def usable_cores() -> int:

@@ -1,7 +1,7 @@
 """Kolmogorov–Arnold layers: every edge carries a learnable B-spline (Liu et al., 2024).
 
 `KANLinear` and `KAN` keep the parameter names, shapes and semantics of efficient-kan, so its state
-dicts load as they are. `KANFeedForward` is the block that takes the place of a transformer's MLP.
+dicts load as they are. `KANFeedForward` is the block that replaces a transformer's MLP.
 """
 
 import math
@@ -191,10 +191,10 @@ class KANLinear(nn.Module):
             return  # there is nothing to fit
         a = math.sqrt(5)
         nn.init.kaiming_uniform_(self.base_weight, a * self.scale_base, generator=generator)
-        places = self.grid[:, self.spline_order : self.grid_size + self.spline_order + 1].T
-        shape = *places.shape, self.out_features
-        noise = torch.rand(shape, generator=generator, dtype=places.dtype) - 0.5
-        curves = self.curve2coeff(places, noise * (self.scale_noise / self.grid_size))
+        points = self.grid[:, self.spline_order : self.grid_size + self.spline_order + 1].T
+        shape = *points.shape, self.out_features
+        noise = torch.rand(shape, generator=generator, dtype=points.dtype) - 0.5
+        curves = self.curve2coeff(points, noise * (self.scale_noise / self.grid_size))
         if self.enable_standalone_scale_spline:
             nn.init.kaiming_uniform_(self.spline_scaler, a * self.scale_spline, generator=generator)
         else:
@@ -216,8 +216,8 @@ class KANLinear(nn.Module):
         """Least-squares coefficients of curves given by samples.
 
         Args:
-            x: (..., in) places.
-            y: (..., in, out) values of each edge's curve there.
+            x: (..., in) sample points.
+            y: (..., in, out) values of each edge's curve at them.
 
         Returns:
             (out, in, G + k), in the dtype of the weights.
@@ -562,7 +562,7 @@ class KAN(nn.Module):
 
 
 class KANFeedForward(nn.Module):
-    """Two KAN layers in the place of a transformer's MLP (or of its head).
+    """Two KAN layers instead of a transformer's MLP (or its head).
 
     The input is expected behind a LayerNorm, about N(0, 1), and `grid_range` spans it. Between the
     two layers stands another LayerNorm, so that the second layer's inputs stay on its grid too.
@@ -577,7 +577,7 @@ class KANFeedForward(nn.Module):
     Args:
         in_features, hidden_features, out_features: widths; out_features defaults to in_features.
         groups: None for `KANLinear`, a spline on every edge; a number for `GroupKANLinear`, a
-            spline for each of so many groups of channels.
+            spline for each group of channels.
         norm: the LayerNorm between the layers.
         output_scale: factor on the second layer's weights at the start.
         base_activation: of both layers, or a pair, one for each.

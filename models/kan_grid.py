@@ -21,12 +21,12 @@ from torch.optim import LBFGS, Optimizer
 from . import splines
 from .plain import plain
 
-CHANGED = ("grid", "spline_weight")  # of a layer, by another grid
+CHANGED = ("grid", "spline_weight")  # the tensors of a layer that a new grid changes
 
-# of KAN layers and linear ones
+# The tensors of KAN layers and linear layers that are checked.
 WEIGHTS = ("grid", "base_weight", "spline_weight", "spline_scaler", "weight", "bias", "affine")
 
-# of hooks that compute a weight, by what they add to its name
+# What undoes a hook that computes a weight, by the suffix that the hook adds to the weight's name.
 REMOVALS = {"_mask": "prune.remove", "_u": "remove_spectral_norm", "_g": "remove_weight_norm"}
 
 
@@ -138,11 +138,11 @@ def change_grid(
     Where a feature's new knots contain its old ones, its functions stay as they are. Else they
     become the least-squares best on the samples, nearest to the old functions where the samples
     leave a choice. Factors on the coefficients (`spline_scaler`) stay as they are. Another number
-    of knots replaces the data of `spline_weight`: a model in DDP must be wrapped anew then.
+    of knots replaces the data of `spline_weight`: wrap a model in DDP again afterwards.
 
     Args:
         knots: (in, grid_size + 2·spline_order + 1), increasing.
-        x: (..., in) samples of the layer's input; without them every place counts.
+        x: (..., in) samples of the layer's input; without them the whole grid counts.
         optimizer: forgets its moments for `spline_weight`, which are of other functions.
 
     Raises:
@@ -202,8 +202,8 @@ def fit_grids(
             handle.remove()
 
 
-def make_room(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Gives KAN layers the numbers of intervals that they have in a state dict, to load it.
+def resize_grids(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Resizes the grids of KAN layers to those in a state dict, so that it can be loaded.
 
     Raises:
         ValueError: weights are computed from other tensors; then nothing has changed.
@@ -216,7 +216,7 @@ def make_room(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def finite_samples(x: Tensor, width: int) -> Tensor:
-    """x (..., in) as (N, in) on the CPU, where float64 is always to be had.
+    """x (..., in) as (N, in) on the CPU, where float64 is always available.
 
     Raises:
         ValueError: another width, no samples, or some that are not finite.
@@ -252,7 +252,7 @@ def _move_where(
     samples: Tensor,
     optimizer: Optimizer | None,
 ) -> Tensor:
-    """Moves the features (in,) that are wanted and can be, and returns which those are."""
+    """Moves the wanted features (in,) that can be moved, and returns which were."""
     grid = layer.grid.cpu()
     knots = knots.to(grid.dtype)
     moved = wanted & (knots.diff(dim=1) > 0).all(dim=1)
@@ -294,7 +294,7 @@ def _move(
 
 
 def _resize(layer: SplineLayer, grid_size: int) -> None:
-    """Makes room for another number of intervals; what is in it then is not defined."""
+    """Changes the number of intervals; knots and coefficients are undefined afterwards."""
     if grid_size == layer.grid_size:
         return
     layer.grid_size = grid_size
@@ -318,17 +318,17 @@ def _forget_moments(optimizer: Optimizer, parameter: nn.Parameter) -> None:
 
 
 def check_writable(*modules: nn.Module, names: Iterable[str] = WEIGHTS) -> None:
-    """Makes sure that these tensors of the modules, and of those in them, can be written to.
+    """Makes sure that these tensors of the modules and their submodules can be written to.
 
     Parametrizations, weight norm and pruning masks compute a weight from other tensors before each
-    use, and what is written to it is lost.
+    use, and a value written to it is lost.
 
     Raises:
-        ValueError: a weight is computed so; the text says what to do first.
+        ValueError: a weight is computed; the message says what to call first.
     """
     for module in (part for whole in modules for part in whole.modules()):
         for name in names:
-            remedy = _how_to_own(module, name)
+            remedy = _how_to_make_writable(module, name)
             if remedy:
                 raise ValueError(
                     f"{name} of {module._get_name()} is computed from other tensors, and a change"
@@ -336,12 +336,12 @@ def check_writable(*modules: nn.Module, names: Iterable[str] = WEIGHTS) -> None:
                 )
 
 
-def _how_to_own(module: nn.Module, name: str) -> str:
-    """What makes a computed weight a parameter again; empty for one that is not computed."""
+def _how_to_make_writable(module: nn.Module, name: str) -> str:
+    """The call that makes a computed weight a parameter again; empty if it is not computed."""
     call = f"(layer, {name!r})"
     if parametrize.is_parametrized(module, name):
         return f"torch.nn.utils.parametrize.remove_parametrizations{call}"
     if not isinstance(vars(module).get(name), Tensor):  # parameters and buffers are kept elsewhere
         return ""
-    found = (way for suffix, way in REMOVALS.items() if hasattr(module, name + suffix))
-    return next((f"torch.nn.utils.{way}{call}" for way in found), "what makes it a parameter again")
+    calls = (way for suffix, way in REMOVALS.items() if hasattr(module, name + suffix))
+    return next((f"torch.nn.utils.{way}{call}" for way in calls), "what makes it a parameter again")

@@ -1,8 +1,8 @@
 """Small KANs for functions and tables: residual, deep, sparse, modular, checkpointed.
 
 All are stacks of `KANLinear`, take (..., inputs) with any leading dimensions, and name their base
-activation, or None for splines alone. None of them knows where its data lie: give a `grid_range`
-that spans them, or call `kan_grid.fit_grids(model, x)` once before training.
+activation, or None for splines alone. None of them knows the range of its data: give a `grid_range`
+that spans it, or call `kan_grid.fit_grids(model, x)` once before training.
 """
 
 import copy
@@ -22,7 +22,7 @@ from .kan_grid import check_writable
 from .plain import plain
 
 AFTER_NORM = (-3.0, 3.0)  # spans the N(0, 1) behind a LayerNorm
-ROUNDING = 100  # an input whose range is so many roundings of its largest value is constant
+ROUNDING = 100  # an input is constant if its range is below this many roundings of its maximum
 
 
 def kan_layer(
@@ -265,9 +265,9 @@ class SparseKAN(nn.Module):
     def importance(self, x: Tensor) -> Tensor:
         """How much of the outputs' variation comes from each input, (inputs,), summing to 1.
 
-        Each node's variance is shared out to the edges that enter it, and from layer to layer; all
-        outputs count alike. That is exact for one layer and independent inputs. An input without
-        effect has 0; if no input has any, all are 0.
+        Each node's variance is divided among its incoming edges, layer by layer; all outputs have
+        equal weight. This is exact for one layer and independent inputs. An input without effect
+        has 0; if no input has an effect, all are 0.
 
         Args:
             x: (..., inputs), at least two samples.
@@ -284,7 +284,7 @@ class SparseKAN(nn.Module):
     def pruned(self, x: Tensor) -> "SparseKAN":
         """A copy without the edges that are idle on the samples x (..., inputs).
 
-        Their mean output goes into the bias. The edges are out for good, also in further training.
+        Their mean output goes into the bias. The edges stay removed in further training.
 
         Raises:
             ValueError: weights are computed from other tensors, see `check_writable`.
@@ -310,8 +310,8 @@ class SparseKAN(nn.Module):
 class ModularKAN(nn.Module):
     """Named KANs, each on some of the named inputs, whose outputs are summed.
 
-    What a module gives can be looked at by itself (`contributions`), and an input can influence
-    only what its modules' names say.
+    The output of each module can be examined (`contributions`), and an input influences only the
+    modules that name it.
 
     Args:
         input_names: of the columns of the input, in order.
@@ -429,7 +429,7 @@ def _linear(width: int, out: int, generator: torch.Generator | None) -> nn.Linea
 
 
 def _leave_splines_alone(layer: nn.Module) -> None:
-    """Takes the base out of a layer."""
+    """Sets a layer's base weights to zero and excludes them from training."""
     assert isinstance(layer, KANLinear)
     nn.init.zeros_(layer.base_weight.requires_grad_(False))
 

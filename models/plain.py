@@ -1,4 +1,4 @@
-"""NumPy's numbers as Python's, where sizes, seeds and settings come in."""
+"""NumPy's numbers as Python's, for sizes, seeds and settings that users pass."""
 
 from dataclasses import fields
 from typing import Any
@@ -22,6 +22,6 @@ def plain(value: Any) -> Any:
 
 
 def plain_fields(settings: Any) -> None:
-    """Makes the fields of a dataclass `plain` in place, of a frozen one too."""
+    """Makes the fields of a dataclass `plain`, in place, even if it is frozen."""
     for field in fields(settings):
         object.__setattr__(settings, field.name, plain(getattr(settings, field.name)))

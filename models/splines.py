@@ -112,9 +112,9 @@ def finer_knots(knots: Tensor, grid_size: int, order: int) -> Tensor:
     M = knots.shape[1]
     grid = knots[:, order : M - order]  # (in, G + 1)
     old = grid.shape[1] - 1
-    place = torch.arange(grid_size + 1, device=knots.device) * old  # in units of 1 / grid_size
-    interval = (place // grid_size).clamp(max=old - 1)
-    share = (place - interval * grid_size) / grid_size
+    position = torch.arange(grid_size + 1, device=knots.device) * old  # in units of 1 / grid_size
+    interval = (position // grid_size).clamp(max=old - 1)
+    share = (position - interval * grid_size) / grid_size
     left, right = grid[:, interval], grid[:, interval + 1]
     finer = torch.where(share == 1, right, left + (right - left) * share.to(knots.dtype))
     return torch.cat([knots[:, :order], finer, knots[:, M - order :]], dim=1)
@@ -204,12 +204,12 @@ def local_b_splines(
 
 
 def polynomial_pieces(knots: Tensor, order: int) -> Tensor:
-    """Every B-spline as a polynomial at every place among the knots.
+    """Every B-spline as a polynomial on every interval.
 
-    Places are before the first knot, on each interval and behind the last; at the outer two all is
-    zero. On the interval from knots[s], which is place s + 1, B_j(x) is the polynomial in
-    x - knots[s] with coefficients [:, s + 1, :, j], lowest power first, by the recursion of Cox and
-    de Boor on coefficients.
+    Index 0 stands for x before the first knot and index M for x behind the last, where all is zero.
+    On the interval from knots[s], which has index s + 1, B_j(x) is the polynomial in x - knots[s]
+    with coefficients [:, s + 1, :, j], lowest power first, by the Cox–de Boor recursion on
+    coefficients.
 
     Shapes: (in, M) -> (in, M + 1, order + 1, M - order - 1), in the knots' dtype.
     """
@@ -230,16 +230,16 @@ def polynomial_pieces(knots: Tensor, order: int) -> Tensor:
 
 
 def local_pieces(knots: Tensor, order: int) -> Tensor:
-    """The polynomials of the B-splines that are not zero, for every place among the knots.
+    """The polynomials of the B-splines that are not zero on each interval.
 
-    Of `polynomial_pieces`, on interval s the functions s - order … s; what there is none of is
-    zero.
+    Those of `polynomial_pieces` for the functions s - order … s on interval s; zeros for functions
+    that do not exist.
 
-    Shapes: (in, M) -> (in, M + 1, order + 1, order + 1): place, power, function.
+    Shapes: (in, M) -> (in, M + 1, order + 1, order + 1): interval, power, function.
     """
     pieces = F.pad(polynomial_pieces(knots, order), (order + 1, order + 1))
-    own = [pieces[:, place, :, place : place + order + 1] for place in range(pieces.shape[1])]
-    return torch.stack(own, dim=1)
+    local = [pieces[:, i, :, i : i + order + 1] for i in range(pieces.shape[1])]
+    return torch.stack(local, dim=1)
 
 
 def _least_squares(a: Tensor, b: Tensor) -> Tensor:
@@ -256,8 +256,8 @@ def fit_coefficients(x: Tensor, y: Tensor, knots: Tensor, order: int) -> Tensor:
     """Least-squares spline coefficients for samples of curves.
 
     Args:
-        x: (N, in) places.
-        y: (N, in, out) values of every curve there.
+        x: (N, in) sample points.
+        y: (N, in, out) values of every curve at them.
         knots: (in, M).
 
     Returns:

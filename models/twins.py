@@ -71,13 +71,13 @@ def matched(config: ViTConfig, by: str, target: int | None = None) -> ViTConfig:
     step = config.groups if config.ffn == "group-kan" else 1
     one, two = (count(with_hidden(config, width * step), by) for width in (1, 2))
     width = max(round((target - one) / (two - one)) + 1, 1) * step  # sizes grow linearly
-    found = with_hidden(config, width)
-    size = count(found, by)
+    match = with_hidden(config, width)
+    size = count(match, by)
     if abs(size - target) > TOLERANCE * target:
         raise ValueError(
             f"no width of {config.ffn} blocks gives {target:,} {by}; the nearest has {size:,}"
         )
-    return found
+    return match
 
 
 def with_hidden(config: ViTConfig, hidden: int) -> ViTConfig:

@@ -1,8 +1,8 @@
 """The Vision Transformer (Dosovitskiy et al., 2021) with a choice of feed-forward block.
 
-Parameter names are timm's, so a timm state dict of a ViT loads as it is, whatever of LayerScale,
-registers, distillation token and mean pooling it has. `ViTConfig` holds all that is needed to build
-the model again and travels in the weights file.
+Parameter names are timm's, so a state dict of a timm ViT loads as it is, with or without
+LayerScale, registers, distillation token and mean pooling. `ViTConfig` holds everything needed to
+rebuild the model and is stored in the weights file.
 """
 
 import math
@@ -23,7 +23,7 @@ FFNS = ("kan", "group-kan", "mlp")
 HEADS = ("linear", "kan")
 POOLS = ("token", "avg")
 STEMS = ("patch", "conv")
-# Of a feed-forward block that begins as the MLP it takes the place of.
+# Settings of a feed-forward block that starts as the MLP it replaces.
 LIKE_MLP: dict[str, Any] = {
     "base_activation": ("identity", "gelu"),
     "kan_bias": True,
@@ -42,7 +42,7 @@ class ViTConfig:
     """Everything that shapes a `VisionTransformer`.
 
     Raises:
-        ValueError: values that no model can be built from, by name.
+        ValueError: a value that no model can be built from; the message names the field.
     """
 
     img_size: int = 224  # pixels, square
@@ -74,8 +74,8 @@ class ViTConfig:
     qkv_bias: bool = True
     layer_scale: float | None = None  # factor per channel on each branch, from this (CaiT)
     class_token: bool = True
-    distilled: bool = False  # a second class token with a head of its own (DeiT)
-    reg_tokens: int = 0  # tokens for the model's own use (registers, Darcet et al., 2024)
+    distilled: bool = False  # a second class token with a second head (DeiT)
+    reg_tokens: int = 0  # register tokens (Darcet et al., 2024)
     no_embed_class: bool = False  # only patches have positions, the tokens before them have none
     pool: str = "token"  # what the head sees: the class token, or "avg", the patches' mean
     fc_norm: bool = False  # the last norm acts on what the head sees, not on all tokens
@@ -215,8 +215,8 @@ class ViTConfig:
     def branch_scale(self) -> float:
         """Factor on the last weights of each residual branch at the start: 1 / √(2·depth).
 
-        Branches keep the variance of their input, so with it all of them together add about as
-        much as came in (GPT-2).
+        Branches keep the variance of their input, so with this factor all of them together add
+        about the variance of the stream that they are added to (GPT-2).
         """
         return 1 / math.sqrt(2 * self.depth)
 
@@ -389,7 +389,7 @@ class VisionTransformer(nn.Module):
         if config.distilled:
             self.head_dist = make_head(config) if config.num_classes else nn.Identity()
 
-        # Positions about as large as what the patches hold: with ViT's 0.02 a small model first
+        # Position embeddings about as large as patch embeddings: with ViT's 0.02 a small model
         # spends many epochs on growing them (digits, 5 epochs: 50 % against 84 % in validation).
         trunc_normal_(self.pos_embed, std=0.2)
         for token in (self.cls_token, self.dist_token, self.reg_token):
@@ -402,8 +402,8 @@ class VisionTransformer(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised tokens: (B, C, H, W) -> (B, prefix + patches, D).
 
-        In front are the class, distillation and register tokens that the config has. With
-        `fc_norm`, which normalises after the pooling, tokens are given as they are.
+        The class, distillation and register tokens that the config has come first. With `fc_norm`,
+        which normalises after the pooling, the tokens are not normalised.
         """
         return self.norm(self.blocks(self.embed(x)))
 
@@ -415,7 +415,7 @@ class VisionTransformer(nn.Module):
         return self._with_prefix(x) + self.pos_embed
 
     def _with_prefix(self, x: Tensor) -> Tensor:
-        """The patches' tokens behind the others, (B, patches, D) -> (B, prefix + patches, D)."""
+        """Puts the other tokens first, (B, patches, D) -> (B, prefix + patches, D)."""
         prefix = (self.cls_token, self.dist_token, self.reg_token)
         tokens = [token.expand(x.shape[0], -1, -1) for token in prefix if token is not None]
         return torch.cat([*tokens, x], dim=1)
@@ -483,7 +483,7 @@ def model_config(name: str, **config: Any) -> ViTConfig:
     for the 21,843 classes of ImageNet-21k.
 
     Raises:
-        ValueError: a name or field that is not known, or a value that cannot be built from.
+        ValueError: an unknown name or field, or a value that no model can be built from.
     """
     match = _NAME.fullmatch(name)
     if match is None:

@@ -68,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(base)
         config = tiny_settings(folder, base / "run", epochs=5)
-        train(config, load_data(str(folder)).with_validation(0.2, 0), say=lambda line: None)
+        train(config, load_data(str(folder)).with_validation(0.2, 0), log=lambda line: None)
     return base / "run"
 
 

@@ -254,7 +254,7 @@ def test_ctrl_c_is_status_130(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kansformer.train.loop.take_step", interrupted)
+    monkeypatch.setattr("kansformer.train.loop.compute_gradient", interrupted)
     status, _, err = command("train", "--data-path", colours, "--output", "run", *TINY)
     assert status == 130
     assert "Traceback" not in err

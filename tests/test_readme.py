@@ -1,9 +1,10 @@
-"""Every command and every piece of Python in the README and in docs/ runs, in a copy.
+"""Every command and every piece of Python in the READMEs and in docs/ runs, in a copy.
 
 Training is cut to a few steps and the user's own pictures are stood in for. What installs or needs
 make is left to the machine that runs this test, by `make test` itself.
 """
 
+import ast
 import os
 import re
 import runpy
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -27,7 +29,11 @@ from tests.kansformer.data.test_originals import write_mnist
 from tests.processes import start, status_of
 from tests.server import served, stop
 
-PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+READMES = ("README.md", "README.zh-CN.md")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (*(ROOT / name for name in READMES), *ROOT.glob("docs/*.md"))
+}
 SHELL = {
     page: [line for block in re.findall(r"```bash\n(.*?)```", text, re.S)
            for line in block.splitlines() if line]
@@ -63,9 +69,6 @@ def clone(tmp_path: Path) -> Path:
             write_picture(folder / "flower_photos" / flower / f"{i}.jpg", (9, 9, 9), 9 * number + i)
     write_folder(folder / "more_flowers", 6)
     write_mnist(folder / "fashion-mnist", packed=False, fashion=True, training=200)
-    (folder / "weights" / "demo").mkdir()  # of `make demo`
-    shutil.copy(folder / "weights" / "digits.safetensors",
-                folder / "weights" / "demo" / "best.safetensors")  # fmt: skip
     write_picture(folder / "my_photo.jpg", (1, 2, 3), 0)
     vit = VisionTransformer(32, 16, embed_dim=64, depth=2, num_heads=1)
     save_file(vit.state_dict(), folder / "vit_base_patch16_224.safetensors")
@@ -107,7 +110,7 @@ def run_forked(work: Callable[[], object], name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted(page for page, lines in SHELL.items() if lines))
 def test_every_shell_command_runs(clone: Path, page: str) -> None:
-    if page != "README.md":  # which trains this one itself
+    if page not in READMES:  # which train this model themselves
         run(f"train.py --data-path flower_photos --output weights/flowers {TRAINING}", clone)
     address, process = "", None
     with ExitStack() as serving:
@@ -139,14 +142,54 @@ def test_every_piece_of_python_runs(clone: Path, page: str) -> None:
         run_forked(partial(exec, code, {"__name__": "__main__"}), code, clone)
 
 
-def test_it_opens_with_a_picture_and_the_two_commands() -> None:
-    readme = PAGES["README.md"]
-    assert re.match(r"# .*\n\n!\[[^]]+\]\(([^)]+)\)\n", readme)
-    assert SHELL["README.md"][:2] == ["make demo", "make test"]
-    titles = re.findall(r"^#+ (.*)$", readme, re.M)
-    headings = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
-    for target in re.findall(r"!?\[[^]]*\]\(([^)]+)\)", readme):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("https://"):
-            assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", READMES)
+def test_it_opens_with_a_picture_and_the_two_commands(page: str) -> None:
+    assert re.match(r"# .*\n\n!\[[^]]+\]\(([^)]+)\)\n", PAGES[page])
+    assert SHELL[page][:2] == ["make demo", "make test"]
+    assert PAGES[page].count("\n") < 160
+
+
+def test_both_readmes_state_the_same() -> None:
+    """Numbers, commands, code and links of the Chinese README are those of the English one."""
+
+    def stated(page: str) -> tuple[object, ...]:
+        text = PAGES[page]
+        prose = re.sub(r"```.*?```", "", text, flags=re.S)
+        return (
+            Counter(re.findall(r"[+-]?\d+(?:[.,]\d+)*", text)),
+            SHELL[page],
+            [ast.dump(ast.parse(code)) for code in PYTHON[page]],  # comments are translated
+            Counter(re.findall(r"`([^`]+)`", prose)),
+            Counter(targets(page)) - Counter(READMES),
+        )
+
+    assert stated("README.md") == stated("README.zh-CN.md")
+    assert "README.zh-CN.md" in targets("README.md")
+    assert "README.md" in targets("README.zh-CN.md")
+
+
+def targets(page: str) -> list[str]:
+    """What the links and pictures of a page point to."""
+    return re.findall(r"!?\[[^]]*\]\(([^)]+)\)", PAGES[page])
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in targets(page):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+def test_the_index_lists_every_page() -> None:
+    listed = {f"docs/{target}" for target in targets("docs/README.md")}
+    assert {page for page in PAGES if page.startswith("docs/")} - listed == {"docs/README.md"}

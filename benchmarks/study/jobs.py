@@ -19,7 +19,7 @@ from benchmarks import measure
 from benchmarks.study.sets import SETS
 from kansformer.errors import UserError
 from kansformer.train import TrainConfig, train
-from kansformer.train.distributed import ignore
+from kansformer.train.distributed import discard
 
 KEPT = ("epoch", "train_loss", "val_loss", "val_acc1", "seconds")  # of each epoch
 
@@ -111,7 +111,7 @@ def record_of(job: Job, places: Path) -> dict[str, Any]:
         config = TrainConfig(
             **job.settings, data_path=data.name, output=str(output), seed=job.seed, report=False
         )
-        summary = train(config, data.with_validation(config.val_split, job.seed), ignore)
+        summary = train(config, data.with_validation(config.val_split, job.seed), discard)
         rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     history = {name: [round(row[name], 4) for row in rows] for name in KEPT}
     return {"job": asdict(job), **summary, "history": history, "machine": measure.machine("cpu")}

@@ -28,9 +28,9 @@ from kansformer.errors import UserError, run_command
 from kansformer.files import write_bytes
 
 LEGEND = """\
-Spread is the standard deviation over seeds; in brackets are 95 % intervals of Student for the mean
-difference in pairs, seed by seed. They tell what other seeds would give, on the same pictures. A
-step's time, on one thread, is that of a straight line through the timings of several widths.
+Spread is the standard deviation over seeds. In brackets are 95 % confidence intervals (Student's t)
+for the mean paired difference across seeds, on the same test pictures. A step's time, on one
+thread, is that of a straight line fitted to the timings of several widths.
 """
 
 

@@ -12,13 +12,13 @@ def main(project_root: Path | None = None) -> None:
     """
     from kansformer.train import train
     from kansformer.train.config import add_flags
-    from kansformer.train.distributed import ignore, joined_ranks
-    from kansformer.train.recipes import configure
+    from kansformer.train.configure import configure
+    from kansformer.train.distributed import discard, process_group
 
     parser = argparse.ArgumentParser(description=__doc__)
     add_flags(parser)
     flags = vars(parser.parse_args())
-    with joined_ranks(flags.get("device", "auto")) as ranks:
-        say = print if ranks.is_first else ignore
-        config, data = configure(flags, say, ranks)
+    with process_group(flags.get("device", "auto")) as ranks:
+        log = print if ranks.is_first else discard
+        config, data = configure(flags, log, ranks)
         train(config, data, project_root=project_root)

@@ -54,7 +54,7 @@ def distill(
         student: the same with `KANFeedForward` blocks, on the same device.
         pictures: batches (B, C, H, W) for the fit; as many are taken as TOKENS needs.
         held_out: batches for the R² of the report.
-        steps: of the optimiser, for each block.
+        steps: of the optimizer, for each block.
     """
     states = [module.training for module in (teacher, student)]
     teacher.eval()
@@ -106,14 +106,14 @@ def _fit(kan: KANFeedForward, x: Tensor, y: Tensor, steps: int, bar: Any) -> Non
     """Least squares by Adam, on an even grid over the inputs."""
     calibrate_grid(kan.fc1, x[:: max(len(x) // 2**14, 1)], coverage=0.999)
     spread = y.var(dim=0).mean().sqrt().clamp_min(1e-6)  # a block may do nothing
-    optimiser = torch.optim.Adam(kan.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, steps)
+    optimizer = torch.optim.Adam(kan.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)
     for rows in _batches(len(x), steps):
         loss = F.mse_loss(kan(x[rows]) / spread, y[rows] / spread)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(kan.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         bar.update()
 

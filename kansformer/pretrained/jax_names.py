@@ -28,7 +28,7 @@ def convert_jax(state: StateDict) -> Conversion:
     assert prefix is not None, "the caller has recognised the format"
     out = Conversion("Google's JAX ViT", dict(state), preprocessing=HALF)
     out.resampling = ("bilinear", False)  # what timm's loader of these files does
-    out.skip(rf"(?!{re.escape(prefix)})", "not of the image model, such as the optimiser's")
+    out.skip(rf"(?!{re.escape(prefix)})", "not of the image model, such as the optimizer's")
     big_vision = f"{prefix}pos_embedding" in state
     posembed = "pos_embedding" if big_vision else "Transformer/posembed_input/pos_embedding"
     _take(

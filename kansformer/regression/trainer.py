@@ -33,8 +33,8 @@ class KANTrainer:
         loss: "mse", "cross_entropy", or a function (output, target) -> scalar.
         optimizer: makes one from groups of parameters. Default: AdamW with `lr`, and with
             `weight_decay` on matrices and splines, not on vectors such as biases, norms and gates.
-        scheduler: makes one from the optimiser; it steps after every epoch.
-        lr, weight_decay: of the default optimiser.
+        scheduler: makes one from the optimizer; it steps after every epoch.
+        lr, weight_decay: of the default optimizer.
         l1, l2: see above.
         penalty: a function model -> scalar.
         clip_norm: the largest norm of the gradient; None for no limit.
@@ -185,7 +185,7 @@ class KANTrainer:
         return row
 
     def _step(self, x: Tensor, y: Tensor) -> float:
-        """One step of the optimiser, which may evaluate the loss more than once; the first loss."""
+        """One step of the optimizer, which may evaluate the loss more than once; the first loss."""
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Training: settings, recipes, the optimiser and the loop."""
+"""Training: settings, recipes, the optimizer and the loop."""
 
 from kansformer.train.config import TrainConfig
 from kansformer.train.loop import train

@@ -1,4 +1,4 @@
-"""The model of a run: fresh or from weights, and which of its layers train."""
+"""The model of a run: fresh or from weights, its MLP twin, and which of its layers train."""
 
 import re
 from collections.abc import Iterable
@@ -17,11 +17,21 @@ from models.vit_model import VisionTransformer, ViTConfig, model_config
 def build_model(
     config: TrainConfig, data: PictureData
 ) -> tuple[VisionTransformer, Preprocessing, LoadReport | None]:
-    """The model of the settings, fresh or started from weights, and the report on those."""
+    """Builds the model that the settings describe.
+
+    Returns:
+        The model on the CPU, its preprocessing, and the report on the file of --weights if there is
+        one.
+
+    Raises:
+        UserError: settings that make no model, or weights that cannot be used.
+    """
     overrides = config.model_overrides()
     if config.weights is not None:
         if config.match != "none":
-            raise UserError("--match is for models from scratch; with --weights, --kan-hidden")
+            raise UserError(
+                "--match is for models from scratch; with --weights, choose --kan-hidden"
+            )
         model, report = load_for_classes(
             config.weights, data.class_names, preprocessing=config.preprocessing, **overrides
         )
@@ -39,15 +49,15 @@ def build_model(
     return VisionTransformer(settings), preprocessing, None
 
 
-def sizes_of_twin(config: TrainConfig, settings: ViTConfig) -> dict[str, int]:
+def twin_sizes(config: TrainConfig, settings: ViTConfig) -> dict[str, int]:
     """Parameters and FLOPs of the same model with MLP blocks."""
     twin = mlp_twin(settings)
-    if config.match != "none":  # the model may have been given another width, its twin was not
+    if config.match != "none":  # --match has changed the model's width, which is not its twin's
         twin = replace(twin, mlp_ratio=config.mlp_ratio or model_config(config.model).mlp_ratio)
     return {"parameters": count(twin, "params"), "flops_per_image": count(twin, "flops")}
 
 
-def fit_to_mlps(
+def distill_mlps(
     config: TrainConfig,
     data: PictureData,
     model: VisionTransformer,
@@ -55,11 +65,11 @@ def fit_to_mlps(
     train_loader: Iterable[Any],
     val_loader: Iterable[Any],
 ) -> dict[str, Any]:
-    """Fits the model's narrow KAN blocks to the MLPs that the weights file has in their place.
+    """Fits the model's narrow KAN blocks to the MLP blocks that they replace in the weights file.
 
     Returns:
-        R² by block and, where the file's head is kept, the validation accuracy right after the fit
-        beside that of the model with its MLPs; with a line of "text".
+        R² of each block and a summary under "text". Where the file's head is kept, also the
+        validation accuracy after the fit, and that of the model with its MLPs.
     """
     device = model.pos_embed.device
     shape = {name: getattr(model.config, name) for name in ("img_size", "patch_size", "num_heads",
@@ -73,36 +83,39 @@ def fit_to_mlps(
         (images for images, _ in val_loader),
         config.distill_steps,
     )
-    found: dict[str, Any] = {**fit.to_dict(), "text": str(fit)}
+    result: dict[str, Any] = {**fit.to_dict(), "text": str(fit)}
     if not any(name.startswith("head.") for name in loaded.fresh):
-        found["val_acc1"] = evaluate(model, val_loader, device)["acc1"]
-        found["val_acc1_of_mlps"] = evaluate(teacher, val_loader, device)["acc1"]
-        found["text"] += (
-            f"; validation accuracy {found['val_acc1']:.2f} %, with the MLPs"
-            f" {found['val_acc1_of_mlps']:.2f} %"
+        result["val_acc1"] = evaluate(model, val_loader, device)["acc1"]
+        result["val_acc1_of_mlps"] = evaluate(teacher, val_loader, device)["acc1"]
+        result["text"] += (
+            f"; validation accuracy {result['val_acc1']:.2f} %, with the MLPs"
+            f" {result['val_acc1_of_mlps']:.2f} %"
         )
-    return found
+    return result
 
 
-def freeze_layers(model: VisionTransformer, thawed: int = 0) -> list[str]:
-    """Leaves only what stands behind the blocks trainable, and the last `thawed` blocks.
+def freeze_layers(model: VisionTransformer, unfrozen_blocks: int = 0) -> list[str]:
+    """Freezes all but the head, the final norm and the last `unfrozen_blocks` blocks.
 
-    With all blocks thawed, the embedding trains too. Returns the names of the frozen parameters.
+    When no block is frozen, the embedding trains too.
+
+    Returns:
+        The names of the frozen parameters.
     """
-    first = model.config.depth - thawed
+    first = model.config.depth - unfrozen_blocks
     frozen = []
     for name, parameter in model.named_parameters():
         block = re.match(r"blocks\.(\d+)\.", name)
-        behind = name.startswith(("head.", "head_dist.", "pre_logits.", "norm.", "fc_norm."))
-        trains = first <= 0 or behind or (block is not None and int(block[1]) >= first)
+        after_blocks = name.startswith(("head.", "head_dist.", "pre_logits.", "norm.", "fc_norm."))
+        trains = first <= 0 or after_blocks or (block is not None and int(block[1]) >= first)
         parameter.requires_grad_(trains)
         if not trains:
             frozen.append(name)
     return frozen
 
 
-def named_parts(names: list[str]) -> str:
-    """What parameters are of, in few words: patch_embed, pos_embed, blocks 0-3."""
+def summarize_names(names: list[str]) -> str:
+    """Parameter names in short: "patch_embed, pos_embed, blocks 0 to 3"."""
     blocks = [int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.", name))]
     parts = dict.fromkeys(name.split(".")[0] for name in names if not name.startswith("blocks."))
     last = [f"blocks 0 to {max(blocks)}"] if blocks else []

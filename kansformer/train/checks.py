@@ -1,6 +1,6 @@
-"""Settings checked against the model and the data, before a run writes anything.
+"""Checks of the settings against model and data, before a run writes anything.
 
-What a setting's value tells by itself is checked in `TrainConfig`.
+What can be checked without model and data is checked in `TrainConfig`.
 """
 
 import copy
@@ -14,14 +14,14 @@ from torch import Tensor
 from kansformer.data import PictureData
 from kansformer.errors import UserError
 from kansformer.pretrained import LoadReport
-from kansformer.train.config import TrainConfig
+from kansformer.train.config import TrainConfig, flag_name
 from kansformer.train.distributed import Ranks
 from kansformer.train.grids import fit_to_pictures, grid_changes
 from kansformer.words import number
 from models.kan_grid import refine_grid, spline_layers, update_grid
 from models.vit_model import VisionTransformer
 
-FOR_SPLINES = (
+SPLINE_SETTINGS = (
     "calibrate_grid", "update_grid_every", "refine_grid", "spline_penalty", "spline_lr",
     "spline_decay",
 )  # fmt: skip
@@ -34,13 +34,13 @@ def check_settings(
     loaded: LoadReport | None,
     ranks: Ranks,
 ) -> None:
-    """Refuses settings that do not go with this model, these pictures or these processes.
+    """Rejects settings that this model, these pictures or these processes cannot be used with.
 
     Args:
         loaded: the report on the weights file, if there is one.
 
     Raises:
-        UserError: the first of them.
+        UserError: for the first such setting.
     """
     step_size = config.batch_size * config.accumulate * ranks.world
     if ranks.world > 1 and len(data.train) < step_size:
@@ -54,34 +54,34 @@ def check_settings(
     refined = [size for _, size in config.refine_grid or ()]
     if sizes and refined and min(refined) <= max(sizes):
         raise UserError(
-            f"--refine-grid: {number(min(refined), 'interval')}, not more than the {max(sizes)}"
-            " that the model has; give larger sizes, or lower --grid-size"
+            f"--refine-grid: {number(min(refined), 'interval')}, not more than the {max(sizes)} of"
+            " the model's grids; give larger sizes, or lower --grid-size"
         )
 
 
-def without_idle_settings(
-    config: TrainConfig, model: VisionTransformer, ranks: Ranks, say: Callable[[str], None]
+def reset_unused_settings(
+    config: TrainConfig, model: VisionTransformer, ranks: Ranks, log: Callable[[str], None]
 ) -> TrainConfig:
-    """Says which settings have no effect here; those of splines get their defaults.
+    """Warns of settings without effect, and gives those of splines their defaults.
 
-    They are no errors: `kansformer.compare` gives the same flags to a KAN and to an MLP.
+    They are no errors, since `kansformer.compare` passes the same flags to a KAN and to an MLP.
     """
-    idle: dict[str, Any] = {}
+    unused: dict[str, Any] = {}
     if not spline_layers(model):
         defaults = {setting.name: setting.default for setting in fields(TrainConfig)}
-        idle = {n: defaults[n] for n in FOR_SPLINES if getattr(config, n) != defaults[n]}
-    for name in idle:
-        say(f"warning: --{name.replace('_', '-')} has no effect: the model has no splines")
+        unused = {n: defaults[n] for n in SPLINE_SETTINGS if getattr(config, n) != defaults[n]}
+    for name in unused:
+        log(f"warning: {flag_name(name)} has no effect: the model has no splines")
     if (config.mixup or config.cutmix) and config.batch_size % 2:
-        say("warning: --mixup and --cutmix have no effect on batches of odd size; make --batch-size"
+        log("warning: --mixup and --cutmix have no effect on batches of odd size; make --batch-size"
             " even")  # fmt: skip
     if config.shard and ranks.world == 1:
-        say("warning: --shard has no effect on one process; start several with torchrun")
-    return replace(config, **idle)
+        log("warning: --shard has no effect on one process; start several with torchrun")
+    return replace(config, **unused)
 
 
-def check_grids_can_move(config: TrainConfig, model: VisionTransformer, images: Tensor) -> None:
-    """Tries --update-grid-every on a copy of the model, on the finest grids that will be moved.
+def check_grid_updates(config: TrainConfig, model: VisionTransformer, images: Tensor) -> None:
+    """Tries --update-grid-every on a copy of the model, with the finest grids it will be used on.
 
     All ranks must call it.
 
@@ -91,13 +91,13 @@ def check_grids_can_move(config: TrainConfig, model: VisionTransformer, images: 
     Raises:
         UserError: a layer has too few distinct inputs for its grid.
     """
-    moves = [epoch for epoch in range(config.epochs) if grid_changes(config, epoch)[0]]
-    if not moves:
+    updates = [epoch for epoch in range(config.epochs) if grid_changes(config, epoch)[0]]
+    if not updates:
         return
     trial = copy.deepcopy(model)
-    sizes = [size for epoch, size in config.refine_grid or () if epoch < moves[-1]]
+    sizes = [size for epoch, size in config.refine_grid or () if epoch < updates[-1]]
     for layer in spline_layers(trial).values() if sizes else ():
         refine_grid(layer, max(sizes))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of single features, which the moves themselves will say
+        warnings.simplefilter("ignore")  # about single features; the updates themselves will warn
         fit_to_pictures(trial, images, update_grid, "--update-grid-every")

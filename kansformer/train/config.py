@@ -1,7 +1,7 @@
 """Every setting of a training run, as a dataclass and as command line flags.
 
-A field's metadata hold its help text, so each setting is described once. A value comes from the
-command line, else from the recipe, else from the default here.
+The help text of a setting is in its field's metadata. A value comes from the command line, else
+from the recipe, else from the default here.
 """
 
 import argparse
@@ -28,7 +28,8 @@ def _required(help: str) -> Any:
     return field(metadata={"help": help})
 
 
-def _flag_of(name: str) -> str:
+def flag_name(name: str) -> str:
+    """The command line flag of a field: "--batch-size" for batch_size."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -47,7 +48,7 @@ def _refinements(text: str) -> tuple[tuple[int, int], ...]:
         return tuple((epoch, size) for epoch, size in pairs)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: give EPOCH:SIZE, or several with commas between, such as 10:10,20:20"
+            f"{text!r}: give EPOCH:SIZE, or several separated by commas, such as 10:10,20:20"
         ) from None
 
 
@@ -62,49 +63,55 @@ def _kan_hidden(text: str) -> int | str:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a run. `None` in a field of the model keeps what the model's name implies."""
+    """Settings of a run. Fields of the model that are None keep what the model's name implies.
+
+    Raises:
+        UserError: a value out of bounds, or settings that contradict each other.
+    """
 
     data_path: str = _required("a folder per class, or a built-in data set such as digits")
     output: str | None = _flag(
-        None, "folder for the results (default: in weights/, named by data and model)"
+        None, "folder for the results (default: in weights/, named after data and model)"
     )
     overwrite: bool = _flag(False, "replace an earlier run in the output folder")
-    resume: bool = _flag(False, "go on with the run in the output folder")
-    recipe: str | None = _flag(None, "settings to start from (default: chosen by data and device)")
-    download: bool = _flag(False, "fetch a built-in data set that is not there")
-    download_dir: str = _flag("data", "where built-in data sets are looked for and put")
-    val_split: float = _flag(0.2, "share of the training pictures that validates, without val/")
+    resume: bool = _flag(False, "continue the run in the output folder")
+    recipe: str | None = _flag(None, "preset of settings (default: chosen by data and device)")
+    download: bool = _flag(False, "download a built-in data set that is missing")
+    download_dir: str = _flag("data", "folder of the built-in data sets")
+    val_split: float = _flag(0.2, "share of the pictures to validate on, if there is no val/")
 
     model: str = _flag("kansformer_tiny_patch16_224", "model name, as for create_model")
     weights: str | None = _flag(
-        None, "weights file of any plain ViT to start from; its model is kept"
+        None, "weights file of any plain ViT to start from, which also defines the model"
     )
     preprocessing: str | None = _flag(
         None,
-        "mean and std of pixel values (default: as --weights had them, else half: 0.5)",
+        "mean and std of pixel values (default: those of --weights, else half: 0.5)",
         choices=tuple(STATISTICS),
     )
     distill: bool = _flag(
-        True, "fit a narrow KAN to the MLPs of --weights, on the training pictures, before training"
+        True, "before training, fit a narrow KAN to the MLPs of --weights on the training pictures"
     )
-    distill_steps: int = _flag(1500, "steps of that fit, for each block")
-    freeze_layers: bool = _flag(False, "with --weights: train the head and the last norm only")
+    distill_steps: int = _flag(1500, "steps of that fit, per block")
+    freeze_layers: bool = _flag(False, "with --weights: train only the head and the final norm")
     unfreeze_every: int = _flag(
         0,
-        "with --freeze-layers: epochs after which one more block, from the last, trains; 0: never",
+        "with --freeze-layers: unfreeze one more block, from the last, every N epochs; 0: never",
     )
-    layer_decay: float = _flag(1.0, "factor on the learning rate from each block to the one before")
+    layer_decay: float = _flag(
+        1.0, "factor on the learning rate from block to block, towards the input"
+    )
     ffn: str | None = _flag(None, "feed-forward block", choices=FFNS)
     head: str | None = _flag(None, "classifier", choices=HEADS)
     kan_hidden: int | str | None = _flag(
         None, "hidden width of KAN blocks, or full", type=_kan_hidden, metavar="N"
     )
     mlp_ratio: float | None = _flag(
-        None, "hidden width of mlp and group-kan blocks, as a multiple of the tokens' width"
+        None, "hidden width of mlp and group-kan blocks, as a multiple of the embedding width"
     )
     match: str = _flag(
         "none",
-        "choose the hidden width by which the model has as many params or flops as its MLP twin",
+        "choose the hidden width that gives the model as many params or flops as its MLP twin",
         choices=("params", "flops", "none"),
     )
     groups: int | None = _flag(None, "splines per layer of group-kan blocks")
@@ -114,82 +121,82 @@ class TrainConfig:
         None, "ends of the grids", type=float, nargs=2, metavar=("LOW", "HIGH")
     )
     kan_norm: bool | None = _flag(None, "a LayerNorm between the two layers of a KAN block")
-    kan_init: str | None = _flag(None, "how KAN layers start", choices=INITS)
+    kan_init: str | None = _flag(None, "initialization of KAN layers", choices=INITS)
     base_activation: str | tuple[str, str] | None = _flag(
         None,
-        "activation beside the splines, or two, A,B, for a block's two layers",
+        "base activation of KAN layers, or two, A,B, for the two layers of a block",
         type=_base_activation,
         metavar="A[,B]",
     )
-    img_size: int | None = _flag(None, "side of the model's pictures, pixels")
-    patch_size: int | None = _flag(None, "side of a patch, pixels")
+    img_size: int | None = _flag(None, "input size of the model, pixels")
+    patch_size: int | None = _flag(None, "patch size, pixels")
     stem: str | None = _flag(None, "how patches become tokens", choices=STEMS)
-    num_heads: int | None = _flag(None, "heads of attention; --weights may not tell them")
-    in_chans: int | None = _flag(None, "1 or 3 (default: 1 for grey data sets, else 3)")
+    num_heads: int | None = _flag(None, "attention heads; some --weights files do not record them")
+    in_chans: int | None = _flag(None, "channels, 1 or 3 (default: 1 for grey data sets, else 3)")
     drop_rate: float | None = _flag(None, "dropout")
     drop_path_rate: float | None = _flag(None, "stochastic depth")
 
     calibrate_grid: bool = _flag(False, "fit the grids to the first pictures before training")
-    update_grid_every: int = _flag(0, "epochs after which grids move to the activations; 0: never")
-    update_grid_until: int = _flag(10, "the last epoch before which they do")
+    update_grid_every: int = _flag(0, "fit the grids to the activations every N epochs; 0: never")
+    update_grid_until: int = _flag(10, "last epoch before which they are updated")
     refine_grid: tuple[tuple[int, int], ...] | None = _flag(
         None,
-        "epochs after which grids get finer, with their new sizes: 10:10,20:20",
+        "epochs after which grids are refined, with their new sizes: 10:10,20:20",
         type=_refinements,
         metavar="EPOCH:SIZE[,...]",
     )
-    spline_penalty: float = _flag(0.0, "weight of the KAN layers' own regularisation in the loss")
+    spline_penalty: float = _flag(0.0, "weight of the splines' regularization in the loss")
 
     epochs: int = _flag(30, "passes over the training pictures")
-    patience: int = _flag(0, "stop after so many epochs without a better one; 0: never")
-    time_budget: float | None = _flag(None, "minutes after which training ends with what it has")
+    patience: int = _flag(0, "stop after N epochs without improvement; 0: never")
+    time_budget: float | None = _flag(None, "stop training after N minutes")
     batch_size: int = _flag(64, "pictures per batch, on each device")
-    accumulate: int = _flag(1, "batches per step")
+    accumulate: int = _flag(1, "batches per optimizer step (gradient accumulation)")
     auto_batch: bool = _flag(
-        False, "where memory is short, work on a batch in pieces; the result is the same"
+        False, "split batches into micro-batches that fit into memory; the result is the same"
     )
     lr: float = _flag(1e-3, "highest learning rate")
-    find_lr: bool = _flag(False, "try rising rates on a copy of the model first, to choose --lr")
-    lrf: float = _flag(0.01, "last learning rate, as a share of --lr")
+    find_lr: bool = _flag(False, "choose --lr by trial steps at rising rates before training")
+    lrf: float = _flag(0.01, "final learning rate, as a fraction of --lr")
     warmup_epochs: float = _flag(2.0, "epochs of linear warm-up")
-    weight_decay: float = _flag(0.05, "AdamW's decay of weight matrices")
+    weight_decay: float = _flag(0.05, "AdamW's weight decay of weight matrices")
     spline_lr: float | None = _flag(
         None,
-        "learning rate of splines, as a multiple of --lr (default: where they start at zero"
-        " beside an MLP, 10 for group-kan and 3 for kan; else 1)",
+        "learning rate of splines, as a multiple of --lr (default: 10 for group-kan and 3 for kan"
+        " where they start at zero beside an MLP, else 1)",
     )
-    spline_decay: float = _flag(0.0, "AdamW's decay of splines")
-    clip_grad: float = _flag(1.0, "largest norm of the gradient, of splines apart; 0: no limit")
+    spline_decay: float = _flag(0.0, "AdamW's weight decay of splines")
+    clip_grad: float = _flag(1.0, "maximum gradient norm, of splines separately; 0: none")
     label_smoothing: float = _flag(0.1, "share of the target spread over all classes")
     augment: str = _flag("photos", "augmentation policy", choices=tuple(POLICIES))
     mixup: float = _flag(0.0, "mixup alpha; 0 for none")
     cutmix: float = _flag(0.0, "cutmix alpha; 0 for none")
-    random_erasing: float = _flag(0.0, "share of the pictures of which a part is erased")
-    class_weights: bool = _flag(False, "weigh the loss so that all classes count alike")
-    balanced_sampler: bool = _flag(False, "draw the pictures of every class as often")
+    random_erasing: float = _flag(0.0, "probability that part of a picture is erased")
+    class_weights: bool = _flag(False, "weight the loss so that all classes count equally")
+    balanced_sampler: bool = _flag(False, "draw all classes equally often")
     eval_metric: str = _flag(
         "acc1",
-        "of validation, by which the best epoch is kept: accuracy, or the loss, which tells more"
-        " where few pictures validate",
+        "validation metric that decides the best epoch: accuracy, or loss, which is less noisy on"
+        " few pictures",
         choices=("acc1", "loss"),
     )
-    ema: float = _flag(0.0, "decay of a moving average of the weights, which is kept; 0: none")
-    teacher: str | None = _flag(None, "weights file of ours whose answers guide the training")
-    teacher_weight: float = _flag(0.5, "share of the loss that the teacher's answers make")
-    teacher_temperature: float = _flag(2.0, "by which both answers are softened")
+    ema: float = _flag(0.0, "decay of a moving average of the weights, saved instead; 0: none")
+    teacher: str | None = _flag(None, "weights file of a KANsformer to distill from")
+    teacher_weight: float = _flag(0.5, "share of the distillation term in the loss")
+    teacher_temperature: float = _flag(2.0, "softmax temperature of the distillation term")
 
-    seed: int = _flag(0, "of weights, split, order and augmentation")
+    seed: int = _flag(0, "random seed of weights, split, order and augmentation")
     device: str = _flag("auto", "auto, cpu, cuda, mps, ...")
     amp: str = _flag(
-        "none", "shorter floats in training (autocast)", choices=("none", "bf16", "fp16")
+        "none", "mixed precision in training (autocast)", choices=("none", "bf16", "fp16")
     )
-    compile: bool = _flag(False, "torch.compile the model")
-    shard: bool = _flag(False, "under torchrun, spread the model over the ranks (FSDP2)")
+    compile: bool = _flag(False, "compile the model with torch.compile")
+    shard: bool = _flag(False, "under torchrun, shard the model over the ranks (FSDP2)")
     cache: bool = _flag(False, "keep the decoded pictures in memory")
-    workers: int | None = _flag(None, "data loading processes (default: chosen by the machine)")
-    max_steps: int | None = _flag(None, "stop every epoch after so many steps, for a trial run")
-    report: bool = _flag(True, "at the end, write report.html, and functions for TensorBoard")
-    save_minutes: float = _flag(10.0, "minutes after which the state is saved within an epoch")
+    workers: int | None = _flag(None, "data loading processes (default: by the number of cores)")
+    max_steps: int | None = _flag(None, "end every epoch after N steps, for a trial run")
+    report: bool = _flag(True, "at the end, write report.html, and functions to TensorBoard")
+    save_minutes: float = _flag(10.0, "minutes between saved states within an epoch")
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -199,7 +206,7 @@ class TrainConfig:
     def _check_values(self) -> None:
         """Each setting by itself."""
         for setting in fields(self):
-            flag, value = _flag_of(setting.name), getattr(self, setting.name)
+            flag, value = flag_name(setting.name), getattr(self, setting.name)
             choices = setting.metadata.get("choices")
             if choices and value is not None and value not in choices:
                 raise UserError(f"{flag} must be one of {', '.join(choices)}, not {value}")
@@ -221,41 +228,41 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (low <= value and (high is None or value <= high)):
                 bounds = f"at least {low}" + ("" if high is None else f" and at most {high}")
-                raise UserError(f"{_flag_of(name)} must be {bounds}, not {value}")
+                raise UserError(f"{flag_name(name)} must be {bounds}, not {value}")
         for name in ("teacher_temperature", "time_budget"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise UserError(f"{_flag_of(name)} must be above 0, not {value}")
+                raise UserError(f"{flag_name(name)} must be above 0, not {value}")
         if self.in_chans not in (None, 1, 3):
             raise UserError(f"--in-chans must be 1 or 3, not {self.in_chans}")
 
     def _check_combinations(self) -> None:
         """Settings that need or exclude each other."""
         if self.freeze_layers and self.weights is None:
-            raise UserError("--freeze-layers needs --weights: fresh layers would stay random")
+            raise UserError("--freeze-layers needs --weights: frozen layers would stay random")
         if self.unfreeze_every and not self.freeze_layers:
             raise UserError("--unfreeze-every needs --freeze-layers: nothing is frozen")
         if self.shard and (self.amp == "fp16" or self.refine_grid or self.update_grid_every):
             raise UserError(
-                "--shard goes with fixed grids and with --amp bf16 or none; leave out"
-                " --refine-grid, --update-grid-every and --amp fp16"
+                "--shard needs fixed grids and --amp bf16 or none; leave out --refine-grid,"
+                " --update-grid-every and --amp fp16"
             )
         if self.match != "none" and self.kan_hidden is not None:
             raise UserError("--match chooses the hidden width; leave out --kan-hidden")
 
     def _check_epochs(self) -> None:
-        """Whether what is to happen after some epochs lies within the run."""
+        """Settings that name epochs, against the length of the run."""
         length = number(self.epochs, "epoch")
         for name in ("unfreeze_every", "update_grid_every"):
             if getattr(self, name) >= self.epochs:
                 raise UserError(
-                    f"{_flag_of(name)} {getattr(self, name)}: the run has {length}, so that it"
-                    " never happens; lower it, or raise --epochs"
+                    f"{flag_name(name)} {getattr(self, name)}: the run has {length}, so it"
+                    " would have no effect; lower it, or raise --epochs"
                 )
         if self.update_grid_every > self.update_grid_until:
             raise UserError(
                 f"--update-grid-every {self.update_grid_every} is more than --update-grid-until"
-                f" {self.update_grid_until}, so that grids never move; lower it"
+                f" {self.update_grid_until}, so grids would never be updated; lower it"
             )
         pairs = sorted(self.refine_grid or ())
         for epoch, size in pairs:
@@ -267,8 +274,8 @@ class TrainConfig:
         for (before, coarse), (after, fine) in pairwise(pairs):
             if before == after or coarse >= fine:
                 raise UserError(
-                    f"--refine-grid {before}:{coarse},{after}:{fine}: epochs and sizes must rise"
-                    " together"
+                    f"--refine-grid {before}:{coarse},{after}:{fine}: epochs and sizes must"
+                    " increase together"
                 )
 
     def model_overrides(self) -> dict[str, Any]:
@@ -286,12 +293,12 @@ class TrainConfig:
         return asdict(self)
 
     def public(self) -> dict[str, Any]:
-        """The same without paths, which are private: for files that are passed on."""
+        """The same without paths, which are private: for files that users share."""
         return {key: value for key, value in self.to_dict().items() if key not in PATHS}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for every field; flags that are not given leave no attribute."""
+    """Adds a flag for every field. Flags that are not given leave no attribute in the namespace."""
     types = get_type_hints(TrainConfig)
     for setting in fields(TrainConfig):
         options = dict(setting.metadata)
@@ -305,7 +312,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             options.setdefault("type", kind)
             options.setdefault("metavar", None if "choices" in options else kind.__name__.upper())
         parser.add_argument(
-            _flag_of(setting.name),
+            flag_name(setting.name),
             default=argparse.SUPPRESS,
             required=setting.default is MISSING,
             **options,

@@ -1,4 +1,8 @@
-"""One training run, from settings and data to the files in its output folder."""
+"""One training run, from settings and data to the files in its output folder.
+
+Read it from top to bottom: `train` is the whole run, `train_epoch` and `finish_epoch` are one
+epoch, `finish` is the end. `Run` holds what they work with; `step.py` computes one step.
+"""
 
 import copy
 import math
@@ -6,250 +10,256 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kansformer.checkpoint import load_model, save_model
-from kansformer.data import (
-    PictureData,
-    Preprocessing,
-)
+from kansformer.data import PictureData, Preprocessing
 from kansformer.data.dataset import NO_LABEL
+from kansformer.device import tf32_products
 from kansformer.errors import JobFailed, Stopped, one_line
 from kansformer.evaluate import evaluate
 from kansformer.figures import font_hint
 from kansformer.progress import progress_bar
 from kansformer.report import write_report
 from kansformer.signals import StopSignals
-from kansformer.train.build import sizes_of_twin
+from kansformer.train.auto_batch import choose_micro_batches
 from kansformer.train.config import TrainConfig
 from kansformer.train.distributed import (
-    ignore,
+    discard,
+    full_state,
     is_sharded,
-    joined_ranks,
-    load_whole_state,
-    whole_state,
+    load_full_state,
+    process_group,
 )
-from kansformer.train.facts import versions
-from kansformer.train.find_lr import find_rate
+from kansformer.train.find_lr import find_learning_rate
 from kansformer.train.grids import change_grids, first_pictures, grid_changes
-from kansformer.train.memory import pieces_that_fit
-from kansformer.train.optimiser import learning_rate
-from kansformer.train.run import (
-    Run,
-    begin,
-    begin_folder,
-    plain_loader,
-    prepare,
-    restore,
-    save,
-    use_rate,
-)
-from kansformer.train.step import NOT_FINITE, TAKEN, ready_model, take_step, update_weights
-from kansformer.words import number
-from models.twins import count, count_parameters
+from kansformer.train.optimizer import learning_rate
+from kansformer.train.prepare import evaluation_loader, prepare
+from kansformer.train.run import Run, reset_optimizer
+from kansformer.train.state import keep_initial_state, restore, save, start_folder
+from kansformer.train.step import NOT_FINITE, TAKEN, compute_gradient, ready_model, update_weights
+from kansformer.train.summary import summarize
+from kansformer.words import command, number
 from models.vit_model import VisionTransformer
 
-BAD_STEPS = 3  # in a row, before the last good state is put back
-RESTORES = 3  # before a run gives up
-BUDGET_SPENT = 1  # beside the numbers of signals, which are larger
+BAD_STEPS = 3  # consecutive ones after which the last good state is restored
+RESTORES = 3  # after which a run fails
+TIME_IS_UP = 1  # a request to stop, as are the numbers of SIGINT and SIGTERM, which are larger
 
 
 def train(
     config: TrainConfig,
     data: PictureData,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     project_root: Path | None = None,
 ) -> dict[str, Any]:
-    """Trains a model and keeps the best by validation; see `RunFolder` for the files.
+    """Trains a model and keeps the weights of the best epoch; see `RunFolder` for the files.
 
-    Under torchrun every rank calls this; the first one says and writes.
+    Under torchrun every rank calls this; only the first one prints and writes.
 
     Args:
-        config: the settings, as `configure` gives them.
+        config: the settings, as `configure` returns them.
         data: pictures with a validation split.
-        say: takes each line of the report on the run.
-        project_root: a folder that is given class_indices.json too.
+        log: prints a line about the run.
+        project_root: a folder that also gets class_indices.json.
 
     Returns:
         The contents of summary.json.
 
     Raises:
         UserError: settings, weights or pictures that cannot be used.
-        JobFailed: the loss or the gradient is no longer finite, at lower rates either.
+        JobFailed: loss or gradient are not finite, at lower learning rates either.
         Stopped: by a signal; the state is saved.
     """
     started = time.monotonic()
-    with joined_ranks(config.device) as ranks:
-        run = prepare(config, data, ranks, say if ranks.is_first else ignore, project_root)
-        try_steps(run)
-        begin(run)
+    with process_group(config.device) as ranks, tf32_products(ranks.device):
+        run = prepare(config, data, ranks, log if ranks.is_first else discard, project_root)
+        run_trial_steps(run)
+        keep_initial_state(run)
         with StopSignals() as signals:
             while not run.is_done:
                 if train_epoch(run, signals):
-                    close_epoch(run, signals)
-            say_why_it_ends(run)
+                    finish_epoch(run, signals)
+            log_early_stop(run)
             summary = finish(run, signals)
-        if config.report and run.ranks.is_first:  # outside of signals: Ctrl-C leaves it at once
-            report_on(run)
-        run.say(f"done in {time.monotonic() - started:.0f} s; everything is in {run.folder.path}")
+        if config.report and run.ranks.is_first:  # without StopSignals: Ctrl-C interrupts it
+            create_report(run)
+        run.log(f"done in {time.monotonic() - started:.0f} s; all files are in {run.folder.path}")
         best = shlex.quote(str(run.folder.best))
-        run.say(f"next: python predict.py PICTURE --weights {best}")
+        run.log(f"next: {command('predict')} PICTURE --weights {best}")
     return summary
 
 
-def try_steps(run: Run) -> None:
-    """What has to be found with steps of the run before it begins: its pieces, then its rate."""
+def run_trial_steps(run: Run) -> None:
+    """Chooses the number of micro-batches (--auto-batch) and the learning rate (--find-lr)."""
     if run.config.auto_batch:
-        run.pieces = pieces_that_fit(run)
-        if run.pieces > 1:
-            run.say(f"memory  batches are worked on in {run.pieces} pieces")
+        run.micro_batches = choose_micro_batches(run)
+        if run.micro_batches > 1:
+            run.log(f"memory  each batch is split into {run.micro_batches} micro-batches")
     if run.config.find_lr and not run.resumed:
-        use_rate(run, find_rate(run))
-        run.say(f"rate    {run.config.lr:.1e} is what --find-lr chose")
+        run.config = replace(run.config, lr=find_learning_rate(run))
+        reset_optimizer(run)
+        run.log(f"rate    --find-lr chose {run.config.lr:.1e}")
 
 
 def train_epoch(run: Run, signals: StopSignals) -> bool:
-    """Takes the steps that are left of the present epoch.
+    """Takes the remaining steps of the current epoch.
 
     Returns:
-        Whether the epoch is complete; else an earlier state was put back.
+        True when the epoch is complete, False when an earlier state was restored instead.
+
+    Raises:
+        Stopped: by a signal; the state is saved.
     """
     config, progress = run.config, run.progress
-    begin_epoch(run)
+    start_epoch(run)
     run.sampler.epoch, run.sampler.first_step = progress.epoch, progress.step
-    batches = iter(run.train_loader)
+    loader = iter(run.train_loader)
     saved = clock = time.monotonic()
     bar = progress_bar(
         range(progress.step, run.steps), f"epoch {progress.epoch + 1}/{config.epochs}", run.steps,
         initial=progress.step, shown=run.ranks.shows_bars,
     )  # fmt: skip
     for step in bar:
-        parts = list(islice(batches, config.accumulate))
+        batches = list(islice(loader, config.accumulate))
         progress.waited += time.monotonic() - clock
-        losses, norm, count = take_step(run, step, parts)
-        # One reading of the device per step: what must be known before the weights change, and
-        # what the ranks must agree on; the clock is the first one's.
-        wish = signals.received or BUDGET_SPENT * run.is_out_of_time
-        due = time.monotonic() - saved > 60 * config.save_minutes
+        losses, norm, count = compute_gradient(run, step, batches)
+        # One transfer from the device per step brings what must be known before the weights change
+        # and what all ranks must agree on. The clock is that of the first rank.
+        stop = signals.received or TIME_IS_UP * run.is_out_of_time
+        save_is_due = time.monotonic() - saved > 60 * config.save_minutes
         seconds, clock = time.monotonic() - clock, time.monotonic()
-        told = losses.new_tensor([count, wish, due, seconds])
-        rows = run.ranks.gather(torch.stack([losses, norm, *told]))
-        loss = sum(row[0] for row in rows)
+        extra = losses.new_tensor([count, stop, save_is_due, seconds])
+        rows = run.ranks.gather(torch.stack([losses, norm, *extra]))
+        loss, norm_value = sum(row[0] for row in rows), rows[0][1]
         pictures = int(sum(row[2] for row in rows))
-        progress.seconds += rows[0][5]
-        progress.total_seconds += rows[0][5]
-        outcome = update_weights(run, loss, rows[0][1])
+        stop = int(max(row[3] for row in rows))
+        save_is_due, seconds = bool(rows[0][4]), rows[0][5]
+
+        progress.seconds += seconds
+        progress.total_seconds += seconds
+        outcome = update_weights(run, loss, norm_value)
         if outcome == TAKEN:
-            if run.average is not None:
-                run.average.update(run.model, step=progress.epoch * run.steps + step + 1)
+            if run.ema is not None:
+                run.ema.update(run.model, step=progress.epoch * run.steps + step + 1)
             progress.bad_steps = 0
             progress.loss += loss
             progress.pictures += pictures
         elif outcome == NOT_FINITE:
             progress.bad_steps += 1
-            say_bad_step(run, step, parts, loss, rows[0][1])
+            log_bad_step(run, step, batches, loss, norm_value)
             if progress.bad_steps == BAD_STEPS:
                 recover(run)
                 return False
         progress.step = step + 1
         bar.set_postfix(loss=f"{progress.loss / max(progress.pictures, 1):.4f}", refresh=False)
-        wish = int(max(row[3] for row in rows))
-        if wish > BUDGET_SPENT:
-            save_and_stop(run, wish)
-        if wish == BUDGET_SPENT:
+        if stop > TIME_IS_UP:
+            save_and_stop(run, stop)
+        if stop == TIME_IS_UP:
             break
-        if rows[0][4]:
+        if save_is_due:
             save(run)
             saved = time.monotonic()
     return True
 
 
-def say_why_it_ends(run: Run) -> None:
-    """Whether it was patience or time that came to an end before the epochs did."""
-    if run.progress.epoch < run.config.epochs:
-        spent = run.is_out_of_time
-        waited = number(run.config.patience, "epoch")
-        run.say("the time budget is spent" if spent else f"no better for {waited}")
-
-
-def begin_epoch(run: Run) -> None:
-    """Freezes layers, changes grids and wraps the model, as the epoch wants it."""
+def start_epoch(run: Run) -> None:
+    """Makes the grid changes that are due, and readies the model for training."""
     config, epoch = run.config, run.progress.epoch
     changed = False
     if run.progress.step == 0 and any(grid_changes(config, epoch)):
         run.sampler.epoch, run.sampler.first_step = epoch, 0
         images = first_pictures(run.train_loader, run.ranks.device)
-        averaged = None if run.average is None else run.average.module
-        done = change_grids(config, epoch, run.model, averaged, run.optimiser, images)
+        ema_model = None if run.ema is None else run.ema.module
+        done = change_grids(config, epoch, run.model, ema_model, run.optimizer, images)
         if done:
-            run.say(f"grids   {done}")
+            run.log(f"grids   {done}")
             changed = True
     ready_model(run, changed)
 
 
-def say_bad_step(
-    run: Run, step: int, parts: list[tuple[Tensor, Tensor]], loss: float, norm: float
+def log_bad_step(
+    run: Run, step: int, batches: list[tuple[Tensor, Tensor]], loss: float, norm: float
 ) -> None:
-    """Names a step that was skipped, and pictures that may be at fault."""
-    pictures, batches = run.data.train, run.sampler.batches(step)
+    """Prints a skipped step, with the pictures that may be the cause.
+
+    Args:
+        batches: of this rank; the first rank also prints for steps without a bad picture.
+    """
+    pictures, keys = run.data.train, run.sampler.batches(step)
     bad = [
-        pictures.name(place)
-        for batch, (images, _) in zip(batches, parts, strict=True)
-        for (_, place), image in zip(batch, images, strict=True)
+        pictures.name(index)
+        for batch_keys, (images, _) in zip(keys, batches, strict=True)
+        for (_, index), image in zip(batch_keys, images, strict=True)
         if not image.isfinite().all()
     ]
-    names = bad or [pictures.name(place) for _, place in batches[0][:3]]
-    which = "with pictures that are not finite:" if bad else "its pictures begin with"
+    names = bad or [pictures.name(index) for _, index in keys[0][:3]]
+    which = "pictures that are not finite" if bad else "its first pictures"
     line = (
         f"skipped step {step + 1} of epoch {run.progress.epoch + 1}: loss {loss}, gradient norm"
-        f" {norm}, rate {learning_rate(run.optimiser):.2e}; {which} {', '.join(names)}"
+        f" {norm}, rate {learning_rate(run.optimizer):.2e}; {which}: {', '.join(names)}"
     )
     if run.ranks.is_first:
-        run.say(line)
-    elif bad:  # only this rank knows them
+        run.log(line)
+    elif bad:  # only this rank has these pictures
         sys.stderr.write(line + "\n")
 
 
 def recover(run: Run) -> None:
-    """Puts the last good state back, with a tenth of the learning rate.
+    """Restores the last good state and divides the learning rate by ten.
 
     Raises:
-        JobFailed: that has been tried often enough.
+        JobFailed: this has been done RESTORES times already.
     """
-    done, rate = run.progress.restores + 1, run.progress.rate / 10
-    kept = f"; the best weights so far are {run.folder.best}" if run.progress.history else ""
-    if done > RESTORES:
+    restores, rate = run.progress.restores + 1, run.progress.rate / 10
+    best = f"; the best weights so far are {run.folder.best}" if run.progress.history else ""
+    if restores > RESTORES:
         raise JobFailed(
-            f"the loss or its gradient is not finite in epoch {run.progress.epoch + 1}, and was not"
-            f" at rates down to a thousandth either; lower --lr ({run.config.lr}){kept}"
+            f"the loss or gradient in epoch {run.progress.epoch + 1} is not finite, even with a"
+            f" thousandth of the learning rate; lower --lr ({run.config.lr}){best}"
         )
-    state, spent = run.first_state, run.progress.total_seconds
-    restore(run, run.folder.load_state(run.say) if state is None else copy.deepcopy(state))
-    run.progress.restores, run.progress.rate = done, rate
-    run.progress.total_seconds = spent  # --time-budget counts what was in vain too
-    run.say(
-        f"{BAD_STEPS} steps in a row were not finite: back to epoch {run.progress.epoch + 1}, step"
-        f" {run.progress.step}, and on with {rate:g} of the learning rate"
+    state, total_seconds = run.initial_state, run.progress.total_seconds
+    restore(run, run.folder.load_state(run.log) if state is None else copy.deepcopy(state))
+    run.progress.restores, run.progress.rate = restores, rate
+    run.progress.total_seconds = total_seconds  # --time-budget includes the lost time
+    run.log(
+        f"{BAD_STEPS} consecutive steps were not finite: back to epoch {run.progress.epoch + 1},"
+        f" step {run.progress.step}, with the learning rate multiplied by {rate:g}"
     )
 
 
-def close_epoch(run: Run, signals: StopSignals) -> None:
-    """Evaluates, keeps the best weights and saves the state."""
+def save_and_stop(run: Run, signal_number: int) -> None:
+    """Saves the state and raises `Stopped`."""
+    save(run)
+    position = f"epoch {run.progress.epoch + 1}, step {run.progress.step}"
+    raise Stopped(
+        signal_number,
+        f"stopped at {position}; the state is saved in {run.folder.last}; continue with --resume",
+    )
+
+
+def finish_epoch(run: Run, signals: StopSignals) -> None:
+    """Validates, keeps the weights if they are the best so far, and saves the state.
+
+    Raises:
+        Stopped: by a signal; the state is saved.
+    """
     config, progress = run.config, run.progress
-    val = evaluate_on(run, run.judged, run.val_loader, len(run.data.val or ()), signals)
+    val_count = len(run.data.val or ())
+    val = evaluate_on_ranks(run, run.eval_model, run.val_loader, val_count, signals)
     if val is None:
         save_and_stop(run, signals.received)
         return
     progress.total_seconds += val["seconds"]
     if not math.isfinite(val["loss"]):
-        run.say(f"the validation loss of epoch {progress.epoch + 1} is not finite")
+        run.log(f"the validation loss of epoch {progress.epoch + 1} is not finite")
         recover(run)
         return
     row = {
@@ -257,156 +267,166 @@ def close_epoch(run: Run, signals: StopSignals) -> None:
         "train_loss": progress.loss / max(progress.pictures, 1),
         "val_loss": val["loss"],
         "val_acc1": val["acc1"],
-        "lr": learning_rate(run.optimiser),
+        "lr": learning_rate(run.optimizer),
         "images_per_second": progress.pictures / max(progress.seconds, 1e-9),
         "waiting": progress.waited / max(progress.seconds, 1e-9),
         "seconds": progress.seconds + val.pop("seconds"),
     }
     progress.history.append(row)
     improved = run.best is row
-    tensors = whole_state(run.judged) if improved else None
-    if tensors is not None and run.ranks.is_first:
-        begin_folder(run)
-        how = {"data": run.data.name, "split": run.split.to_dict(), "settings": config.public(),
-               "epoch": row["epoch"], **val}  # fmt: skip
-        save_model(
-            run.folder.best,
-            run.judged,
-            run.preprocessing,
-            run.data.class_names,
-            how,
-            state=tensors,
-        )
+    if improved:
+        save_best(run, {"epoch": row["epoch"], **val})
     progress.next_epoch()
     save(run)
     if run.ranks.is_first:
         run.folder.write_history(progress.history, run.best["epoch"])
-    run.say(
+    run.log(
         f"epoch {row['epoch']:>3}/{config.epochs}  train loss {row['train_loss']:.4f}"
         f"  val loss {val['loss']:.4f}  val accuracy {val['acc1']:6.2f} %"
         f"  {row['seconds']:.1f} s{'  *' if improved else ''}"
     )
 
 
-def evaluate_on(
+def evaluate_on_ranks(
     run: Run,
     model: VisionTransformer,
     loader: DataLoader[Any],
     count: int,
     signals: StopSignals,
 ) -> dict[str, float] | None:
-    """Loss, accuracy and seconds for the pictures of all ranks; None if a signal came to one."""
+    """Evaluates a model on pictures that are distributed over the ranks.
+
+    Args:
+        loader: this rank's pictures.
+        count: pictures on all ranks.
+
+    Returns:
+        What `evaluate` returns, and the seconds it took; None if a rank received a signal.
+    """
     started = time.monotonic()
     batches: Iterable[Any] = progress_bar(loader, "evaluation", shown=run.ranks.shows_bars)
     if is_sharded(model):  # all ranks must call it equally often
-        rounds = math.ceil(math.ceil(count / run.ranks.world) / run.config.batch_size)
-        batches = padded(batches, rounds, run.preprocessing)
+        length = math.ceil(math.ceil(count / run.ranks.world) / run.config.batch_size)
+        batches = padded(batches, length, run.preprocessing)
     else:
         batches = until_stopped(batches, signals)
     result = evaluate(model, batches, run.ranks.device, run.ranks.gather)
-    told = [float(signals.received), time.monotonic() - started]
-    rows = run.ranks.gather(torch.tensor(told, device=run.ranks.device))
+    values = [float(signals.received), time.monotonic() - started]
+    rows = run.ranks.gather(torch.tensor(values, device=run.ranks.device))
     signals.received = int(max(row[0] for row in rows))
     return None if signals.received else {**result, "seconds": rows[0][1]}
 
 
 def until_stopped(batches: Iterable[Any], signals: StopSignals) -> Iterator[Any]:
-    """The batches, as long as there is no signal."""
+    """The batches until a signal is received."""
     for batch in batches:
         if signals.received:
             return
         yield batch
 
 
-def padded(batches: Iterable[Any], rounds: int, preprocessing: Preprocessing) -> Iterator[Any]:
-    """The batches, and after them some that do not count, `rounds` in all."""
-    left = rounds
+def padded(batches: Iterable[Any], length: int, preprocessing: Preprocessing) -> Iterator[Any]:
+    """The batches, and then unlabelled ones, which do not count, up to `length` in all."""
+    missing = length
     for batch in batches:
-        left -= 1
+        missing -= 1
         yield batch
     size = preprocessing.img_size
-    for _ in range(left):
+    for _ in range(missing):
         yield torch.zeros(1, preprocessing.in_chans, size, size), torch.tensor([NO_LABEL])
 
 
-def save_and_stop(run: Run, signal_number: int) -> None:
-    """Saves the state and raises `Stopped`."""
-    save(run)
-    at = f"epoch {run.progress.epoch + 1}, step {run.progress.step}"
-    raise Stopped(
-        signal_number, f"stopped at {at}; the state is saved in {run.folder.last}: --resume goes on"
+def save_best(run: Run, validation: dict[str, Any]) -> None:
+    """Writes best.safetensors; all ranks must call it.
+
+    Args:
+        validation: the number of the epoch and its validation figures, for the file's metadata.
+    """
+    tensors = full_state(run.eval_model)
+    if not run.ranks.is_first:
+        return
+    start_folder(run)
+    training = {
+        "data": run.data.name,
+        "split": run.split.to_dict(),
+        "settings": run.config.public(),
+        **validation,
+    }
+    save_model(
+        run.folder.best,
+        run.eval_model,
+        run.preprocessing,
+        run.data.class_names,
+        training,
+        state=tensors,
     )
 
 
+def log_early_stop(run: Run) -> None:
+    """Prints why a run ended before its last epoch."""
+    if run.progress.epoch < run.config.epochs:
+        patience = number(run.config.patience, "epoch")
+        reason = (
+            "--time-budget is used up" if run.is_out_of_time else f"no improvement for {patience}"
+        )
+        run.log(f"stopped early: {reason}")
+
+
 def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
-    """Evaluates the best weights on the test pictures and writes the summary."""
-    data, config, history = run.data, run.config, run.progress.history
-    best = run.best
-    summary = {
-        "data": data.name,
-        "classes": len(data.class_names),
-        "pictures": {
-            "train": len(data.train), "val": len(data.val or ()), "test": len(data.test or ())
-        },
-        "model": run.model.config.to_dict(),
-        "recipe": config.recipe,
-        "parameters": count_parameters(run.model),
-        "flops_per_image": count(run.model.config, "flops"),
-        "mlp_twin": sizes_of_twin(config, run.model.config),
-        "best_epoch": best["epoch"],
-        "val_acc1": best["val_acc1"],
-        "val_loss": best["val_loss"],
-        "epochs": len(history),
-        "seconds": sum(row["seconds"] for row in history),
-        "images_per_second": float(np.median([row["images_per_second"] for row in history])),
-        "seed": config.seed,
-        "lr": config.lr,
-        "device": str(run.ranks.device),
-        "processes": run.ranks.world,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }  # fmt: skip
-    run.say(f"best epoch {best['epoch']}: validation accuracy {best['val_acc1']:.2f} %")
+    """Evaluates the best weights on the test pictures and writes the summary.
+
+    Returns:
+        The contents of summary.json.
+
+    Raises:
+        Stopped: by a signal; best.safetensors is complete.
+    """
+    data, best = run.data, run.best
+    summary = summarize(run)
+    run.log(f"best epoch {best['epoch']}: validation accuracy {best['val_acc1']:.2f} %")
     if data.test is not None:
-        loader = plain_loader(data.test, run.preprocessing, config, run.ranks)
-        run.ranks.wait()  # until the first rank has written the file
-        kept: VisionTransformer = load_model(run.folder.best)
+        loader = evaluation_loader(data.test, run.preprocessing, run.config, run.ranks)
+        run.ranks.barrier()  # until the first rank has written the file
+        model: VisionTransformer = load_model(run.folder.best)
         if is_sharded(run.model):
-            load_whole_state(run.model, kept.state_dict())
-            kept = run.model
+            load_full_state(run.model, model.state_dict())
+            model = run.model
         else:
-            kept.to(run.ranks.device)
-        test = evaluate_on(run, kept, loader, len(data.test), signals)
+            model.to(run.ranks.device)
+        test = evaluate_on_ranks(run, model, loader, len(data.test), signals)
         if test is None:
-            raise Stopped(signals.received, f"stopped in the test; {run.folder.best} is complete")
+            raise Stopped(
+                signals.received,
+                f"stopped in the test evaluation; {run.folder.best} is complete",
+            )
         summary |= {"test_acc1": test["acc1"], "test_loss": test["loss"]}
-        told = number(int(test["count"]), "picture")
-        run.say(f"test accuracy {test['acc1']:.2f} % on {told}")
+        pictures = number(int(test["count"]), "picture")
+        run.log(f"test accuracy {test['acc1']:.2f} % on {pictures}")
     if run.ranks.is_first:
-        run.folder.finish(history, summary)
-        if config.report:
-            show_functions(run)
-        run.folder.events.close()
+        run.folder.finish(run.progress.history, summary)
+        if run.config.report:
+            add_functions(run)
+        run.folder.tensorboard.close()
     return summary
 
 
-def show_functions(run: Run) -> None:
-    """Adds the kept model's functions to TensorBoard; a failure there is said, and no more."""
+def add_functions(run: Run) -> None:
+    """Adds the best model's learned functions to TensorBoard; a failure is only printed."""
     try:
-        kept = load_model(run.folder.best)
-        run.folder.events.add_functions(kept, run.data.train, run.best["epoch"])
+        model = load_model(run.folder.best)
+        run.folder.tensorboard.add_functions(model, run.data.train, run.best["epoch"])
     except Exception as error:
-        run.say(f"no functions for TensorBoard: {one_line(error)}")
+        run.log(f"no functions for TensorBoard: {one_line(error)}")
 
 
-def report_on(run: Run) -> None:
-    """Writes report.html; whatever goes wrong there is said, and does not fail the training."""
+def create_report(run: Run) -> None:
+    """Writes report.html; a failure is only printed and does not fail the training."""
     started = time.monotonic()
     try:
         page = write_report(run.folder.path, run.data, str(run.ranks.device))
     except Exception as error:
-        run.say(f"no report: {one_line(error)}")
+        run.log(f"no report: {one_line(error)}")
     else:
-        run.say(f"report  {page} ({time.monotonic() - started:.0f} s)")
+        run.log(f"report  {page} ({time.monotonic() - started:.0f} s)")
         if hint := font_hint(run.data.class_names):
             sys.stderr.write(f"{hint}\n")

@@ -1,4 +1,4 @@
-"""What training makes small: the loss of each picture, and what mixes or guides its target."""
+"""The training loss: cross-entropy, mixup and cutmix, distillation, spline regularization."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,9 +19,9 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def make_mix(config: TrainConfig, num_classes: int) -> Mix | None:
-    """timm's mixup and cutmix, (images, labels) -> (images, (B, num_classes) targets), if asked.
+    """timm's mixup and cutmix, (images, labels) -> (images, targets (B, num_classes)), if enabled.
 
-    A batch of odd size, which timm refuses, is left unmixed.
+    A batch of odd size, which timm does not accept, is left unmixed.
     """
     if config.mixup == 0 and config.cutmix == 0:
         return None
@@ -41,13 +41,15 @@ def make_mix(config: TrainConfig, num_classes: int) -> Mix | None:
 class Criterion:
     """The loss of each picture of a batch, (B,) in nats.
 
-    Cross-entropy with a label, smoothed, or with a mixed target; weighted by class; and of a
-    teacher's, with weight a and temperature T: (1 - a) CE + a T² KL(teacher || student), both
-    softened by T (Hinton et al., 2015).
+    Cross-entropy CE with smoothed labels or mixed targets, weighted by class. With a teacher of
+    weight a and temperature T it is (1 - a) CE + a T² KL(teacher || student), where the logits of
+    both are divided by T (Hinton et al., 2015).
 
     Args:
+        label_smoothing: share of the target that is spread over all classes.
         class_weights: (num_classes,)
-        teacher: pictures (B, C, S, S) to logits (B, num_classes).
+        teacher: a function from pictures (B, C, S, S) to logits (B, num_classes).
+        teacher_weight, temperature: a and T.
     """
 
     def __init__(
@@ -64,9 +66,15 @@ class Criterion:
         self.teacher_weight, self.temperature = teacher_weight, temperature
 
     def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        """(B, num_classes) logits of (B, C, S, S) images to losses (B,)."""
-        logits = logits.float()  # autocast's may be shorter
-        smoothing = 0.0 if targets.ndim == 2 else self.label_smoothing  # mixed ones have theirs
+        """Losses (B,).
+
+        Args:
+            logits: (B, num_classes)
+            targets: labels (B,), or mixed targets (B, num_classes), which are smoothed already.
+            images: (B, C, S, S), for the teacher.
+        """
+        logits = logits.float()  # under autocast they may have lower precision
+        smoothing = 0.0 if targets.ndim == 2 else self.label_smoothing
         losses = F.cross_entropy(
             logits, targets, self.class_weights, reduction="none", label_smoothing=smoothing,
             ignore_index=NO_LABEL,
@@ -74,17 +82,17 @@ class Criterion:
         if self.teacher is None:
             return losses
         with torch.no_grad():
-            soft = (self.teacher(images).float() / self.temperature).log_softmax(dim=-1)
-        own = (logits / self.temperature).log_softmax(dim=-1)
-        apart = F.kl_div(own, soft, reduction="none", log_target=True).sum(dim=-1)
+            teacher = (self.teacher(images).float() / self.temperature).log_softmax(dim=-1)
+        student = (logits / self.temperature).log_softmax(dim=-1)
+        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
         a = self.teacher_weight
-        return (1 - a) * losses + a * self.temperature**2 * apart
+        return (1 - a) * losses + a * self.temperature**2 * divergence
 
 
 def make_criterion(
     config: TrainConfig, data: PictureData, preprocessing: Preprocessing, device: torch.device
 ) -> Criterion:
-    """The loss that the settings ask for.
+    """The loss for these settings.
 
     Raises:
         UserError: the teacher does not know the classes.
@@ -102,7 +110,7 @@ def make_criterion(
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
-    """Weights (num_classes,) by which all classes count alike; their mean over pictures is 1."""
+    """Weights (num_classes,) that balance the classes; their mean over all pictures is 1."""
     counts = np.bincount(labels, minlength=num_classes).clip(min=1)
     return torch.tensor(len(labels) / (num_classes * counts), dtype=torch.float32)
 
@@ -110,22 +118,27 @@ def class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
 def as_teacher(
     model: TrainedModel, class_names: Sequence[str], preprocessing: Preprocessing
 ) -> Callable[[Tensor], Tensor]:
-    """A model as a function of another's inputs, with logits in the order of `class_names`.
+    """A trained model as a function of another model's inputs.
 
-    The pictures are normalised and resized to what the model was trained with.
+    Pictures are renormalised and resized to what the teacher was trained with.
+
+    Args:
+        class_names: in the order in which the function gives their logits.
+        preprocessing: of the other model.
 
     Raises:
-        UserError: it does not know all of the classes, or sees other channels.
+        UserError: the teacher lacks one of the classes, or has another number of channels.
     """
     missing = [name for name in class_names if name not in model.class_names]
     if missing:
-        raise UserError(f"--teacher knows no class {missing[0]}; it must know all that are trained")
+        raise UserError(
+            f"--teacher knows no class {missing[0]}; it must know all classes of the data"
+        )
     theirs = model.preprocessing
     if theirs.in_chans != preprocessing.in_chans:
         raise UserError(
-            f"--teacher sees {number(theirs.in_chans, 'channel')}, the model"
-            f" {preprocessing.in_chans};"
-            " set --in-chans"
+            f"--teacher takes {number(theirs.in_chans, 'channel')}, the model"
+            f" {preprocessing.in_chans}; set --in-chans"
         )
     order = [model.class_names.index(name) for name in class_names]
     device = model.pos_embed.device
@@ -147,7 +160,7 @@ def as_teacher(
 
 
 def spline_penalty(model: nn.Module) -> Tensor:
-    """The layers' own regularisation of their splines, a scalar: the sum over all KAN layers."""
+    """The sum of `regularization_loss` over all KAN layers, a scalar."""
     losses = [
         module.regularization_loss()
         for module in model.modules()

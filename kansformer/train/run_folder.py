@@ -25,20 +25,20 @@ from kansformer.files import (
     write_class_indices,
     write_json,
 )
-from kansformer.train.events import Events
+from kansformer.train.tensorboard import TensorBoardLog
 
-SMALL_FILES = 20_000_000  # bytes for curves, events, tables
-DRAW_SECONDS = 30  # between two drawings of the curves, which take longer than a short epoch
+SMALL_FILES = 20_000_000  # bytes reserved for curves, TensorBoard events and JSON files
+DRAW_SECONDS = 30  # at least, between two plots of the curves, which outlast a short epoch
 
 
 class RunFolder:
-    """Output folder of a run: what is written where.
+    """The output folder of a run and the files in it.
 
     Nothing is written before `make`.
 
     Raises:
-        UserError: the folder lies within the data, cannot be made, or holds something and is
-            neither resumed nor replaced; or there is nothing to resume.
+        UserError: the folder lies within the data, cannot be created, or is not empty and neither
+            resumed nor overwritten; or there is nothing to resume.
     """
 
     def __init__(self, path: Path, data_path: Path, *, resume: bool, overwrite: bool) -> None:
@@ -48,33 +48,33 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self.last = path / "last.pt"
         self.previous = path / "last.previous.pt"
-        self.drawn = time.monotonic()  # when the curves were last
+        self.last_drawn = time.monotonic()  # when the curves were plotted
         refuse_unmakeable(path)
         if resume and not (self.last.is_file() or self.previous.is_file()):
             raise UserError(f"{self.last}: nothing to resume; leave out --resume to start")
         if not resume and not overwrite and path.is_dir() and any(path.iterdir()):
-            held = "holds an earlier run" if self.last.exists() else "is not empty"
+            contents = "holds an earlier run" if self.last.exists() else "is not empty"
             raise UserError(
-                f"{path}: {held}; go on with --resume, replace it with --overwrite, or choose"
-                " another --output"
+                f"{path}: {contents}; continue with --resume, replace it with --overwrite, or"
+                " choose another --output"
             )
 
     @cached_property
-    def events(self) -> Events:
-        """For TensorBoard; the file is opened when there is something to write."""
-        return Events(self.path / "tensorboard")
+    def tensorboard(self) -> TensorBoardLog:
+        """The TensorBoard log; its file is created on first use."""
+        return TensorBoardLog(self.path / "tensorboard")
 
     def make(self) -> None:
-        """Makes the folder itself."""
+        """Creates the folder itself."""
         make_output_folder(self.path)
 
-    def begin(
+    def start(
         self, settings: dict[str, Any], class_names: Sequence[str], also_in: Path | None
     ) -> None:
-        """Puts a new run, which now has something to save, in the place of an earlier one.
+        """Replaces the files of an earlier run, now that a new one has something to save.
 
-        Writes config.json and class_indices.json, the latter to the folder `also_in` as well, if
-        that is not part of the data.
+        Writes config.json and class_indices.json, the latter to the folder `also_in` as well,
+        unless that lies within the data.
         """
         for old in (self.path / "summary.json", self.path / "report.html", self.previous):
             old.unlink(missing_ok=True)
@@ -86,32 +86,40 @@ class RunFolder:
             write_class_indices(also_in / "class_indices.json", class_names)
 
     def write_history(self, history: Sequence[dict[str, Any]], best: int) -> None:
-        """metrics.jsonl, one object per epoch, the last one's TensorBoard event, and now and then
-        the curves.
+        """Writes metrics.jsonl, one object per epoch, and logs the last epoch to TensorBoard.
+
+        The curves are plotted every DRAW_SECONDS only.
+
+        Args:
+            best: number of the best epoch, from 1.
         """
-        self.events.add_epoch(history[-1])
+        self.tensorboard.add_epoch(history[-1])
         lines = "".join(json.dumps(row) + "\n" for row in history)
         write_bytes(self.path / "metrics.jsonl", lines.encode())
-        if time.monotonic() > self.drawn + DRAW_SECONDS:
+        if time.monotonic() > self.last_drawn + DRAW_SECONDS:
             self._draw(history, best)
 
     def finish(self, history: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
-        """The curves to the end and summary.json."""
+        """Writes the curves of all epochs and summary.json."""
         self._draw(history, summary["best_epoch"])
         write_json(self.path / "summary.json", summary)
 
     def _draw(self, history: Sequence[dict[str, Any]], best: int) -> None:
         write_bytes(self.path / "curves.png", as_png(draw_history(history, best)))
-        self.drawn = time.monotonic()
+        self.last_drawn = time.monotonic()
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """last.pt, plain types and tensors only, with a checksum; the one before it is kept too."""
+        """Writes last.pt with a checksum and keeps the previous one.
+
+        Args:
+            state: plain types and tensors only.
+        """
         self.make()
         with replacing(self.last, keep=self.previous) as file:
             torch.save({**state, "checksum": checksum(state)}, file)
 
-    def load_state(self, say: Callable[[str], None]) -> dict[str, Any]:
-        """The contents of last.pt, or of the state before it where that is damaged.
+    def load_state(self, log: Callable[[str], None]) -> dict[str, Any]:
+        """The contents of last.pt, or of the previous one where last.pt is damaged.
 
         Raises:
             UserError: neither can be read.
@@ -122,29 +130,33 @@ class RunFolder:
                 state = torch.load(path, map_location="cpu", weights_only=True)
                 if state.pop("checksum") != checksum(state):
                     raise ValueError("its contents have changed since it was written")
-            except Exception as error:  # a damaged archive raises anything
+            except Exception as error:  # a damaged archive may raise anything
                 causes.append(f"{path.name}: {one_line(error)[:200]}")
                 continue
             if causes:
-                say(f"warning: {self.last}: damaged; going on from {path.name}, written before it")
+                log(f"warning: {self.last}: damaged; resuming from {path.name}, the one before it")
             return state
         raise UserError(
-            f"{self.last}: cannot be read ({'; '.join(causes)}); start anew with --overwrite"
+            f"{self.last}: cannot be read ({'; '.join(causes)}); start over with --overwrite"
         )
 
     def check_space(self, parameters: int, averaged: bool) -> None:
-        """Looks whether the disk can hold what a run writes.
+        """Checks that the disk has space for the files of a run.
+
+        Args:
+            parameters: of the model.
+            averaged: whether a moving average of the weights is saved too.
 
         Raises:
-            UserError: it cannot.
+            UserError: it has too little.
         """
-        state = parameters * 4 * (4 if averaged else 3)  # weights, moments, average: float32
-        needed = 3 * state + 2 * parameters * 4 + SMALL_FILES  # two states and one being written
+        state = parameters * 4 * (4 if averaged else 3)  # float32: weights, two moments, average
+        needed = 3 * state + 2 * parameters * 4 + SMALL_FILES  # two states, a third being written
         free = shutil.disk_usage(existing(self.path)).free
         if free < needed:
             raise UserError(
                 f"{self.path}: {free / 1e6:,.0f} MB are free and this run may need"
-                f" {needed / 1e6:,.0f} MB; make room, or choose another --output"
+                f" {needed / 1e6:,.0f} MB; free space, or choose another --output"
             )
 
 

@@ -212,7 +212,7 @@ def _differentiate(
 
 
 def _is_differentiated_again() -> bool:
-    """Within a backward pass: whether the gradients need gradients of their own."""
+    """Within a backward pass: whether the gradients will be differentiated again."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
@@ -220,15 +220,15 @@ def _gradients_of_definition(ctx: Any, y: Tensor, grad: Tensor) -> tuple[Tensor 
     """Gradients that can be differentiated again, by `definition`, which gave y."""
     wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
     inputs = [ctx.saved_tensors[i] for i in wanted]
-    found = torch.autograd.grad(y, inputs, grad, create_graph=True, materialize_grads=True)
+    computed = torch.autograd.grad(y, inputs, grad, create_graph=True, materialize_grads=True)
     grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-    for i, gradient in zip(wanted, found, strict=True):
+    for i, gradient in zip(wanted, computed, strict=True):
         grads[i] = gradient
     return tuple(grads)
 
 
 def _no_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise RuntimeError("under torch.compile a KAN layer's gradient has no gradient of its own")
+    raise RuntimeError("under torch.compile a KAN layer has no second derivatives")
 
 
 # ---- KAN layers ----
@@ -293,9 +293,9 @@ def _kan_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y = definition.kan_linear(x, knots, order, activation, Weights(*tensors), dtype)
         return _gradients_of_definition(ctx, y, grad)
     present = [i for i, tensor in enumerate(tensors, start=2) if tensor is not None]
-    found = _kan_backward(grad, x, knots, *tensors, *ctx.settings, for_x, any(needed))
+    computed = _kan_backward(grad, x, knots, *tensors, *ctx.settings, for_x, any(needed))
     grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-    for i, gradient in zip([0] * for_x + present * any(needed), found, strict=True):
+    for i, gradient in zip([0] * for_x + present * any(needed), computed, strict=True):
         grads[i] = gradient
     return tuple(grads)
 

@@ -21,7 +21,7 @@ from kansformer.errors import UserError
 from kansformer.train import TrainConfig
 from kansformer.train.build import build_model
 from kansformer.train.config import add_flags
-from kansformer.train.optimiser import make_optimiser
+from kansformer.train.optimizer import make_optimizer
 
 SIZES = {"train": 9, "val": 8, "test": 7}
 
@@ -288,7 +288,7 @@ def test_splines_learn_at_the_rates_that_the_ablations_name() -> None:
             config = TrainConfig(data_path="digits", **settings)
             model, _, _ = build_model(config, data)
             rates.append(
-                [group["lr_scale"] for group in make_optimiser(model, config).param_groups]
+                [group["lr_scale"] for group in make_optimizer(model, config).param_groups]
             )
         assert rates[0] == rates[1], arm
 
@@ -317,18 +317,27 @@ def test_the_stated_tables_are_what_the_raw_results_give() -> None:
     assert len(pictures) == len(SETS) - 1, "all but what the ablations train on"
 
 
-def test_the_readmes_table_is_the_stated_one() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_documented_tables_are_the_stated_one() -> None:
+    """docs/study.md has all rows; the READMEs have those at equal size."""
+    root = Path(__file__).parents[2]
     stated = (comparison.RESULTS / "tables.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in stated.splitlines()]
     rows = [row for row in rows if row[:1] in ([comparison.EQUAL_SIZE], [comparison.EQUAL_TIME])]
     assert len(rows) == 2 * len(ARMS) * (len(SETS) - 1)  # the ablations' set is not among them
+    study, english, chinese = (
+        (root / name).read_text(encoding="utf-8")
+        for name in ("docs/study.md", "README.md", "README.zh-CN.md")
+    )
     for first in range(0, len(rows), len(ARMS)):
         cells = [
             mean if arm == BASELINE else f"{mean} ({apart.split('(')[1]}"
             for _, arm, _, mean, _, apart, *_ in rows[first : first + len(ARMS)]
         ]
-        assert f"| {' | '.join(cells)} |" in readme
+        line = f"| {' | '.join(cells)} |"
+        assert line in study
+        if rows[first][0] == comparison.EQUAL_SIZE:
+            assert line in english
+            assert line.replace(" to ", " 至 ") in chinese
 
 
 def test_the_results_are_of_models_as_they_are_made_now() -> None:

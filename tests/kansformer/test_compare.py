@@ -1,4 +1,4 @@
-"""The comparison of twins: pairs, intervals, and a table that says what was run."""
+"""The comparison of twins: pairs, intervals, and a table with what was run."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return run_command(compare.main)
 
 
-def test_twins_are_trained_compared_and_kept(
+def test_twins_are_trained_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_folder(tmp_path / "colours")
@@ -30,12 +30,12 @@ def test_twins_are_trained_compared_and_kept(
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, *arguments) == 0
     printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert [(run["arm"], run["seed"]) for run in found["runs"]] == [
+    results = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [(run["arm"], run["seed"]) for run in results["runs"]] == [
         (arm, seed) for seed in (0, 1) for arm in ("kan", "group-kan", "mlp")
     ]
-    baseline = found["rows"][2]["parameters"]
-    for row in found["rows"]:
+    baseline = results["rows"][2]["parameters"]
+    for row in results["rows"]:
         assert row["n"] == 2
         assert abs(row["parameters"] / baseline - 1) < 0.02
         assert f"| {row['arm']} | 2 | {row['mean']:.2f} |" in printed
@@ -43,12 +43,14 @@ def test_twins_are_trained_compared_and_kept(
     assert (tmp_path / "out" / "compare.md").read_text() in printed
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
 
-    assert call(monkeypatch, *arguments) == 2  # nothing is lost by accident
+    assert call(monkeypatch, *arguments) == 2  # nothing is overwritten by accident
     assert "holds an earlier run" in capsys.readouterr().err
-    (tmp_path / "out" / "mlp-seed1" / "last.pt").unlink()  # cut off before its first state
+    (tmp_path / "out" / "mlp-seed1" / "last.pt").unlink()  # interrupted before its first state
     assert call(monkeypatch, *arguments, "--resume") == 0
     again = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert [run["accuracy"] for run in again["runs"]] == [run["accuracy"] for run in found["runs"]]
+    assert [run["accuracy"] for run in again["runs"]] == [
+        run["accuracy"] for run in results["runs"]
+    ]
     assert call(monkeypatch, *arguments, "--resume", "--epochs", 2) == 2
     assert "--epochs is 2 now and was 1" in capsys.readouterr().err
 
@@ -61,7 +63,7 @@ def run(arm: str, seed: int, accuracy: float) -> dict[str, object]:
 def test_intervals_are_scipys_for_pairs() -> None:
     kan, mlp = [91.0, 92.5, 90.0, 93.0], [90.0, 92.0, 90.5, 91.0]
     runs = [run("kan", s, v) for s, v in enumerate(kan)]
-    runs += [run("mlp", s, v) for s, v in reversed(list(enumerate(mlp)))]  # pairs go by seed
+    runs += [run("mlp", s, v) for s, v in reversed(list(enumerate(mlp)))]  # paired by seed
     first, second = compare.summarise(runs)
     expected = stats.ttest_rel(kan, mlp).confidence_interval(0.95)
     assert first["interval"] == pytest.approx((expected.low, expected.high))

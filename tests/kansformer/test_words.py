@@ -18,8 +18,10 @@ from tests.conftest import ROOT, tiny_settings, write_folder
 from tests.kansformer.train.runs import do
 
 # one of several things; "1 picture" and "top-1 classes" are none
-WRONG = re.compile(r"(?<![\w.,-])1 (\w+ )?(pictures|classes|epochs|blocks|patches|pieces|groups"
-                   r"|threads|intervals|tensors|channels|seeds|steps|processes)\b")  # fmt: skip
+WRONG = re.compile(
+    r"(?<![\w.,-])1 (\w+ )?(pictures|classes|epochs|blocks|patches|groups|threads|intervals|tensors"
+    r"|channels|seeds|steps|processes|micro-batches)\b"
+)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ GRID_CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "refine_grid": lambda layer: kan_grid.refine_grid(layer, 9),
     "change_grid": lambda layer: kan_grid.change_grid(layer, 2 * layer.grid, X),
     "fit_grids": moved_later,
-    "make_room": lambda layer: kan_grid.make_room(
+    "resize_grids": lambda layer: kan_grid.resize_grids(
         layer, {"spline_weight": torch.zeros(*layer.spline_weight.shape[:-1], 12)}
     ),
 }

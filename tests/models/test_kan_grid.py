@@ -1,4 +1,4 @@
-"""The laws of a layer's grid: what a change keeps, what it refuses, what the optimiser is told."""
+"""The laws of a layer's grid: what a change keeps, what it refuses, what the optimizer is told."""
 
 import contextlib
 import copy
@@ -248,7 +248,7 @@ def test_a_follower_on_the_same_knots_computes_the_same() -> None:
     assert_equal_states(follower, layer.state_dict())
 
 
-# ---- optimisers ----
+# ---- optimizers ----
 
 
 def trained(layer: KANLinear, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
@@ -273,7 +273,7 @@ CHANGES: dict[str, Callable[[KANLinear, torch.optim.Optimizer], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "RMSprop"])
-def test_an_optimiser_starts_anew_for_changed_splines_only(name: str, change: str) -> None:
+def test_an_optimizer_starts_anew_for_changed_splines_only(name: str, change: str) -> None:
     layer = random_layer()
     options = {"momentum": 0.9} if name == "SGD" else {}
     optimizer = getattr(torch.optim, name)(layer.parameters(), lr=0.01, **options)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from models.twins import TOLERANCE, count, count_flops, count_parameters, matched, mlp_twin
-from models.vit_model import VisionTransformer, model_config
+from models.vit_model import VisionTransformer, create_model, model_config
 
 
 @pytest.mark.parametrize("by", ["params", "flops"])
@@ -37,3 +37,11 @@ def test_a_target_out_of_reach_is_said() -> None:
     config = model_config("kansformer_micro_patch8_16", num_classes=3)
     with pytest.raises(ValueError, match="no width of kan blocks gives 1,000 params"):
         matched(config, "params", target=1000)
+
+
+def test_flops_are_those_of_the_matrix_products() -> None:
+    model = create_model("vit_micro_patch4_8", num_classes=10, in_chans=1)
+    n, d, depth = 5, 96, 4
+    per_block = n * (3 * d * d + d * d + 8 * d * d) + 2 * n * n * d
+    expected = 2 * (4 * 16 * d + depth * per_block + d * 10)
+    assert count_flops(model) == expected

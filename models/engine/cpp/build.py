@@ -92,10 +92,10 @@ def _identity(word: str) -> tuple[object, ...]:
 
     Running the compiler for its version would take longer than loading a kernel.
     """
-    found = shutil.which(word)
-    if found is None:
+    program = shutil.which(word)
+    if program is None:
         return (word,)
-    path = os.path.realpath(found)
+    path = os.path.realpath(program)
     status = os.stat(path)
     return word, path, status.st_size, status.st_mtime_ns
 
@@ -106,8 +106,8 @@ def _digest(*values: object) -> str:
 
 def _of_any_compiler(folder: Path | None, name: str) -> ctypes.CDLL:
     """The newest kernel of that name that can be loaded."""
-    found = [] if folder is None else folder.glob(f"{glob.escape(name)}-*.so")
-    for path in sorted(found, key=os.path.getmtime, reverse=True):
+    kernels = [] if folder is None else folder.glob(f"{glob.escape(name)}-*.so")
+    for path in sorted(kernels, key=os.path.getmtime, reverse=True):
         with suppress(OSError):
             return ctypes.CDLL(str(path))
     raise OSError(f"no C++ compiler ({', '.join(COMPILERS)})")

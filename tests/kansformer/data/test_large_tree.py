@@ -18,8 +18,8 @@ CODE = """
 import json, resource, sys, time
 from kansformer.data import PictureDataset, Preprocessing, TrainingSampler, training_loader
 from kansformer.data.augment import make_augmentation
-from kansformer.train.recipes import configure
-from kansformer.train.state import fingerprint
+from kansformer.train.configure import configure
+from kansformer.train.run import fingerprint
 
 def peak():
     kilo = 1 if sys.platform == "darwin" else 1024

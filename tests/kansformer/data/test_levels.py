@@ -15,7 +15,7 @@ from kansformer.data.images import Stored
 from kansformer.data.inspection import Facts
 from kansformer.infer import Predictor
 from kansformer.train import train
-from kansformer.train.recipes import configure
+from kansformer.train.configure import configure
 
 KINDS = {"uint16": 4095, "int32": 1_000_000, "float32": 255.0, "float32 to one": 1.0}
 
@@ -60,7 +60,7 @@ def test_the_scale_travels_from_training_to_prediction(
         "report": False,
     }  # fmt: skip
     config, data = configure(flags)
-    summary = train(config, data, say=lambda line: None)
+    summary = train(config, data, log=lambda line: None)
     assert summary["val_acc1"] == 100
     model = load_model(tmp_path / "run" / "best.safetensors")
     assert [white_ for _, white_ in model.preprocessing.levels.values()] == [white]

@@ -15,7 +15,7 @@ from kansformer.data.listing import SYSTEM_NAMES
 from kansformer.data.usable import concerns, usable
 from kansformer.errors import UserError
 from kansformer.infer import find_pictures
-from kansformer.train.recipes import configure
+from kansformer.train.configure import configure
 from tests.conftest import write_folder, write_picture
 
 Command = Callable[..., tuple[int, str, str]]

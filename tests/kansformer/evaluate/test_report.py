@@ -106,15 +106,15 @@ def test_the_temperature_is_what_torch_finds(sharpness: float) -> None:
     labels, probabilities = predictions(5, sharpness=sharpness)
     logits = torch.tensor(probabilities).log()
     slope = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([slope], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([slope], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = F.cross_entropy(logits * slope.exp(), torch.tensor(labels))
         value.backward()
         return value
 
-    optimiser.step(loss)
+    optimizer.step(loss)
     found = fit_temperature(labels, probabilities)
     assert found == pytest.approx((-slope).exp().item(), rel=1e-4)
     after = rescaled(probabilities, found)

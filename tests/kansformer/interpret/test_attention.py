@@ -30,12 +30,12 @@ def planted(count: int) -> tuple[Tensor, Tensor]:
 
 def test_both_maps_find_the_quadrant_that_decides() -> None:
     model = small_vit(depth=1)
-    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(120):
         images, labels = planted(64)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
-        optimiser.step()
+        optimizer.step()
     model.eval()
     images, labels = planted(200)
     assert (model(images).argmax(1) == labels).float().mean() > 0.9

@@ -67,7 +67,7 @@ def test_it_shows_prunes_and_the_result_trains_on(
     assert config.hidden_widths == (4, 4)
     assert config.grid_sizes == (5, 10)
     settings = tiny_settings(data, tmp_path / "run", weights=str(changed), epochs=1)
-    summary = train(settings, load_data(str(data)).with_validation(0.2, 0), say=lambda line: None)
+    summary = train(settings, load_data(str(data)).with_validation(0.2, 0), log=lambda line: None)
     assert summary["model"]["hidden_widths"] == (4, 4)
     assert load_model(tmp_path / "run" / "best.safetensors").config == config
 

@@ -12,7 +12,7 @@ from kansformer.data import load_data
 from kansformer.data.preprocessing import Preprocessing
 from kansformer.errors import UserError
 from kansformer.pretrained import load_pretrained
-from kansformer.train.optimiser import clip_gradients, make_optimiser, make_schedule
+from kansformer.train.optimizer import clip_gradients, make_optimizer, make_schedule
 from models.kan import GroupKANLinear, KANLinear
 from models.vit_model import VisionTransformer, create_model
 from tests.conftest import tiny_settings
@@ -49,10 +49,10 @@ def spline_layers(model: VisionTransformer) -> dict[str, KANLinear | GroupKANLin
 def test_one_step_moves_every_spline(ffn: str, tmp_path: Path) -> None:
     path = judges.timm_vit(tmp_path / "file.pth").path
     model, _ = load_pretrained(path, ffn=ffn, **WARM[ffn])
-    optimiser = make_optimiser(model, tiny_settings("x", "y"))
+    optimizer = make_optimizer(model, tiny_settings("x", "y"))
     labels = torch.arange(16) % 5
     F.cross_entropy(model(torch.randn(16, 3, 32, 32)), labels).backward()
-    optimiser.step()
+    optimizer.step()
     layers = spline_layers(model)
     assert len(layers) == 4
     for name, layer in layers.items():
@@ -63,18 +63,18 @@ def test_one_step_moves_every_spline(ffn: str, tmp_path: Path) -> None:
 def steps(model: VisionTransformer, pictures: Tensor, labels: Tensor, lr: float) -> list[float]:
     """A hundred steps of train.py's kind on the same batches in every call; the losses."""
     config = tiny_settings("x", "y", lr=lr, epochs=5, warmup_epochs=1)
-    optimiser = make_optimiser(model.train(), config)
-    schedule = make_schedule(optimiser, config, steps_per_epoch=20)
+    optimizer = make_optimizer(model.train(), config)
+    schedule = make_schedule(optimizer, config, steps_per_epoch=20)
     generator = torch.Generator().manual_seed(0)
     losses = []
     for step in range(100):
         schedule.step_update(step)
         rows = torch.randint(len(labels), (64,), generator=generator)
         loss = F.cross_entropy(model(pictures[rows]), labels[rows])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         clip_gradients(model, config.clip_grad)
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     return losses
 

@@ -1,4 +1,4 @@
-"""Training: any optimiser and schedule, penalties, clipping, and the best weights at the end."""
+"""Training: any optimizer and schedule, penalties, clipping, and the best weights at the end."""
 
 import copy
 from functools import partial
@@ -38,7 +38,7 @@ def line() -> nn.Linear:
     ],
     ids=["AdamW", "SGD", "LBFGS"],
 )
-def test_it_trains_with_any_optimiser(optimizer: object, options: dict) -> None:
+def test_it_trains_with_any_optimizer(optimizer: object, options: dict) -> None:
     x, y = data()
     trainer = KANTrainer(KAN([2, 5, 1]), optimizer=optimizer, **options)
     history = trainer.fit(x, y, epochs=20)

@@ -17,7 +17,7 @@ from tests.kansformer.symbolic.networks import hello
 
 
 @pytest.mark.parametrize("opt", ["LM", "LBFGS", "Adam"])
-def test_every_optimiser_lowers_the_error_and_keeps_a_record(opt: str) -> None:
+def test_every_optimizer_lowers_the_error_and_keeps_a_record(opt: str) -> None:
     dataset = create_dataset(hello, 2, train_num=200, test_num=50)
     model = SymbolicKAN([2, 2, 1], seed=0, grid_size=3)
     steps = {"LM": 12, "LBFGS": 5, "Adam": 60}[opt]

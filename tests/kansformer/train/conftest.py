@@ -1,4 +1,4 @@
-"""Trainings of tests run in folders of their own."""
+"""Training tests run in a temporary working directory."""
 
 from functools import partial
 from pathlib import Path
@@ -11,24 +11,26 @@ from kansformer.train.config import TrainConfig
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def sgd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain gradient descent. Adam divides by the gradient's size: where a gradient is zero but for
-    rounding, as of the keys' biases, any two orders of a sum end far from each other.
+    """Plain gradient descent, for comparisons up to rounding.
+
+    Adam divides by the gradient's size. Where a gradient is zero up to rounding, as for the biases
+    of the keys, two orders of summation would end far apart.
     """
 
     def make(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         groups = [{"params": list(model.parameters()), "lr_scale": 1.0}]
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
 
-    monkeypatch.setattr("kansformer.train.run.make_optimiser", make)
+    monkeypatch.setattr("kansformer.train.run.make_optimizer", make)
 
 
 @pytest.fixture
 def steady_adam(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AdamW that divides by at least 1e-3: gradients of rounding stay small (see `sgd`)."""
-    monkeypatch.setattr("kansformer.train.optimiser.AdamW", partial(torch.optim.AdamW, eps=1e-3))
+    """AdamW that divides by at least 1e-3, so that rounding errors stay small (see `sgd`)."""
+    monkeypatch.setattr("kansformer.train.optimizer.AdamW", partial(torch.optim.AdamW, eps=1e-3))

@@ -1,4 +1,4 @@
-"""What can be known before a run is refused before it, and then nothing is written."""
+"""Settings that cannot work are refused before a run, and then nothing is written."""
 
 import math
 from collections.abc import Callable
@@ -77,12 +77,14 @@ def test_a_width_that_is_no_number(command: Callable[..., tuple[int, str, str]])
     assert "--kan-hidden: 'wide': give a whole number or full" in err
 
 
-def test_thawing_that_never_comes_is_refused(tmp_path: Path) -> None:
+def test_unfreezing_after_the_last_epoch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--unfreeze-every 3: the run has 3 epochs"):
         tiny_settings("x", tmp_path, weights="w", freeze_layers=True, unfreeze_every=3)
 
 
-def test_refinement_is_held_against_the_grids_of_the_weights(tmp_path: Path, colours: Path) -> None:
+def test_refinement_is_checked_against_the_grids_of_the_weights(
+    tmp_path: Path, colours: Path
+) -> None:
     model = create_model("kansformer_micro_patch8_16", num_classes=3, grid_size=12)
     names = load_data(str(colours)).class_names
     save_model(tmp_path / "fine.safetensors", model, Preprocessing(16), names)
@@ -94,7 +96,7 @@ def test_refinement_is_held_against_the_grids_of_the_weights(tmp_path: Path, col
 
 
 def few(tmp_path: Path) -> Path:
-    """Two pictures of each of three classes, of which a half validates."""
+    """Two pictures of each of three classes; half of them validate."""
     return write_folder(tmp_path / "few", 2)
 
 
@@ -103,7 +105,7 @@ def few(tmp_path: Path) -> Path:
     [{"grid_size": 5}, {"grid_size": 2, "refine_grid": ((1, 5),)}],
 )
 def test_too_few_pictures_for_the_heads_grids(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Its layers see one token of each picture: a grid of G intervals needs G + 1 pictures."""
+    """The head's layers see one token per picture: a grid of G intervals needs G + 1 pictures."""
     settings = {"head": "kan", "val_split": 0.5, "update_grid_every": 1, "epochs": 4, **changes}
     with pytest.raises(UserError, match="--update-grid-every: 3 pictures cannot fit"):
         do(tiny_settings(few(tmp_path), tmp_path / "out", **settings))
@@ -127,7 +129,7 @@ def test_enough_pictures_for_the_heads_grids(tmp_path: Path) -> None:
         {"spline_decay": 0.1},
     ],
 )
-def test_settings_of_splines_have_no_effect_on_an_mlp_which_is_said(
+def test_settings_of_splines_have_no_effect_on_an_mlp_and_give_a_warning(
     changes: dict[str, Any], tmp_path: Path, colours: Path
 ) -> None:
     settings = {"ffn": "mlp", "epochs": 2, "max_steps": 1}
@@ -146,14 +148,14 @@ def test_settings_of_splines_have_no_effect_on_an_mlp_which_is_said(
     assert not any("no effect" in line for line in lines)
 
 
-def test_batches_that_cannot_be_mixed_are_said(tmp_path: Path, colours: Path) -> None:
-    for size, told in ((7, True), (8, False)):
+def test_batches_that_cannot_be_mixed_give_a_warning(tmp_path: Path, colours: Path) -> None:
+    for size, warned in ((7, True), (8, False)):
         lines: list[str] = []
         config = tiny_settings(
             colours, tmp_path / str(size), batch_size=size, mixup=0.4, epochs=1, max_steps=1
         )
         do(config, lines.append)
-        assert any("batches of odd size" in line for line in lines) == told
+        assert any("batches of odd size" in line for line in lines) == warned
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 2.0])
@@ -169,7 +171,7 @@ def test_the_share_that_validates_matters_only_without_val(tmp_path: Path, share
     assert not (tmp_path / "other").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_the_run(
+def test_a_folder_that_cannot_be_created_is_refused_before_the_run(
     tmp_path: Path, colours: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -184,7 +186,7 @@ def test_a_device_without_results_is_refused(tmp_path: Path, colours: Path) -> N
         do(tiny_settings(colours, tmp_path / "out", device="meta"))
 
 
-def test_what_is_good_is_not_refused(tmp_path: Path, colours: Path) -> None:
+def test_valid_settings_are_accepted(tmp_path: Path, colours: Path) -> None:
     config = tiny_settings(
         colours, tmp_path / "a" / "b", epochs=3, refine_grid=((2, 20), (1, 10)),
         update_grid_every=2, head="kan", time_budget=60.0,

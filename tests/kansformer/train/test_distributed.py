@@ -1,4 +1,4 @@
-"""Several processes do what one does; one that stops or dies does not take the run with it."""
+"""Several processes compute what one does; one that stops or dies does not ruin the run."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from kansformer.checkpoint import load_model, save_model
 from kansformer.data import PictureDataset, Preprocessing, TrainingSampler, load_data, make_loader
 from kansformer.evaluate import evaluate
 from kansformer.train import loop
-from kansformer.train.distributed import joined_ranks
+from kansformer.train.distributed import process_group
 from kansformer.train.run_folder import checksum
 from models.vit_model import create_model
 from tests.conftest import ROOT, tiny_settings, write_folder
@@ -48,7 +48,7 @@ def test_two_ranks_are_one_with_the_double_batch(
             for n in ("one", "two")]  # fmt: skip
     for key in ("train_loss", "val_loss", "val_acc1"):
         assert rows[0][key] == pytest.approx(rows[1][key], abs=1e-5)
-    assert not (tmp_path / "log.1").read_text(), "only the first rank speaks"
+    assert not (tmp_path / "log.1").read_text(), "only the first rank prints"
 
 
 @pytest.mark.usefixtures("steady_adam")
@@ -61,8 +61,8 @@ def test_a_sharded_model_trains_like_whole_ones(tmp_path: Path, colours: Path, f
             tmp_path / "log.0"
         ).read_text()
     assert furthest(final(tmp_path / "whole"), final(tmp_path / "shards")) < 1e-5
-    for name in ("whole", "shards"):  # asking for the state must not count as a step of Adam's
-        moments = torch.load(tmp_path / name / "last.pt", weights_only=True)["optimiser"]["state"]
+    for name in ("whole", "shards"):  # collecting the state must not count as a step of Adam's
+        moments = torch.load(tmp_path / name / "last.pt", weights_only=True)["optimizer"]["state"]
         assert {float(moment["step"]) for moment in moments.values()} == {9.0}
     best = [load_model(tmp_path / name / "best.safetensors") for name in ("whole", "shards")]
     assert furthest(*(dict(model.state_dict()) for model in best)) < 1e-5
@@ -80,14 +80,14 @@ def test_a_signal_to_one_of_two_ranks(tmp_path: Path, colours: Path, shard: bool
     assert run_ranks(lambda: do(whole), log=tmp_path / "log") == [0, 0]
 
     def stopped() -> None:
-        take_step, left = loop.take_step, iter(range(4))
+        compute_gradient, left = loop.compute_gradient, iter(range(4))
 
         def patched(*arguments: Any) -> Any:
             if next(left, None) is None and os.environ["RANK"] == "1":
                 os.kill(os.getpid(), signal.SIGTERM)
-            return take_step(*arguments)
+            return compute_gradient(*arguments)
 
-        loop.take_step = patched
+        loop.compute_gradient = patched
         do(tiny_settings(colours, tmp_path / "parts", **settings))
 
     assert run_ranks(stopped, log=tmp_path / "log") == [143, 143]
@@ -97,7 +97,7 @@ def test_a_signal_to_one_of_two_ranks(tmp_path: Path, colours: Path, shard: bool
     states = [
         torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")
     ]
-    for key in ("model", "optimiser"):
+    for key in ("model", "optimizer"):
         assert checksum(states[0][key]) == checksum(states[1][key])
 
 
@@ -129,17 +129,17 @@ def test_evaluation_on_two_ranks_is_that_on_one(
     expected = evaluate(model, make_loader(dataset, batch_size), device)
 
     def work() -> None:
-        with joined_ranks("cpu") as ranks:
+        with process_group("cpu") as ranks:
             loader = make_loader(dataset, batch_size, rank=ranks.rank, world=ranks.world)
-            found = evaluate(model, loader, device, ranks.gather)
-        (tmp_path / f"{ranks.rank}.json").write_text(json.dumps(found))
+            result = evaluate(model, loader, device, ranks.gather)
+        (tmp_path / f"{ranks.rank}.json").write_text(json.dumps(result))
 
     assert run_ranks(work) == [0, 0]
     for rank in range(2):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert found["count"] == expected["count"] == count
-        assert found["acc1"] == expected["acc1"]
-        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        result = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert result["count"] == expected["count"] == count
+        assert result["acc1"] == expected["acc1"]
+        assert result["loss"] == pytest.approx(expected["loss"], rel=1e-6)
 
 
 def test_every_rank_has_its_part_of_each_step() -> None:
@@ -150,8 +150,8 @@ def test_every_rank_has_its_part_of_each_step() -> None:
     ]
     assert [s.steps for s in (whole, *parts)] == [4, 4, 4]
     for step in range(4):
-        mine = [place for part in parts for batch in part.batches(step) for _, place in batch]
-        assert sorted(mine) == sorted(place for _, place in whole.batches(step)[0])
+        indices = [index for part in parts for batch in part.batches(step) for _, index in batch]
+        assert sorted(indices) == sorted(index for _, index in whole.batches(step)[0])
     for sampler in (whole, *parts):
         everything = list(sampler)
         sampler.first_step = 2
@@ -159,7 +159,7 @@ def test_every_rank_has_its_part_of_each_step() -> None:
         assert list(sampler) == everything[len(everything) // 2 :]
 
 
-def test_a_killed_rank_is_started_again_and_the_job_finishes(tmp_path: Path) -> None:
+def test_a_killed_rank_is_restarted_and_the_job_finishes(tmp_path: Path) -> None:
     """torchrun --max-restarts 1 train.py, without --resume."""
     colours = write_folder(tmp_path / "colours")
     hook = tmp_path / "dies.py"
@@ -169,13 +169,13 @@ def test_a_killed_rank_is_started_again_and_the_job_finishes(tmp_path: Path) -> 
         "import train\n"
         "from kansformer.errors import run_command\n"
         "from kansformer.train import loop\n"
-        "take_step, left = loop.take_step, iter(range(4))\n"
+        "compute_gradient, left = loop.compute_gradient, iter(range(4))\n"
         "def patched(*arguments):\n"
         "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
         "    if next(left, None) is None and first and os.environ['RANK'] == '1':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return take_step(*arguments)\n"
-        "loop.take_step = patched\n"
+        "    return compute_gradient(*arguments)\n"
+        "loop.compute_gradient = patched\n"
         "train.ROOT = Path.cwd()\n"
         "sys.exit(run_command(train.main))\n"
     )
@@ -201,14 +201,14 @@ def test_a_killed_rank_is_started_again_and_the_job_finishes(tmp_path: Path) -> 
 
 def test_a_rank_that_dies_ends_the_others(tmp_path: Path, colours: Path) -> None:
     def work() -> None:
-        take_step, left = loop.take_step, iter(range(1))
+        compute_gradient, left = loop.compute_gradient, iter(range(1))
 
         def patched(*arguments: Any) -> Any:
             if next(left, None) is None and os.environ["RANK"] == "1":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return take_step(*arguments)
+            return compute_gradient(*arguments)
 
-        loop.take_step = patched
+        loop.compute_gradient = patched
         do(tiny_settings(colours, tmp_path / "out", batch_size=4))
 
     began = time.monotonic()
@@ -227,7 +227,7 @@ def test_too_few_pictures_for_the_ranks(tmp_path: Path, colours: Path) -> None:
     assert "too few for a step of 40 on 2 processes" in (tmp_path / "log.0").read_text()
 
 
-def test_a_whole_file_comes_of_a_sharded_model(tmp_path: Path) -> None:
+def test_a_state_dict_that_is_given_is_what_is_saved(tmp_path: Path) -> None:
     model = create_model("vit_micro_patch4_8", num_classes=2)
     state = {name: value + 1 for name, value in model.state_dict().items()}
     save_model(tmp_path / "a.safetensors", model, Preprocessing(8), ["a", "b"], state=state)
@@ -237,7 +237,7 @@ def test_a_whole_file_comes_of_a_sharded_model(tmp_path: Path) -> None:
 
 def test_one_process_needs_no_group() -> None:
     def work() -> None:
-        with joined_ranks("cpu") as ranks:
+        with process_group("cpu") as ranks:
             assert (ranks.rank, ranks.world, ranks.is_first) == (0, 1, True)
             assert ranks.gather(torch.tensor([1.0, 2.0])) == [[1.0, 2.0]]
             assert not torch.distributed.is_initialized()

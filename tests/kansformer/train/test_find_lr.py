@@ -1,4 +1,4 @@
-"""Rates are tried with the steps of the run, whose weights are put back afterwards."""
+"""Rates are tried with the steps of the run, whose weights are restored afterwards."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kansformer.train import find_lr, loop
-from kansformer.train.find_lr import BELOW_THE_BEST, best_rate, find_rate
+from kansformer.train.find_lr import SAFETY_FACTOR, best_rate, find_learning_rate
 from kansformer.train.run_folder import checksum
 from kansformer.train.step import ready_model
 from models.vit_model import VisionTransformer
@@ -42,19 +42,19 @@ def test_the_rate_of_the_lowest_loss_is_where_learning_is_fastest(
 ) -> None:
     run = prepared(tiny_settings(colours, tmp_path / "out"))
     before = checksum(dict(run.model.state_dict()))
-    found = find_rate(run)
-    assert 1e-5 < found <= 1e-1
+    rate = find_learning_rate(run)
+    assert 1e-5 < rate <= 1e-1
     assert checksum(dict(run.model.state_dict())) == before
-    assert not run.optimiser.state
+    assert not run.optimizer.state
     ready_model(run)
-    assert best_rate(run) == pytest.approx(BELOW_THE_BEST * found)
+    assert best_rate(run) == pytest.approx(SAFETY_FACTOR * rate)
 
 
 def first_steps(
     monkeypatch: pytest.MonkeyPatch, config: Any
 ) -> dict[str, tuple[list[object], dict[str, Tensor]]]:
-    """What the model sees in the first step of search and training, and the gradient it leaves."""
-    found: dict[str, tuple[list[object], dict[str, Tensor]]] = {}
+    """The model's inputs in the first step of search and of training, and the gradients."""
+    phases: dict[str, tuple[list[object], dict[str, Tensor]]] = {}
     calls: list[object] = []
     forward = VisionTransformer.forward
 
@@ -70,17 +70,17 @@ def first_steps(
             gradients = {
                 n: p.grad.clone() for n, p in run.model.named_parameters() if p.grad is not None
             }
-            found.setdefault(phase, (list(calls), gradients))
+            phases.setdefault(phase, (list(calls), gradients))
             return result
 
         return watched
 
     monkeypatch.setattr(find_lr, "TRIALS", 3)
     monkeypatch.setattr(VisionTransformer, "forward", watched_forward)
-    monkeypatch.setattr(find_lr, "take_step", watch("search", find_lr.take_step))
-    monkeypatch.setattr(loop, "take_step", watch("training", loop.take_step))
+    monkeypatch.setattr(find_lr, "compute_gradient", watch("search", find_lr.compute_gradient))
+    monkeypatch.setattr(loop, "compute_gradient", watch("training", loop.compute_gradient))
     do(config)
-    return found
+    return phases
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_a_step_of_the_search_is_a_step_of_training(
 
         monkeypatch.setattr(VisionTransformer, "forward", short)
     config = tiny_settings(colours, tmp_path / "out", find_lr=True, epochs=1, **changes)
-    found = first_steps(monkeypatch, config)
-    (seen, gradient), (seen_later, gradient_later) = found["search"], found["training"]
+    phases = first_steps(monkeypatch, config)
+    (seen, gradient), (seen_later, gradient_later) = phases["search"], phases["training"]
     assert seen == seen_later
     assert gradient.keys() == gradient_later.keys()
     assert all(torch.equal(gradient[name], gradient_later[name]) for name in gradient)

@@ -1,4 +1,4 @@
-"""Grids are calibrated, moved and refined as asked, and resume to the same bits."""
+"""Grids are calibrated, updated and refined as set, and resume to the same bits."""
 
 import json
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def test_grids_change_between_epochs_and_resume_to_the_same_bits(
         stop_after(5, lambda: do(tiny_settings(colours, tmp_path / "parts", **settings)))
     do(tiny_settings(colours, tmp_path / "parts", **settings, resume=True))
     whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
-    for key in ("model", "average", "optimiser"):
+    for key in ("model", "average", "optimizer"):
         assert checksum(whole[key]) == checksum(parts[key])
     model = load_model(tmp_path / "whole" / "best.safetensors")
     before = 5 if ffn == "kan" else 8
@@ -70,7 +70,7 @@ def test_grids_change_between_epochs_and_resume_to_the_same_bits(
 
 
 def test_refinement_keeps_the_functions(tmp_path: Path, colours: Path) -> None:
-    """With a rate of nothing, a grid of twice the size computes what it did."""
+    """With a learning rate of 0, a grid of twice the size computes the same function."""
     for name, change in (("plain", None), ("finer", ((1, 10), (2, 20)))):
         do(tiny_settings(colours, tmp_path / name, epochs=3, lr=0.0, refine_grid=change))
     losses = [
@@ -82,7 +82,9 @@ def test_refinement_keeps_the_functions(tmp_path: Path, colours: Path) -> None:
     assert final(tmp_path / "finer")["blocks.0.mlp.fc1.spline_weight"].shape[-1] == 23
 
 
-def test_refinements_are_read(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_refinements_are_parsed(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
     status, _, err = command("train", "--data-path", "digits", "--refine-grid", "ten")
     assert status == 2
     assert "EPOCH:SIZE" in err

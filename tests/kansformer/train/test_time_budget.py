@@ -1,4 +1,4 @@
-"""A time budget shortens the schedule: when time is up the rate has come down."""
+"""A time budget shortens the schedule: when time is up, the learning rate is at its end."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from kansformer.errors import Stopped
 from kansformer.train import loop
-from kansformer.train.optimiser import learning_rate
+from kansformer.train.optimizer import learning_rate
 from tests.conftest import tiny_settings
 from tests.kansformer.train.runs import do, final, state, stop_after
 from tests.processes import run_ranks
@@ -21,34 +21,34 @@ HALF = 30.0  # minutes, at one for each step
 
 @pytest.fixture
 def minutes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """On the clock a step takes one minute and all else nothing; gives the rate of each step."""
-    take_step, now, seen = loop.take_step, [0.0], []
+    """A clock on which each step takes one minute and all else no time; the rate of each step."""
+    compute_gradient, now, seen = loop.compute_gradient, [0.0], []
 
     def timed(run: Any, *arguments: Any) -> Any:
-        result = take_step(run, *arguments)
+        result = compute_gradient(run, *arguments)
         now[0] += 60.0
-        seen.append(learning_rate(run.optimiser))
+        seen.append(learning_rate(run.optimizer))
         return result
 
-    monkeypatch.setattr(loop, "take_step", timed)
+    monkeypatch.setattr(loop, "compute_gradient", timed)
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return seen
 
 
-def test_the_rate_has_come_down_when_time_is_up(
+def test_the_rate_is_at_its_end_when_time_is_up(
     tmp_path: Path, colours: Path, minutes: list[float]
 ) -> None:
     lines: list[str] = []
     do(tiny_settings(colours, tmp_path / "half", time_budget=HALF, **SETTINGS), lines.append)
     half = list(minutes)
-    assert "the time budget is spent" in lines
+    assert "stopped early: --time-budget is used up" in lines
     assert HALF <= len(half) <= HALF + 1
     peak = half.index(max(half))
     assert peak <= len(half) / 5
     assert max(half) == pytest.approx(0.01, rel=0.02)
     assert half[peak:] == sorted(half[peak:], reverse=True)
     assert half[-1] == pytest.approx(0.01 * 0.01, rel=0.5)
-    # the shape is that of the whole run, every second rate of it
+    # the shape is that of the whole run: every second of its rates
     minutes.clear()
     do(tiny_settings(colours, tmp_path / "whole", **SETTINGS))
     assert half[:30] == pytest.approx(minutes[::2], rel=1e-6)
@@ -67,7 +67,7 @@ def test_a_budget_that_suffices_changes_no_bit(
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
-def test_a_resumed_run_goes_on_with_its_clock(
+def test_a_resumed_run_continues_its_clock(
     tmp_path: Path, colours: Path, minutes: list[float]
 ) -> None:
     settings = {**SETTINGS, "time_budget": HALF}
@@ -82,21 +82,21 @@ def test_a_resumed_run_goes_on_with_its_clock(
     assert [row["lr"] for row in rows[0]] == [row["lr"] for row in rows[1]]
 
 
-def test_time_spent_in_vain_is_spent(
+def test_lost_time_counts(
     tmp_path: Path, colours: Path, minutes: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Putting a state back does not turn back the clock."""
-    take_step, bad = loop.take_step, iter(range(10, 13))
+    """Restoring a state does not turn back the clock."""
+    compute_gradient, bad = loop.compute_gradient, iter(range(10, 13))
     next_bad = [next(bad)]
 
     def failing(run: Any, *arguments: Any) -> Any:
-        total, norm, count = take_step(run, *arguments)
+        total, norm, count = compute_gradient(run, *arguments)
         if len(minutes) - 1 == next_bad[0]:
             next_bad[0] = next(bad, -1)
             return total * float("nan"), norm, count
         return total, norm, count
 
-    monkeypatch.setattr(loop, "take_step", failing)
+    monkeypatch.setattr(loop, "compute_gradient", failing)
     lines: list[str] = []
     do(tiny_settings(colours, tmp_path / "out", time_budget=HALF, **SETTINGS), lines.append)
     assert any("back to epoch" in line for line in lines)
@@ -107,16 +107,16 @@ def test_ranks_share_the_first_ones_clock(tmp_path: Path, colours: Path) -> None
     def work() -> None:
         import os
 
-        take_step, now, seen = loop.take_step, [0.0], []
+        compute_gradient, now, seen = loop.compute_gradient, [0.0], []
         slow = 60.0 if os.environ["RANK"] == "0" else 7.0
 
         def timed(run: Any, *arguments: Any) -> Any:
-            result = take_step(run, *arguments)
+            result = compute_gradient(run, *arguments)
             now[0] += slow
-            seen.append(learning_rate(run.optimiser))
+            seen.append(learning_rate(run.optimizer))
             return result
 
-        loop.take_step = timed
+        loop.compute_gradient = timed
         loop.time = SimpleNamespace(monotonic=lambda: now[0])
         do(tiny_settings(colours, tmp_path / "out", batch_size=4, time_budget=9.0, **SETTINGS))
         (tmp_path / f"{os.environ['RANK']}.json").write_text(json.dumps(seen))

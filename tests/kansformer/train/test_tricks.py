@@ -1,4 +1,4 @@
-"""Each trick changes what it claims to change, and its flag off changes nothing."""
+"""Each option changes what it is for, and changes nothing when it is off."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from kansformer.data.augment import make_augmentation
 from kansformer.errors import UserError
 from kansformer.train import loop, train
 from kansformer.train import step as steps
-from kansformer.train.recipes import configure
+from kansformer.train.configure import configure
 from kansformer.train.run_folder import checksum
 from tests.conftest import tiny_settings
 from tests.kansformer.train.runs import do, final, state
@@ -61,7 +61,7 @@ def test_a_trick_changes_the_run(
     keys = ("average",) if name == "ema" else ("model",)
     on = state(tmp_path / "on")
     assert checksum([on[key] for key in keys]) != checksum([base[key] for key in keys])
-    if name == "ema":  # looks on
+    if name == "ema":  # does not affect the weights that train
         assert checksum(on["model"]) == checksum(base["model"])
 
 
@@ -100,7 +100,7 @@ def test_four_small_batches_are_a_large_one(tmp_path: Path, colours: Path) -> No
     assert max(float((large[n] - final(tmp_path / "odd")[n]).abs().max()) for n in large) > 1e-4
 
 
-def test_erased_pictures_are_the_share_that_was_asked_for() -> None:
+def test_erased_pictures_are_the_share_that_was_set() -> None:
     preprocessing = Preprocessing(16)
     image = Image.new("RGB", (16, 16), "white")
     plain = make_augmentation("none", preprocessing)(image)
@@ -109,25 +109,25 @@ def test_erased_pictures_are_the_share_that_was_asked_for() -> None:
     assert 0.2 < np.mean(changed) < 0.4
 
 
-def test_the_average_is_what_is_kept(tmp_path: Path, colours: Path) -> None:
+def test_the_average_is_what_is_saved(tmp_path: Path, colours: Path) -> None:
     do(tiny_settings(colours, tmp_path / "out", epochs=1, ema=0.5, max_steps=3))
     path: list[dict[str, Tensor]] = []
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if line.startswith("epoch"):
             path.append(final(tmp_path / "steps"))
 
-    # the same three steps, each an epoch of its own, to see the weights after each
-    take_step = loop.take_step
+    # the same three steps again, to see the weights before each
+    compute_gradient = loop.compute_gradient
     states: list[dict[str, Tensor]] = []
 
     def watched(run: Any, step: int, parts: Any) -> Any:
         states.append({n: v.clone() for n, v in run.model.state_dict().items()})
-        return take_step(run, step, parts)
+        return compute_gradient(run, step, parts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "take_step", watched)
-        do(tiny_settings(colours, tmp_path / "steps", epochs=1, ema=0.5, max_steps=3), say)
+        patch.setattr(loop, "compute_gradient", watched)
+        do(tiny_settings(colours, tmp_path / "steps", epochs=1, ema=0.5, max_steps=3), log)
     average = dict(states[0])
     for number, weights in enumerate([*states[1:], path[0]], start=1):
         # timm's warm-up of the decay: 1 - step^(-2/3), with the first update a copy
@@ -141,7 +141,7 @@ def test_the_average_is_what_is_kept(tmp_path: Path, colours: Path) -> None:
         assert torch.equal(saved[name], kept[name])
 
 
-def test_classes_are_drawn_alike(unequal: Path) -> None:
+def test_classes_are_drawn_equally_often(unequal: Path) -> None:
     labels = load_data(str(unequal)).train.labels
     for balanced, share in ((False, 0.25), (True, 0.5)):
         sampler = TrainingSampler(labels, 4, balanced=balanced)
@@ -188,16 +188,16 @@ def test_an_unbalanced_set_gains(tmp_path: Path) -> None:
 def test_bf16_trains_as_well_as_float32(tmp_path: Path) -> None:
     accuracy = {}
     for amp in ("none", "bf16"):
-        # Two seeds, and averaged weights: a picture of the 359 is 0.3 points, and how sums are
-        # rounded, also in float32, decides over two or three of them.
-        found = []
+        # Two seeds, and averaged weights: one of the 359 pictures is 0.3 points, and rounding, in
+        # float32 too, decides two or three of them.
+        values = []
         for seed in (0, 1):
             config = tiny_settings(
                 "digits", tmp_path / f"{amp}-{seed}", model="kansformer_micro_patch4_8", epochs=5,
                 batch_size=32, augment="none", lr=3e-3, amp=amp, ema=0.98, seed=seed,
             )  # fmt: skip
-            found.append(do(config)["test_acc1"])
-        accuracy[amp] = sum(found) / len(found)
+            values.append(do(config)["test_acc1"])
+        accuracy[amp] = sum(values) / len(values)
     assert accuracy["none"] > 90
     assert abs(accuracy["bf16"] - accuracy["none"]) < 1, accuracy
 
@@ -242,13 +242,13 @@ def test_a_compiled_model_trains_alike(tmp_path: Path, colours: Path) -> None:
 def test_the_best_epoch_is_kept(
     metric: str, epoch: int, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = iter([(50.0, 2.0), (90.0, 0.4), (80.0, 0.2), (70.0, 0.3)])
+    values = iter([(50.0, 2.0), (90.0, 0.4), (80.0, 0.2), (70.0, 0.3)])
 
-    def judged(*parts: object) -> dict[str, float]:
-        accuracy, loss = next(found)
+    def evaluated(*arguments: object) -> dict[str, float]:
+        accuracy, loss = next(values)
         return {"acc1": accuracy, "loss": loss, "count": 4, "seconds": 0.0}
 
-    monkeypatch.setattr(loop, "evaluate_on", judged)
+    monkeypatch.setattr(loop, "evaluate_on_ranks", evaluated)
     summary = do(tiny_settings(colours, tmp_path / "out", epochs=4, eval_metric=metric))
     assert summary["best_epoch"] == epoch
     assert load_model(tmp_path / "out" / "best.safetensors").training_info["epoch"] == epoch
@@ -258,19 +258,19 @@ def test_patience_ends_a_run(tmp_path: Path, colours: Path) -> None:
     lines: list[str] = []
     config = tiny_settings(colours, tmp_path / "out", epochs=9, patience=2, lr=0.0)
     summary = do(config, lines.append)
-    assert "no better for 2 epochs" in lines
+    assert "stopped early: no improvement for 2 epochs" in lines
     assert summary["epochs"] < 9
     assert summary["epochs"] - summary["best_epoch"] == 2
     again = do(replace(config, patience=3, resume=True))
     assert again["epochs"] - again["best_epoch"] == 3
 
 
-def test_a_time_budget_ends_a_run_with_what_it_has(tmp_path: Path, colours: Path) -> None:
+def test_a_time_budget_ends_a_run(tmp_path: Path, colours: Path) -> None:
     lines: list[str] = []
     config = tiny_settings(colours, tmp_path / "out", epochs=10_000, time_budget=0.03)
     summary = do(config, lines.append)
     assert 0 < summary["epochs"] < 10_000
-    assert any("time budget is spent" in line for line in lines)
+    assert any("--time-budget is used up" in line for line in lines)
     assert load_model(tmp_path / "out" / "best.safetensors")
     with pytest.raises(UserError, match="--time-budget must be"):
         tiny_settings(colours, "x", time_budget=-1.0)

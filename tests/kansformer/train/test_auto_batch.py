@@ -1,4 +1,4 @@
-"""Where memory is short, a batch is worked on in pieces, and the result stays the same."""
+"""Where memory is short, batches are split into micro-batches, and the result is the same."""
 
 import gc
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kansformer.errors import JobFailed
-from kansformer.train import memory
+from kansformer.train import auto_batch
 from kansformer.train.run_folder import checksum
 from models.vit_model import VisionTransformer
 from tests.conftest import tiny_settings
@@ -17,7 +17,7 @@ from tests.kansformer.train.runs import do, final, prepared
 
 
 @pytest.mark.usefixtures("sgd")
-def test_where_memory_is_short_a_batch_is_worked_on_in_pieces(
+def test_where_memory_is_short_batches_are_split(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"epochs": 2, "lr": 0.02, "warmup_epochs": 0.0, "auto_batch": True, "mixup": 0.3}
@@ -32,22 +32,22 @@ def test_where_memory_is_short_a_batch_is_worked_on_in_pieces(
 
     monkeypatch.setattr(VisionTransformer, "forward", short)
     lines: list[str] = []
-    do(tiny_settings(colours, tmp_path / "pieces", **settings), lines.append)
-    assert any("in 4 pieces" in line for line in lines)
-    whole, pieces = final(tmp_path / "whole"), final(tmp_path / "pieces")
-    assert max(float((whole[n] - pieces[n]).abs().max()) for n in whole) < 1e-6
-    monkeypatch.setattr(memory, "_fits", lambda run, pieces: False)
+    do(tiny_settings(colours, tmp_path / "split", **settings), lines.append)
+    assert any("into 4 micro-batches" in line for line in lines)
+    whole, split = final(tmp_path / "whole"), final(tmp_path / "split")
+    assert max(float((whole[n] - split[n]).abs().max()) for n in whole) < 1e-6
+    monkeypatch.setattr(auto_batch, "_fits", lambda run, micro_batches: False)
     with pytest.raises(JobFailed, match="not even one picture"):
         do(tiny_settings(colours, tmp_path / "none", **settings))
     assert not (tmp_path / "none").exists()
 
 
-def test_memory_is_tried_with_and_without_an_error_class(
+def test_errors_of_all_allocators_are_recognized(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = prepared(tiny_settings(colours, tmp_path / "out"))
     before = checksum(dict(run.model.state_dict()))
-    assert memory._fits(run, 1)
+    assert auto_batch._fits(run, 1)
     assert all(p.grad is None for p in run.model.parameters())
     for error in (
         torch.OutOfMemoryError("x"),
@@ -59,25 +59,25 @@ def test_memory_is_tried_with_and_without_an_error_class(
             raise error
 
         monkeypatch.setattr(VisionTransformer, "forward", fail)
-        assert not memory._fits(run, 1)
+        assert not auto_batch._fits(run, 1)
     monkeypatch.setattr(VisionTransformer, "forward", lambda self, x: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        memory._fits(run, 1)
+        auto_batch._fits(run, 1)
     assert checksum(dict(run.model.state_dict())) == before
 
 
 def held_bytes() -> int:
-    """Bytes of all tensors that are alive, each storage once; not of torch's own stand-ins."""
+    """Bytes of all live tensors, each storage counted once, without torch's fake tensors."""
     tensors = [item for item in gc.get_objects() if type(item) in (Tensor, torch.nn.Parameter)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_memory_is_measured_with_all_that_a_step_holds(
+def test_a_trial_step_holds_all_that_a_real_one_does(
     frozen: bool, tmp_path: Path, colours: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside the weights there are their average and two moments, and mixing and autocast act."""
+    """Weights, their moving average and two moments are there; mixing and autocast are active."""
     changes: dict[str, Any] = {"ema": 0.9, "amp": "bf16", "mixup": 0.4}
     if frozen:
         changes |= {"weights": str(trained / "best.safetensors"), "freeze_layers": True}
@@ -96,7 +96,7 @@ def test_memory_is_measured_with_all_that_a_step_holds(
     mix = run.mix
     run.mix = lambda images, labels: (mixed.append(len(images)), mix(images, labels))[1]
     monkeypatch.setattr(VisionTransformer, "forward", watched)
-    assert memory.pieces_that_fit(run) == 1
+    assert auto_batch.choose_micro_batches(run) == 1
     assert seen == [(True, True, (8, 3, 16, 16))]
     assert mixed == [8]
     parameters = list(run.model.parameters())
@@ -105,4 +105,4 @@ def test_memory_is_measured_with_all_that_a_step_holds(
     assert (training < all_bytes / 2) == frozen
     wanted = 2 * all_bytes + 2 * training
     assert wanted <= held[0] < wanted + all_bytes / 2
-    assert not run.optimiser.state
+    assert not run.optimizer.state

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: settings, pictures, figures of each epoch, learned functions."""
+"""TensorBoard logging: settings, training pictures, metrics of each epoch, learned functions."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ if TYPE_CHECKING:
     from kansformer.data import Pictures
 
 PICTURES = 16  # augmented ones, in rows of 4
-RECORDED = 64  # pictures whose way through the blocks is recorded for the functions
-EDGES = 4  # functions of each layer
-METRICS = ("val_acc1", "val_loss")  # beside the settings in the table of runs
+RECORDED = 64  # pictures whose activations are recorded for the functions
+EDGES = 4  # functions shown of each layer
+METRICS = ("val_acc1", "val_loss")  # shown with the settings in the HPARAMS tab
 
 
-class Events:
-    """The events of a run, in one file of a folder."""
+class TensorBoardLog:
+    """The TensorBoard events of a run, in one file of a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.writer = SummaryWriter(str(folder))
 
     def add_settings(self, settings: dict[str, Any]) -> None:
-        """The HPARAMS tab: all settings, with the figures of METRICS as they come.
+        """The HPARAMS tab: all settings, with METRICS as they are logged.
 
-        `SummaryWriter.add_hparams` would make a second folder, which TensorBoard shows as a run.
+        `SummaryWriter.add_hparams` would create a subfolder, which TensorBoard shows as another
+        run.
         """
         plain = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
@@ -52,43 +53,44 @@ class Events:
             file_writer.add_summary(part)
 
     def add_pictures(
-        self, dataset: PictureDataset, places: Sequence[int], preprocessing: Preprocessing
+        self, dataset: PictureDataset, indices: Sequence[int], preprocessing: Preprocessing
     ) -> None:
-        """The first training pictures at these places as the first epoch shows them, in a grid."""
-        shown = [preprocessing.denormalise(dataset[0, place][0]) for place in places[:PICTURES]]
+        """A grid of the first of these training pictures, augmented as in the first epoch."""
+        shown = [preprocessing.denormalise(dataset[0, index][0]) for index in indices[:PICTURES]]
         grid = make_grid(torch.stack([TF.pil_to_tensor(image) for image in shown]), nrow=4)
         self.writer.add_image("augmented training pictures", grid, 0)
 
     def add_epoch(self, row: dict[str, Any]) -> None:
-        """The figures of an epoch."""
+        """The metrics of an epoch, a row of metrics.jsonl."""
         for key, value in row.items():
             self.writer.add_scalar(key, value, row["epoch"])
         self.writer.flush()
 
     def add_functions(self, model: TrainedModel, pictures: Pictures, epoch: int) -> None:
-        """The strongest learned functions of the first and the last block; none of an MLP."""
+        """The strongest learned functions of the first and the last block; an MLP has none."""
         for block, figure in function_figures(model, pictures).items():
             with Image.open(BytesIO(as_png(figure))) as image:
                 drawn = TF.pil_to_tensor(image.convert("RGB"))
             self.writer.add_image(f"learned functions, block {block}", drawn, epoch)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is buffered and closes the file."""
         self.writer.close()
 
 
 def function_figures(model: TrainedModel, pictures: Pictures) -> dict[int, Figure]:
-    """Figures of the strongest functions of the first and the last block, none of an MLP's.
+    """Figures of the strongest functions of the first and the last block, by block; MLPs have none.
 
     Args:
         model: on the CPU.
-        pictures: those of the training, of which a few show what flows into the functions.
+        pictures: the training pictures; the functions' inputs are recorded on some of them.
     """
     from kansformer.interpret.blocks_drawing import draw_functions
 
     if model.config.ffn == "mlp":
         return {}
-    some = pictures.take(torch.arange(len(pictures))[:: -(-len(pictures) // RECORDED)].numpy())
+    every = -(-len(pictures) // RECORDED)
+    some = pictures.take(torch.arange(len(pictures))[::every].numpy())
     dataset = PictureDataset(some, model.preprocessing, skip_broken=True)
     records = record(model, (images for images, _ in make_loader(dataset, RECORDED)))
     figures = {}

@@ -1,4 +1,4 @@
-"""TensorBoard's one run folder holds figures, settings, pictures and learned functions."""
+"""TensorBoard's one run folder holds metrics, settings, pictures and learned functions."""
 
 import json
 from pathlib import Path
@@ -17,86 +17,84 @@ from tests.conftest import tiny_settings
 from tests.kansformer.train.runs import do, prepared
 
 
-def events_of(folder: Path) -> EventAccumulator:
-    """What TensorBoard reads of a run; its files are in one folder."""
+def read_events(folder: Path) -> EventAccumulator:
+    """What TensorBoard reads of a run; all its files are in one folder."""
     files = [path for path in (folder / "tensorboard").rglob("*") if path.is_file()]
     assert {path.parent for path in files} == {folder / "tensorboard"}
-    found = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
-    found.Reload()
-    return found
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    return events
 
 
-def picture(found: EventAccumulator, tag: str, path: Path) -> np.ndarray:
-    (event,) = found.Images(tag)
+def picture(events: EventAccumulator, tag: str, path: Path) -> np.ndarray:
+    (event,) = events.Images(tag)
     path.write_bytes(event.encoded_image_string)
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def settings_of(found: EventAccumulator) -> dict[str, Any]:
-    content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+def settings_of(events: EventAccumulator) -> dict[str, Any]:
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     values = HParamsPluginData.FromString(content).session_start_info.hparams
     return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
 
 
-def test_events_hold_all_that_is_worth_seeing(tmp_path: Path, colours: Path) -> None:
+def test_events_hold_metrics_settings_pictures_and_functions(tmp_path: Path, colours: Path) -> None:
     config = tiny_settings(
         colours, tmp_path / "out", epochs=2, seed=3, augment="mirror", report=True
     )
     summary = do(config)
-    found = events_of(tmp_path / "out")
+    events = read_events(tmp_path / "out")
     rows = [json.loads(row) for row in (tmp_path / "out" / "metrics.jsonl").read_text().split("\n")
             if row]  # fmt: skip
     for key in ("train_loss", "val_acc1", "lr"):
-        told = [(event.step, event.value) for event in found.Scalars(key)]
-        assert told == [(row["epoch"], pytest.approx(row[key])) for row in rows]
+        values = [(event.step, event.value) for event in events.Scalars(key)]
+        assert values == [(row["epoch"], pytest.approx(row[key])) for row in rows]
 
-    settings = settings_of(found)
+    settings = settings_of(events)
     assert (settings["epochs"], settings["augment"], settings["seed"]) == (2, "mirror", 3)
     assert settings["lr"] == pytest.approx(3e-3)
     assert str(tmp_path) not in json.dumps(settings)
-    content = found.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     metrics = HParamsPluginData.FromString(content).experiment.metric_infos
-    assert {info.name.tag for info in metrics} <= set(found.Tags()["scalars"])
+    assert {info.name.tag for info in metrics} <= set(events.Tags()["scalars"])
 
     # 16 pictures of 16 pixels in rows of 4, with lines of 2 pixels between
-    grid = picture(found, "augmented training pictures", tmp_path / "grid.png")
+    grid = picture(events, "augmented training pictures", tmp_path / "grid.png")
     assert grid.shape == (4 * 18 + 2, 4 * 18 + 2, 3)
     train = load_data(str(colours)).with_validation(config.val_split, config.seed).train
     run = prepared(tiny_settings(colours, tmp_path / "again", epochs=2, seed=3, augment="mirror"))
-    place = run.sampler.order()[5]
-    plain = make_augmentation("none", run.preprocessing)(train.open(place))
+    index = run.sampler.order()[5]
+    plain = make_augmentation("none", run.preprocessing)(train.open(index))
     shown = grid[18 + 2 : 18 + 18, 18 + 2 : 18 + 18].astype(int)
     wanted = np.asarray(run.preprocessing.denormalise(plain)).astype(int)
     assert min(np.abs(shown - wanted).max(), np.abs(shown - wanted[:, ::-1]).max()) <= 1
 
     for block in (0, 3):
-        drawn = picture(found, f"learned functions, block {block}", tmp_path / "functions.png")
+        drawn = picture(events, f"learned functions, block {block}", tmp_path / "functions.png")
         assert drawn.shape[1] > 500
         assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 50
-    (event,) = found.Images("learned functions, block 0")
+    (event,) = events.Images("learned functions, block 0")
     assert event.step == summary["best_epoch"]
 
 
 def test_an_mlp_has_no_functions_to_show(tmp_path: Path, colours: Path) -> None:
     do(tiny_settings(colours, tmp_path / "out", epochs=1, ffn="mlp", report=True))
-    assert events_of(tmp_path / "out").Tags()["images"] == ["augmented training pictures"]
+    assert read_events(tmp_path / "out").Tags()["images"] == ["augmented training pictures"]
 
 
-def test_a_run_that_replaces_another_leaves_only_its_own_events(
-    tmp_path: Path, colours: Path
-) -> None:
+def test_a_run_that_replaces_another_removes_its_events(tmp_path: Path, colours: Path) -> None:
     do(tiny_settings(colours, tmp_path / "out", epochs=3))
     do(tiny_settings(colours, tmp_path / "out", epochs=1, seed=5, overwrite=True))
-    found = events_of(tmp_path / "out")
-    assert [event.step for event in found.Scalars("val_loss")] == [1]
-    assert settings_of(found)["seed"] == 5
+    events = read_events(tmp_path / "out")
+    assert [event.step for event in events.Scalars("val_loss")] == [1]
+    assert settings_of(events)["seed"] == 5
 
 
 def test_a_drawing_that_fails_does_not_fail_the_run(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kansformer.train.events.function_figures", lambda *rest: 1 / 0)
+    monkeypatch.setattr("kansformer.train.tensorboard.function_figures", lambda *rest: 1 / 0)
     lines: list[str] = []
     do(tiny_settings(colours, tmp_path / "out", epochs=1, report=True), lines.append)
     assert "no functions for TensorBoard: division by zero" in lines
