@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 
 from kansformer.regression import KANTrainer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_folder
 
 EXAMPLES = ROOT / "examples"
 
@@ -106,6 +108,34 @@ def test_the_notebook_still_gives_what_it_shows(
     shown = "".join(cells[-1]["outputs"][-1]["text"])
     assert capsys.readouterr().out.endswith(shown)
     assert shown.strip() == "exp(x_2**2 + sin(3.1416*x_1))"
+
+
+def test_the_notebook_of_photographs_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    cells = json.loads((EXAMPLES / "photographs.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") for cell in cells)
+    first, *others = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    exec(first, names)
+    assert names.keys() >= {"DATA", "OUTPUT", "WEIGHTS", "FLAGS"}
+    output, weights = tmp_path / "output", tmp_path / "vit.safetensors"
+    vit = VisionTransformer(16, 8, num_classes=5, embed_dim=64, depth=1, num_heads=1)
+    save_file(vit.state_dict(), weights)
+    names |= {"DATA": str(write_folder(tmp_path / "colours")), "OUTPUT": str(output)}
+    names |= {"WEIGHTS": str(weights), "FLAGS": {
+        "epochs": 1, "batch_size": 8, "warmup_epochs": 0.0, "workers": 0, "device": "cpu",
+        "report": False,
+    }}  # fmt: skip
+    for piece in others:
+        exec(piece, names)
+    out = capsys.readouterr().out
+    for words in ("all classes", "val: ", "precision", "all splines at zero", "logits differ by"):
+        assert words in out
+    assert float(names["difference"]) < 1e-4
+    assert {path.name for path in output.iterdir()} >= {"best.safetensors", "model.onnx"}
 
 
 def test_the_readme_names_every_example() -> None:

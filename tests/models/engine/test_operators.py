@@ -24,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import splines
 from models.engine import blocks, eager, inductor, memory, operators
 from models.engine.cpp import kernels
+from models.engine.definition import ACTIVATIONS as ACTIVATIONS_OF_ENGINE
 from models.engine.definition import Weights, kan_features
-from models.kan import KAN, GroupKANLinear, KANFeedForward, KANLinear
+from models.kan import BASE_ACTIVATIONS, KAN, GroupKANLinear, KANFeedForward, KANLinear
 from models.kan_grid import refine_grid
 from models.vit_model import create_model
 from tests.conftest import ROOT
@@ -117,6 +118,16 @@ def test_compiled_equals_plain(
             assert_ways_agree(layer, torch.randn(rows, width), "compiled")
         layer.update_grid(torch.randn(200, width))
         assert_ways_agree(layer, torch.randn(rows, width), "compiled")
+
+
+@needs_compiler
+@pytest.mark.parametrize("activation", BASE_ACTIVATIONS.values())
+def test_each_base_activation_runs_in_every_way(activation: type[nn.Module]) -> None:
+    assert BASE_ACTIVATIONS.keys() == ACTIVATIONS_OF_ENGINE.keys()
+    layer = prepared(KANLinear(7, 4, grid_size=1, spline_order=1, base_activation=activation))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_ways_agree(layer, torch.randn(100, 7), "compiled", "eager", "plain")
 
 
 @needs_compiler
