@@ -2,7 +2,8 @@
 
 In the checkout the networks are `models`. A wheel has one top-level name, so there they are
 `kansformer.models`: their folder is mapped, and `from models` in `kansformer/` is rewritten. An
-editable installation is the checkout as it is.
+editable installation is the checkout as it is, with both names: it is for work on the project, and
+not for use beside another package called `models`.
 """
 
 import re
@@ -30,6 +31,8 @@ class BuildPy(build_py):
         for path in () if IS_EDITABLE else Path(self.build_lib).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             text = re.sub(r"^(\s*from) models\b", r"\1 kansformer.models", text, flags=re.M)
+            if re.search(r"^\s*import models\b", text, flags=re.M):
+                raise SystemExit(f"{path}: write `from models... import ...`, see CONTRIBUTING.md")
             path.write_text(text, encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import kansformer
+from kansformer.__main__ import COMMANDS
 from tests.conftest import ROOT, write_picture
 
 TINY = "--epochs 1 --max-steps 2 --warmup-epochs 0 --batch-size 16 --no-report --workers 0"
@@ -107,6 +108,9 @@ def test_commands_without_sense_are_one_line(installed: Path, tmp_path: Path) ->
         done = run(installed, tmp_path, "-m", "kansformer", *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert len(done.stderr.splitlines()) == 1
+    done = run(installed, tmp_path, "-m", "kansformer", "--help")
+    assert done.returncode == 0
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
     done = run(installed, tmp_path, "-m", "kansformer", "--version")
     assert done.stdout.strip() == kansformer.__version__
 
