@@ -125,7 +125,7 @@ def draw_reliability(curve: Reliability, title: str, theme: str = "light") -> Fi
     axes.set(ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     title = shortened(title, 4, 10)
     axes.set_title(title, fontsize=10, color=look.ink, parse_math=False)
-    axes.legend(frameon=False, loc="upper left", fontsize=9, labelcolor=look.ink)
+    axes.legend(frameon=False, loc="best", fontsize=9, labelcolor=look.ink)
     counts.vlines(curve.confidence, 0.5, curve.count, color=look.function, lw=6)
     counts.set(xlabel="confidence (probability of the predicted class)", ylabel="pictures")
     counts.set_yscale("log")
