@@ -205,7 +205,7 @@ def _read_foreign(raw: RawFile, requested: dict[str, Any]) -> Source:
         preprocessing = _preprocessing(conversion, sidecar, config)
     except UserError:
         raise
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # of shapes, too
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # from bad shapes
         remedy = "; set num_heads, --num-heads" if "number of attention heads" in str(error) else ""
         raise unreadable(raw.path, " ".join(str(error).split())[:300] + remedy) from None
     if heads is None:

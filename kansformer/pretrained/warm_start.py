@@ -22,8 +22,8 @@ from models.vit_model import FFN_SETTINGS, LIKE_MLP, VisionTransformer, ViTConfi
 def warm_settings(ffn: str, old: ViTConfig, requested: dict[str, Any]) -> dict[str, Any]:
     """Fields of `ViTConfig` with which blocks of kind `ffn` can start from MLP blocks.
 
-    A narrow KAN, whose width differs from the MLP's, cannot start as the same function. If no width
-    is requested, it gets the one at which it has as many parameters as the MLP.
+    A narrow KAN, whose width differs from the MLP's, cannot start as the same function. By default
+    its width is chosen so that it has as many parameters as the MLP.
     """
     if ffn == "kan" and requested.get("kan_hidden") == "full":
         return {**LIKE_MLP, **requested}
