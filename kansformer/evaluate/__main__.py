@@ -115,7 +115,9 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument(
         "--tta", action="store_true", help="average each picture with its mirror image"
     )
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default 32)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="pictures per batch (default 32)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ...")
     parser.add_argument(
         "--download", action="store_true", help="download a built-in data set if it is missing"

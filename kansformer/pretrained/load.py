@@ -22,8 +22,8 @@ from kansformer.pretrained.warm_start import is_narrow, mlp_to_ffn, warm_setting
 from kansformer.words import number
 from models.vit_model import FFN_SETTINGS, VisionTransformer, ViTConfig
 
-# Least share of the model's parameters, apart from heads and splines, that a file has to fill. Less
-# than all are filled only if the caller requests more blocks or parts that the file does not have.
+# Least share of the model's parameters, apart from heads and splines, that a file has to fill. Some
+# stay fresh only if the caller requests more blocks or parts that the file does not have.
 LEAST_SHARE = 0.5
 HEAD = r"(head|head_dist|pre_logits)\."
 BLOCK = r"blocks\.\d+\.mlp\."

@@ -146,7 +146,9 @@ def collect(folder: Path, data: PictureData, device: str = "cpu") -> Contents:
     chosen = choose_split(data, model)
     notes += [chosen.note] if chosen.note else []
     if chosen.split == "val":
-        notes.append("the best epoch was chosen on these pictures, so the accuracy is optimistic")
+        notes.append(
+            "the best epoch was chosen on these pictures, so the accuracy is slightly optimistic"
+        )
     pictures = sample(chosen.pictures, MOST_EVALUATED)
     if len(pictures) < len(chosen.pictures):
         notes.append(f"a random sample of {len(chosen.pictures):,}")
