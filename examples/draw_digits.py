@@ -1,4 +1,4 @@
-"""Draws predictions on test digits, and functions of the model with and without their splines.
+"""Draws predictions for test digits, and learned functions with and without their splines.
 
 python examples/draw_digits.py FILE [--weights FILE]
 """
@@ -21,9 +21,10 @@ COLUMNS = 8
 
 
 def strongest_functions(layer: torch.nn.Module, count: int) -> tuple[np.ndarray, ...]:
-    """Of the edges with the largest splines: functions (P, count), and these without splines.
+    """The functions of the edges with the largest splines.
 
-    In front of both are the places (P,) on the grid.
+    Returns:
+        Points (P,) on the grid, the functions there (P, count), and the same without splines.
     """
     low, high = layer.grid[0, layer.spline_order], layer.grid[0, -layer.spline_order - 1]
     x = torch.linspace(float(low), float(high), 201)
@@ -39,7 +40,7 @@ def strongest_functions(layer: torch.nn.Module, count: int) -> tuple[np.ndarray,
 
 
 def draw(predictor: Predictor) -> Figure:
-    """Test pictures with their predictions above, learned functions below."""
+    """Test pictures with their predictions on top, learned functions below."""
     test = load_data("digits").test
     chosen = [int(np.flatnonzero(test.labels == digit)[0]) for digit in range(COLUMNS)]
     pictures = [test.open(index) for index in chosen]
@@ -60,7 +61,7 @@ def draw(predictor: Predictor) -> Figure:
         axes.set(xticks=[x[0], 0, x[-1]], yticks=[])
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    figure.suptitle("predictions on test scans, and functions of a block (dashed: without splines)")
+    figure.suptitle("predictions for test scans, and functions of a block (dashed: without spline)")
     return figure
 
 

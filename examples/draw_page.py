@@ -1,4 +1,4 @@
-"""Draws the page of the digits, as Chromium shows it: python examples/draw_page.py FILE [--dark].
+"""Takes a screenshot of the web page for digits: python examples/draw_page.py FILE [--dark].
 
 Needs `pip install -r requirements-web.txt playwright` and Chromium.
 """
@@ -19,7 +19,7 @@ SERVER = [
 
 
 def draw(address: str, file: Path, width: int, dark: bool) -> None:
-    """Puts the digit of the examples on the page, and writes what can be seen then."""
+    """Uploads the example digit to the page, and takes a screenshot."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -32,24 +32,26 @@ def draw(address: str, file: Path, width: int, dark: bool) -> None:
         page.goto(address)
         page.set_input_files("#picture input[type=file]", ROOT / "examples" / "digit.png")
         page.wait_for_selector("#functions figure")
-        page.wait_for_timeout(1000)  # bars grow
+        page.wait_for_timeout(1000)  # until the bars have grown
         page.screenshot(path=file, full_page=True)
         browser.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="where to write the picture, a PNG")
-    parser.add_argument("--dark", action="store_true")
-    parser.add_argument("--width", type=int, default=1140, help="of the window (default 1140)")
+    parser.add_argument("file", type=Path, help="the PNG file to write")
+    parser.add_argument("--dark", action="store_true", help="use the dark theme")
+    parser.add_argument(
+        "--width", type=int, default=1140, help="width of the window, pixels (default 1140)"
+    )
     args = parser.parse_args()
 
     server = subprocess.Popen(SERVER, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        said = re.match(r"http://\S+", server.stdout.readline())
-        if said:  # else it has said itself what is wrong
-            draw(said[0], args.file, args.width, args.dark)
+        address = re.match(r"http://\S+", server.stdout.readline())
+        if address:  # otherwise the server has printed an error
+            draw(address[0], args.file, args.width, args.dark)
             print(f"wrote {args.file}")
     finally:
         server.terminate()

@@ -1,9 +1,9 @@
-"""Finds ten formulas in samples of them, all with the same settings, and writes the table.
+"""Finds ten formulas from samples, all with the same settings, and prints a table.
 
-    python examples/find_formulas.py --write      puts the table into examples/README.md
+    python examples/find_formulas.py --write      writes the table into examples/README.md
 
-Every formula gets 1000 samples to train on and 1000 to test on, and `find_formula` with its
-defaults; that it is exact is judged on training samples, the error shown is that on the others.
+Each formula is found by `find_formula` with default settings from 1000 training samples, which also
+decide whether it is exact. The table shows the error on 1000 test samples.
 """
 
 import argparse
@@ -23,7 +23,7 @@ README = Path(__file__).resolve().parent / "README.md"
 START, END = "<!-- formulas -->", "<!-- end of formulas -->"
 GOAL = 1e-8
 
-FORMULAS = [  # as it is written, number of variables, range of each, the function
+FORMULAS = [  # text, number of variables, their range, function
     ("x·y", 2, (-1, 1), lambda x, y: x * y),
     ("sin(x) + y²", 2, (-3, 3), lambda x, y: x.sin() + y**2),
     ("exp(−x²)·cos(y)", 2, (-2, 2), lambda x, y: (-(x**2)).exp() * y.cos()),
@@ -40,9 +40,15 @@ FORMULAS = [  # as it is written, number of variables, range of each, the functi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the samples and the networks")
-    parser.add_argument("--only", type=int, nargs="+", metavar="N", help="numbers, from 1")
-    parser.add_argument("--write", action="store_true", help="put the table into the README")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the samples and networks (default 0)"
+    )
+    parser.add_argument(
+        "--only", type=int, nargs="+", metavar="N", help="numbers of the formulas to find, from 1"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write the table into examples/README.md"
+    )
     args = parser.parse_args()
 
     rows = ["| | formula | range | found | width | test RMSE | seconds |", "|" + " --- |" * 7]
@@ -63,15 +69,15 @@ def main() -> None:
         exact = error <= GOAL and not any(layer.numeric().any() for layer in model.layers)
         hits += exact
         names = ["x", "y", "z", "w"][:n_var]
-        found = str(ex_round(symbolic_formula(model, names)[0], 4))
-        found = found if len(found) < 80 else found[:77] + "..."
+        formula = str(ex_round(symbolic_formula(model, names)[0], 4))
+        formula = formula if len(formula) < 80 else formula[:77] + "..."
         width = ", ".join(str(s) if not p else f"({s}, {p})" for s, p in model.width)
         rows.append(
             f"| {number} | {text} | {ranges[0]} to {ranges[1]} |"
-            f" {'' if exact else 'missed: '}`{found}` | {width} | {error:.1e} | {seconds:.0f} |"
+            f" {'' if exact else 'missed: '}`{formula}` | {width} | {error:.1e} | {seconds:.0f} |"
         )
         print(rows[-1], flush=True)
-    rows.append(f"\n{hits} of {len(chosen)} to an error of at most {GOAL:.0e}.")
+    rows.append(f"\n{hits} of {len(chosen)} with an error of at most {GOAL:.0e}.")
     print(rows[-1])
     if args.write:
         before, rest = README.read_text().split(START)

@@ -1,4 +1,4 @@
-"""Fits a function of one variable, noise and all, and shows how the grid decides.
+"""Fits a noisy function of one variable, and shows how the grid size affects the fit.
 
 python examples/fit_1d.py [--save FILE.png]
 """
@@ -18,7 +18,7 @@ GRIDS = (3, 10, 40)
 
 
 def fit(grid_size: int) -> tuple[DeepKAN, float]:
-    """A single spline for noisy samples, and its RMSE on clean ones."""
+    """Fits a single spline to noisy samples; returns it and its RMSE on samples without noise."""
     torch.manual_seed(0)
     train = create_synthetic_dataset("bumps", 200, noise=0.1, seed=0)
     test = create_synthetic_dataset("bumps", 1000, seed=1)
@@ -49,11 +49,11 @@ def draw(models: dict[int, tuple[DeepKAN, float]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--save", type=Path, metavar="FILE", help="draws the fits")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="draw the fits")
     args = parser.parse_args()
     models = {grid_size: fit(grid_size) for grid_size in GRIDS}
     for grid_size, (_, error) in models.items():
-        print(f"{grid_size:3} intervals: RMSE {error:.4f} on clean samples")
+        print(f"{grid_size:3} intervals: RMSE {error:.4f} on samples without noise")
     if args.save:
         draw(models, args.save)
         print(f"wrote {args.save}")

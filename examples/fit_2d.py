@@ -19,7 +19,7 @@ TEST = create_synthetic_dataset("hello", 1000, seed=1)
 
 
 def fit(model: nn.Module) -> float:
-    """Trains on 500 samples; RMSE on 1,000 others."""
+    """Trains on 500 samples, and returns the RMSE on 1,000 others."""
     model.double()
     train = create_synthetic_dataset("hello", 500, seed=0)
     fit_grids(model, train.x)
@@ -30,14 +30,14 @@ def fit(model: nn.Module) -> float:
 
 
 def draw(model: nn.Module, name: str, path: Path) -> None:
-    """The function, the fit, and how far they lie apart."""
+    """Draws the function, the fit, and the absolute error."""
     from matplotlib.figure import Figure
 
     line = torch.linspace(-1, 1, 101, dtype=torch.float64)
-    places = torch.cartesian_prod(line, line)
-    truth = torch.exp(torch.sin(torch.pi * places[:, 0]) + places[:, 1].square())
+    points = torch.cartesian_prod(line, line)
+    truth = torch.exp(torch.sin(torch.pi * points[:, 0]) + points[:, 1].square())
     with torch.no_grad():
-        found = model(places)[:, 0]
+        fitted = model(points)[:, 0]
 
     def picture(values: Tensor) -> Tensor:
         return values.reshape(101, 101).T
@@ -45,13 +45,13 @@ def draw(model: nn.Module, name: str, path: Path) -> None:
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     top = float(truth.max())
-    for axes, values, title in ((panels[0], truth, "exp(sin πx + y²)"), (panels[1], found, name)):
+    for axes, values, title in ((panels[0], truth, "exp(sin πx + y²)"), (panels[1], fitted, name)):
         image = axes.contourf(line, line, picture(values), levels=20, vmin=0, vmax=top)
         axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=panels[1])
-    error = panels[2].contourf(line, line, picture((found - truth).abs()), levels=20, cmap="magma")
+    error = panels[2].contourf(line, line, picture((fitted - truth).abs()), levels=20, cmap="magma")
     figure.colorbar(error, ax=panels[2])
-    panels[2].set_title("distance", fontsize=10)
+    panels[2].set_title("absolute error", fontsize=10)
     for axes in panels:
         axes.set(xlabel="x", box_aspect=1)
     panels[0].set_ylabel("y")
@@ -60,7 +60,7 @@ def draw(model: nn.Module, name: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--save", type=Path, metavar="FILE", help="draws the best fit")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="draw the best fit")
     args = parser.parse_args()
     torch.manual_seed(0)
     models = {

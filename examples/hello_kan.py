@@ -1,10 +1,10 @@
-"""Hello, KAN: finds exp(sin(pi x) + y^2) in samples of it, step by step.
+"""Hello, KAN: finds the formula exp(sin(pi x) + y^2) from samples, step by step.
 
     python examples/hello_kan.py --seed 0
-    python examples/hello_kan.py --picture FILE     also draws the network, first and last
+    python examples/hello_kan.py --picture FILE     also draws the network, before and after
 
-The steps are those of pykan's first example: fit with a regulariser, prune, fit, refine the grid,
-fit, read the edges as functions, fit. `--json` prints one line of JSON instead of the story.
+The steps are those of pykan's first example: fit with regularization, prune, fit, refine the grid,
+fit, replace edges by symbolic functions, fit. `--json` prints only one line of JSON.
 """
 
 import argparse
@@ -40,13 +40,17 @@ def f(x: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the samples and the network")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the network")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON only")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the samples and the network (default 0)"
+    )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the network into this file"
+    )
+    parser.add_argument("--json", action="store_true", help="print only one line of JSON")
     args = parser.parse_args()
     start = time.perf_counter()
 
-    def tell(step: str, model: SymbolicKAN, errors: dict[str, list[float]] | None = None) -> None:
+    def report(step: str, model: SymbolicKAN, errors: dict[str, list[float]] | None = None) -> None:
         if not args.json:
             edges = f"{model.edge_count()} edges"
             after = f", RMSE {errors['train_rmse'][-1]:.1e} on training samples" if errors else ""
@@ -56,17 +60,17 @@ def main() -> None:
                              seed=args.seed)  # fmt: skip
     model = SymbolicKAN([2, 5, 1], grid_size=3, spline_order=3, seed=args.seed)
     bar = False if args.json else None
-    tell("start", model)
+    report("start", model)
 
-    tell("fit with a regulariser", model, fit(model, dataset, steps=50, lamb=3e-3, progress=bar))
+    report("fit with regularization", model, fit(model, dataset, steps=50, lamb=3e-3, progress=bar))
     fitted, model = model, prune(model, dataset, node_threshold=0.1, edge_threshold=0.1)
-    tell("prune", model)
-    tell("fit", model, fit(model, dataset, steps=20, progress=bar))
+    report("prune", model)
+    report("fit", model, fit(model, dataset, steps=20, progress=bar))
     model = refine(model, 10)
-    tell("refine and fit", model, fit(model, dataset, steps=20, progress=bar))
+    report("refine and fit", model, fit(model, dataset, steps=20, progress=bar))
     model = auto_symbolic(model, dataset)
     errors = fit(model, dataset, steps=20, progress=bar)
-    tell("read the edges and fit", model, errors)
+    report("replace edges by functions and fit", model, errors)
 
     if args.picture:
         args.picture.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Sparsity: five inputs of which three matter; the network finds out which, and drops the rest.
+"""Sparsity: of five inputs, three matter; the network learns which, and is pruned to them.
 
 python examples/prune_edges.py [--save FILE.png]
 """
@@ -17,14 +17,14 @@ NAMES = ["sin(πx)", "2x²", "|x|", "nothing", "nothing"]
 
 
 def penalty(model: torch.nn.Module) -> torch.Tensor:
-    """Lets edges that are not needed go to zero as a whole."""
+    """A group penalty, under which whole edges that are not needed become zero."""
     assert isinstance(model, SparseKAN)
     return 0.01 * model.group_penalty()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--save", type=Path, metavar="FILE", help="draws the importance")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="draw the importance")
     args = parser.parse_args()
     torch.manual_seed(0)
     train = create_synthetic_dataset("additive", 500, noise=0.05, seed=0)
@@ -37,14 +37,14 @@ def main() -> None:
     model = SparseKAN([5, 4, 1], threshold=0.05).double()
     trainer = KANTrainer(model, penalty=penalty, **options)
     trainer.fit(train.x, train.y, epochs=600)
-    print(f"with a penalty: {100 * model.sparsity(train.x):.0f} % of the edges idle,"
+    print(f"trained with a penalty: {100 * model.sparsity(train.x):.0f} % of the edges idle,"
           f" test RMSE {error(trainer):.4f}")  # fmt: skip
     pruned = model.pruned(train.x)
     trainer = KANTrainer(pruned, **options)
     print(f"pruned: test RMSE {error(trainer):.4f}")
     trainer.fit(train.x, train.y, epochs=300)
     importance = pruned.importance(train.x)
-    print(f"trained on without the penalty: test RMSE {error(trainer):.4f}")
+    print(f"fine-tuned without the penalty: test RMSE {error(trainer):.4f}")
     for number, (name, share) in enumerate(zip(NAMES, importance.tolist(), strict=True)):
         print(f"  input {number}, {name:8} importance {share:.3f}")
     if args.save:
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def draw(model: SparseKAN, x: torch.Tensor, importance: torch.Tensor, path: Path) -> None:
-    """The strength of the first layer's edges, and the inputs' importance."""
+    """Draws the strength of the first layer's edges, and the inputs' importance."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.5, 3), layout="constrained")
@@ -66,7 +66,7 @@ def draw(model: SparseKAN, x: torch.Tensor, importance: torch.Tensor, path: Path
         edges.text(column, row, "×", ha="center", va="center", color="0.6")
     edges.set_yticks(range(len(NAMES)), NAMES)
     bars.barh(range(len(NAMES)), importance.tolist())
-    bars.set(xlabel="share of the output's variance")
+    bars.set(xlabel="share of the output variance")
     bars.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 

@@ -1,4 +1,4 @@
-"""Interpretability: a modular KAN on patients' data, and what each named module has found.
+"""Interpretability: a modular KAN on diabetes data, and what each named module has learned.
 
 python examples/read_modules.py [--save FILE.png]
 """
@@ -27,7 +27,7 @@ MODULES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--save", type=Path, metavar="FILE", help="draws single inputs' modules")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="draw modules of one input")
     args = parser.parse_args()
     torch.manual_seed(0)
     x, y = (torch.from_numpy(part) for part in load_diabetes(return_X_y=True, scaled=False))
@@ -44,10 +44,10 @@ def main() -> None:
     print(f"R² on {len(x_test)} patients: {1 - float(error / held_out[1].var(correction=0)):.3f}")
 
     with torch.no_grad():
-        found = network.contributions(inputs)
+        contributions = network.contributions(inputs)
     unit = float(model.outputs.scale)
-    print("what each module adds to the progression of the disease, standard deviation:")
-    for name, values in sorted(found.items(), key=lambda item: -float(item[1].std())):
+    print("standard deviation of each module's contribution to the disease progression:")
+    for name, values in sorted(contributions.items(), key=lambda item: -float(item[1].std())):
         print(f"  {name:9} {unit * float(values.std()):5.1f}   from {', '.join(MODULES[name])}")
     if args.save:
         draw(network, model, x_train, args.save)
@@ -55,20 +55,20 @@ def main() -> None:
 
 
 def draw(network: ModularKAN, model: StandardizedModel, x: torch.Tensor, path: Path) -> None:
-    """The functions of the modules that see one input, over the data's range."""
+    """Draws the functions of the modules with a single input, over the data's range."""
     from matplotlib.figure import Figure
 
     single = [name for name, inputs in MODULES.items() if len(inputs) == 1]
     figure = Figure(figsize=(3 * len(single), 2.8), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(single), sharey=True), single, strict=True):
         column = NAMES.index(MODULES[name][0])
-        places = x.mean(dim=0).repeat(200, 1)
-        places[:, column] = torch.linspace(
+        points = x.mean(dim=0).repeat(200, 1)
+        points[:, column] = torch.linspace(
             float(x[:, column].min()), float(x[:, column].max()), 200
         )
         with torch.no_grad():
-            curve = model.outputs.scale * network.contributions(model.inputs(places))[name][:, 0]
-        axes.plot(places[:, column], curve - curve.mean(), lw=2)
+            curve = model.outputs.scale * network.contributions(model.inputs(points))[name][:, 0]
+        axes.plot(points[:, column], curve - curve.mean(), lw=2)
         axes.plot(x[:, column], torch.full((len(x),), -95.0), "|", color="0.6", ms=6, mew=0.5)
         axes.set_title(f"{name}: {MODULES[name][0]}", fontsize=10)
         axes.grid(alpha=0.3)

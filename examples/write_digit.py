@@ -1,4 +1,4 @@
-"""Writes a test picture of the digits data set: python examples/write_digit.py FILE [--index N]."""
+"""Writes a test picture of digits to a file: python examples/write_digit.py FILE [--index N]."""
 
 import argparse
 import sys
@@ -10,13 +10,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kansformer.data import load_data
 
-MAGNIFICATION = 16  # 8x8 pixels are too small to look at
+MAGNIFICATION = 16  # 8x8 pixels are too small to see
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="where to write the picture")
-    parser.add_argument("--index", type=int, default=0, help="which test picture")
+    parser.add_argument("file", type=Path, help="the file to write")
+    parser.add_argument(
+        "--index", type=int, default=0, help="index of the test picture (default 0)"
+    )
     args = parser.parse_args()
 
     test = load_data("digits").test

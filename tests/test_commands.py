@@ -100,7 +100,7 @@ def test_bad_weights_give_one_line_and_status_2(
     for weights, words in (
         ("old.pth", "not a readable file of ViT weights"),
         ("evil.pth", "which will not be run"),
-        ("alien.pth", "not a ViT in a format that is known"),
+        ("alien.pth", "not a ViT in a known format"),
         ("missing.pth", "no such weights file"),
         (".", "a folder"),
     ):

@@ -1,4 +1,8 @@
-"""Reads the original files of MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, as published."""
+"""Readers for the original files of MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, as published.
+
+torchvision's readers are not used, because they require its folder layout, read neither IDX files
+that are still gzipped nor CIFAR's binary version, and load CIFAR with an unrestricted unpickler.
+"""
 
 import codecs
 import gzip

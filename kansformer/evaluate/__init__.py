@@ -1,4 +1,4 @@
-"""How good a model is on labelled pictures."""
+"""Evaluates a model on labelled pictures."""
 
 from kansformer.evaluate.metrics import best_epoch, evaluate
 

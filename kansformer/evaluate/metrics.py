@@ -1,4 +1,4 @@
-"""Loss and accuracy over a loader, and which epoch of a training was the best by them."""
+"""Loss and accuracy over a loader, and the best epoch of a training run by either."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -19,24 +19,24 @@ def evaluate(
     device: torch.device,
     gather: Callable[[Tensor], list[list[float]]] | None = None,
 ) -> dict[str, float]:
-    """Mean cross-entropy and top-1 accuracy of a model in eval mode; its mode is put back.
+    """Mean cross-entropy and top-1 accuracy of a model in eval mode; its mode is restored.
 
     Args:
-        batches: what is labelled `NO_LABEL` does not count.
-        gather: where several ranks have a part each, gives the sums (3,) of all of them.
+        batches: (images, labels); pictures labelled `NO_LABEL` are not counted.
+        gather: with several ranks, returns the sums (3,) of each rank.
 
     Returns:
         `loss` in nats, `acc1` in percent, and `count`, the number of pictures.
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, device=device)  # loss, right, count: exact up to 16 million pictures
+    sums = torch.zeros(3, device=device)  # loss, correct, count: exact up to 16 million pictures
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         logits = model(images).float()
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=NO_LABEL)
-        right = (logits.argmax(dim=-1) == labels).sum()
-        sums += torch.stack([loss, right, (labels != NO_LABEL).sum()])
+        hits = (logits.argmax(dim=-1) == labels).sum()
+        sums += torch.stack([loss, hits, (labels != NO_LABEL).sum()])
     model.train(was_training)
     rows = [sums.tolist()] if gather is None else gather(sums)
     loss, correct, count = (sum(column) for column in zip(*rows, strict=True))
@@ -48,11 +48,12 @@ def evaluate(
 
 
 def best_epoch(history: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The row of metrics.jsonl that is the best by a metric of validation.
+    """The row of metrics.jsonl with the best validation metric.
 
     Args:
         history: the rows, at least one.
-        metric: "acc1", the highest accuracy and at a tie the lower loss; or "loss", the lowest.
+        metric: "acc1" for the highest accuracy (at a tie, the lower loss), or "loss" for the lowest
+            loss.
     """
     if metric == "loss":
         return min(history, key=lambda row: row["val_loss"])

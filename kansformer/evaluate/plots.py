@@ -1,4 +1,4 @@
-"""Pictures of an evaluation and of the epochs before it, as figures of matplotlib."""
+"""Plots of an evaluation and of the training history, as matplotlib figures."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from kansformer.words import number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NUMBERED = 15  # up to so many classes each cell of the confusion matrix shows its count
-NAMED, NAMED_NARROW = 50, 25  # largest numbers of classes that are named on its sides
-CELLS = 100  # a side; of more classes, neighbours share a cell
-NAME_INCHES = 1.5  # a longer name is shortened
-BARS = 25  # classes that have bars; of more, those with the lowest F1
+NUMBERED = 15  # most classes with counts in the cells of the confusion matrix
+NAMED, NAMED_NARROW = 50, 25  # most classes with names along its sides
+CELLS = 100  # most cells per side; with more classes, neighbours share a cell
+NAME_INCHES = 1.5  # longer names are shortened
+BARS = 25  # most classes with bars: those with the lowest F1
 DPI = 120
 
 
 def draw_confusion(
     confusion: np.ndarray, class_names: Sequence[str], theme: str = "light", narrow: bool = False
 ) -> Figure:
-    """The confusion matrix, each row as shares of its class.
+    """The confusion matrix, each row normalized to its class.
 
     Args:
         confusion: (classes, classes) counts; rows are true classes.
-        narrow: draw it as wide as the other plots of a page, with names for fewer classes.
+        narrow: as wide as the other plots of a page, with names for fewer classes.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import MaxNLocator
@@ -51,15 +51,15 @@ def draw_confusion(
     style_axis(axes, look)
     shares, together = pooled_shares(confusion)
     end = together * len(shares) - 0.5
-    # cividis reads the same to the colour-blind; the root shows rare mistakes too
+    # cividis is safe for the colour-blind; the square root makes rare mistakes visible
     image = axes.imshow(
         shares, cmap="cividis", norm=PowerNorm(0.5, 0, 1), interpolation="none",
         extent=(-0.5, end, end, -0.5),
     )  # fmt: skip
     axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5))
     bar = figure.colorbar(image, ax=axes, shrink=0.8, fraction=0.05, pad=0.02, aspect=25)
-    of_many = f",\nthe largest of {together} × {together} cells" if together > 1 else ""
-    bar.set_label(f"share of the true class{of_many}", color=look.ink, fontsize=9)
+    pooling = f",\nmaximum of {together} × {together} classes" if together > 1 else ""
+    bar.set_label(f"share of the true class{pooling}", color=look.ink, fontsize=9)
     bar.ax.tick_params(colors=look.muted, labelsize=8)
     bar.outline.set_visible(False)
     axes.tick_params(length=0 if named else 3)
@@ -75,7 +75,7 @@ def draw_confusion(
             axis.set_major_locator(MaxNLocator(6, integer=True))
     if classes <= NUMBERED:
         _write_counts(axes, confusion, shares, 0.6 * side / classes)
-    unit = "" if named else " (its index)"
+    unit = "" if named else " (index)"
     axes.set_xlabel(f"predicted class{unit}", fontsize=9.5)
     axes.set_ylabel(f"true class{unit}", fontsize=9.5)
     axes.spines[:].set_visible(False)
@@ -83,10 +83,10 @@ def draw_confusion(
 
 
 def pooled_shares(confusion: np.ndarray) -> tuple[np.ndarray, int]:
-    """Rows as shares of their class, (cells, cells), and how many classes share a cell's side.
+    """Rows as shares of their class, (cells, cells), and the number of classes per side of a cell.
 
-    Up to `CELLS` classes have cells of their own. Of more, a cell shows the largest share of the
-    neighbours in it, so that a single mistake among 1,000 classes does not vanish.
+    With more than `CELLS` classes, a cell is the maximum over several neighbouring classes, so that
+    a single mistake among 1,000 classes does not vanish.
 
     Args:
         confusion: (classes, classes) counts; rows are true classes.
@@ -102,7 +102,7 @@ def pooled_shares(confusion: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _write_counts(axes: Any, confusion: np.ndarray, shares: np.ndarray, cell: float) -> None:
-    """Puts the counts into their cells, which are `cell` inches wide, if they can be read there."""
+    """Writes the counts into the cells, `cell` inches wide, if they are legible at that size."""
     size = min(8.0, 72 * 0.85 * cell / (0.64 * len(f"{confusion.max()}")))
     if size < 4:
         return
@@ -113,7 +113,7 @@ def _write_counts(axes: Any, confusion: np.ndarray, shares: np.ndarray, cell: fl
 
 
 def draw_reliability(curve: Reliability, title: str, theme: str = "light") -> Figure:
-    """Accuracy by confidence, and how many predictions have it."""
+    """Accuracy by confidence, and the number of predictions at each confidence."""
     look = THEMES[theme]
     figure = new_figure(look, 4.6, 5, DPI)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -125,7 +125,7 @@ def draw_reliability(curve: Reliability, title: str, theme: str = "light") -> Fi
     axes.set(ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     title = shortened(title, 4, 10)
     axes.set_title(title, fontsize=10, color=look.ink, parse_math=False)
-    axes.legend(frameon=False, loc="upper left", fontsize=9, labelcolor=look.ink)
+    axes.legend(frameon=False, loc="best", fontsize=9, labelcolor=look.ink)
     counts.vlines(curve.confidence, 0.5, curve.count, color=look.function, lw=6)
     counts.set(xlabel="confidence (probability of the predicted class)", ylabel="pictures")
     counts.set_yscale("log")
@@ -138,26 +138,26 @@ def draw_classes(per_class: Sequence[dict[str, Any]], theme: str = "light") -> F
     """Precision and recall of each class, the lowest F1 on top.
 
     Args:
-        per_class: rows of `report.figures`, at least one of a class that occurs.
+        per_class: the rows of `report.figures()["per_class"]`, at least one with an F1.
     """
     look = THEMES[theme]
     rows = lowest_f1(per_class, BARS)
     figure = new_figure(look, 4.8, 1.1 + 0.3 * len(rows), DPI)
     axis = figure.subplots()
     style_axis(axis, look)
-    places = np.arange(len(rows))
+    positions = np.arange(len(rows))
     for name, shift, colour, hatch in (
         ("recall", -0.19, look.function, ""), ("precision", 0.19, look.base, "////"),
     ):  # fmt: skip
         values = [100 * (row[name] or 0) for row in rows]
         bars = axis.barh(
-            places + shift, values, 0.34, label=name, color=colour, hatch=hatch,
+            positions + shift, values, 0.34, label=name, color=colour, hatch=hatch,
             edgecolor=look.paper, lw=0,
         )  # fmt: skip
         labels = ["–" if row[name] is None else f"{100 * row[name]:.0f}" for row in rows]
         axis.bar_label(bars, labels, padding=2, fontsize=7, color=look.ink)
     short = shortened_names([row["class"] for row in rows], NAME_INCHES, 8.5)
-    axis.set_yticks(places, short, fontsize=8.5, parse_math=False)
+    axis.set_yticks(positions, short, fontsize=8.5, parse_math=False)
     axis.tick_params(axis="y", labelcolor=look.ink, length=0)
     axis.set_xlim(0, 108)
     axis.set_ylim(len(rows) - 0.4, -0.6)
@@ -167,13 +167,13 @@ def draw_classes(per_class: Sequence[dict[str, Any]], theme: str = "light") -> F
 
 
 def lowest_f1(per_class: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The classes that occur in the predictions or in truth, the lowest F1 first."""
+    """The `count` classes with the lowest F1, the lowest first, of those with a defined F1."""
     occur = [row for row in per_class if row["f1"] is not None]
     return sorted(occur, key=lambda row: row["f1"])[:count]
 
 
 def draw_history(history: Sequence[dict[str, Any]], best: int, theme: str = "light") -> Figure:
-    """Loss, validation accuracy and learning rate by epoch, from rows of metrics.jsonl.
+    """Loss, validation accuracy and learning rate per epoch, from rows of metrics.jsonl.
 
     `best` is the epoch whose weights were kept.
     """
@@ -181,13 +181,13 @@ def draw_history(history: Sequence[dict[str, Any]], best: int, theme: str = "lig
 
     look = THEMES[theme]
     epochs = [row["epoch"] for row in history]
-    ringed = next(row["val_acc1"] for row in history if row["epoch"] == best)
+    best_accuracy = next(row["val_acc1"] for row in history if row["epoch"] == best)
     figure = new_figure(look, 4.8, 5.4, DPI)
-    # by hand: to have the layout found would take as long as drawing, and as a short training
+    # a fixed layout: the layout engine would take as long as drawing, or as a short training run
     figure.set_layout_engine("none")
-    places = {"left": 0.18, "right": 0.97, "bottom": 0.09, "top": 0.98, "hspace": 0.17}
+    margins = {"left": 0.18, "right": 0.97, "bottom": 0.09, "top": 0.98, "hspace": 0.17}
     loss, accuracy, rate = figure.subplots(
-        3, 1, sharex=True, height_ratios=(3, 3, 1.3), gridspec_kw=places
+        3, 1, sharex=True, height_ratios=(3, 3, 1.3), gridspec_kw=margins
     )
     figure.align_ylabels()
     for axis in (loss, accuracy, rate):
@@ -203,13 +203,13 @@ def draw_history(history: Sequence[dict[str, Any]], best: int, theme: str = "lig
     loss.legend(frameon=False, fontsize=9, labelcolor=look.ink)
     line(accuracy, "val_acc1", ls="-", marker="s", color=look.function)
     accuracy.set_ylabel("val. accuracy (%)")
-    accuracy.plot(best, ringed, "o", ms=11, mfc="none", mec=look.ink)
+    accuracy.plot(best, best_accuracy, "o", ms=11, mfc="none", mec=look.ink)
     accuracy.set_title(
-        f"best: {ringed:.2f} % in epoch {best}", fontsize=9.5, color=look.ink, loc="left"
+        f"best: {best_accuracy:.2f} % in epoch {best}", fontsize=9.5, color=look.ink, loc="left"
     )
-    # a line of one point would not show
+    # a line with a single point would be invisible
     line(rate, "lr", ls="-", color=look.muted, marker="o" if len(epochs) == 1 else None)
-    rate.set(xlabel="epoch", ylabel="rate")
+    rate.set(xlabel="epoch", ylabel="learning\nrate")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(epochs) == 1:
         rate.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
@@ -218,41 +218,41 @@ def draw_history(history: Sequence[dict[str, Any]], best: int, theme: str = "lig
     return figure
 
 
-def confusion_in_words(found: dict[str, Any]) -> str:
-    """What `draw_confusion` shows, from `report.figures`."""
+def confusion_in_words(figures: dict[str, Any]) -> str:
+    """Alternative text of `draw_confusion`, from the result of `report.figures`."""
     pairs = "; ".join(
         f"true {pair['true']}, predicted {pair['predicted']}: {pair['count']}"
-        for pair in found["most_confused"][:5]
+        for pair in figures["most_confused"][:5]
     )
     return (
-        f"Confusion matrix of {number(len(found['per_class']), 'class')},"
-        f" {100 * found['accuracy']:.2f} % on the diagonal. "
-        + (f"Most often: {pairs}." if pairs else "Nothing is confused.")
+        f"Confusion matrix of {number(len(figures['per_class']), 'class')},"
+        f" {100 * figures['accuracy']:.2f} % on the diagonal. "
+        + (f"Most confused: {pairs}." if pairs else "No class is confused with another.")
     )
 
 
-def classes_in_words(found: dict[str, Any]) -> str:
-    """What `draw_classes` shows, from `report.figures`."""
+def classes_in_words(figures: dict[str, Any]) -> str:
+    """Alternative text of `draw_classes`, from the result of `report.figures`."""
     rows = "; ".join(
         f"{row['class']}: recall {_percent(row['recall'])}, precision {_percent(row['precision'])}"
-        for row in lowest_f1(found["per_class"], BARS)
+        for row in lowest_f1(figures["per_class"], BARS)
     )
     return f"Bars of recall and precision, the weakest class first. {rows}."
 
 
 def reliability_in_words(curve: Reliability) -> str:
-    """What `draw_reliability` shows."""
+    """Alternative text of `draw_reliability`."""
     points = "; ".join(
         f"confidence {confidence:.2f}: accuracy {accuracy:.2f} of {count}"
         for confidence, accuracy, count in zip(
             curve.confidence, curve.accuracy, curve.count.tolist(), strict=True
         )
     )
-    return f"Accuracy by confidence, beside the diagonal of perfect calibration. {points}."
+    return f"Accuracy by confidence, with the diagonal of perfect calibration. {points}."
 
 
 def history_in_words(history: Sequence[dict[str, Any]]) -> str:
-    """What `draw_history` shows."""
+    """Alternative text of `draw_history`."""
     first, last = history[0], history[-1]
     return (
         f"Curves over {number(len(history), 'epoch')}: training loss from"

@@ -15,14 +15,14 @@ from kansformer.infer import Predictor
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was predicted on those pictures that can be read.
+    """Predictions on the N pictures that could be read.
 
     Attributes:
-        paths: of the N pictures that could be read, as in `Pictures.name`.
+        paths: their names, from `Pictures.name`.
         labels: (N,) their true classes.
         probabilities: (N, classes) in float64.
-        unreadable: for each of the others its "path" and "error".
-        seconds: from files to probabilities, all pictures together.
+        unreadable: "path" and "error" of each picture that could not be read.
+        seconds: total time from files to probabilities.
     """
 
     paths: list[str]
@@ -38,10 +38,10 @@ def predict_all(
     batch_size: int = 32,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Predictions:
-    """Predicts every picture, by the way that `predict.py` goes.
+    """Predicts every picture with the same code as `predict.py`.
 
     Args:
-        pictures: labelled by the model's classes.
+        pictures: with the model's class indices as labels.
         progress: wraps the loop over the pictures, as tqdm does.
 
     Raises:
@@ -49,13 +49,13 @@ def predict_all(
     """
     started = time.perf_counter()
     kept, rows, unreadable = [], [], []
-    answers = predictor.rows(_items(pictures), batch_size)
-    for index, (_, found) in enumerate(progress(answers)):
-        if isinstance(found, UserError):
-            unreadable.append({"path": pictures.name(index), "error": one_line(found)})
+    predictions = predictor.rows(_items(pictures), batch_size)
+    for index, (_, row) in enumerate(progress(predictions)):
+        if isinstance(row, UserError):
+            unreadable.append({"path": pictures.name(index), "error": one_line(row)})
         else:
             kept.append(index)
-            rows.append(found.numpy())
+            rows.append(row.numpy())
     if not rows:
         raise UserError(unreadable[0]["error"])
     return Predictions(
@@ -68,6 +68,6 @@ def predict_all(
 
 
 def _items(pictures: Pictures) -> Iterator[str | Image.Image]:
-    """Paths, or decoded pictures where they are in memory."""
+    """Paths of pictures on disk, or the decoded pictures of a data set in memory."""
     for index, item in enumerate(pictures.items):
         yield item if isinstance(item, str) else pictures.open(index)

@@ -1,4 +1,4 @@
-"""Figures of predictions, and how they read."""
+"""Metrics of predictions, and their printed form."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from kansformer.figures import fit_to_show
 from kansformer.words import number
 
 CONFIDENCE = 0.95
-PAIRS = 10  # most confused pairs to name
-ROWS = 50  # classes that the printed table shows
+PAIRS = 10  # most confused pairs in the report
+ROWS = 50  # classes in the printed table
 
 
 def figures(
     labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """All figures of predictions, in plain types; shares lie between 0 and 1.
+    """All metrics of predictions, in plain types; shares are between 0 and 1.
 
     Args:
         labels: (N,) true classes.
@@ -25,17 +25,18 @@ def figures(
 
     Returns:
         "accuracy" with its Wilson interval "accuracy_interval"; "top5_accuracy", None for five
-        classes or fewer; "balanced_accuracy", the mean recall of the classes that occur; "nll" in
-        nats; "ece", see `calibration.reliability`; "per_class", where None is a figure that is
-        not defined (0 / 0); "confusion", rows are true classes; and "most_confused".
+        classes or fewer; "balanced_accuracy", the mean recall of the classes that occur; "nll", the
+        mean negative log-likelihood in nats; "ece", the expected calibration error; "per_class",
+        with None for undefined values (0 / 0); "confusion", whose rows are true classes; and
+        "most_confused".
     """
     from scipy.stats import binomtest
     from sklearn import metrics
 
     every = np.arange(len(class_names))
     predicted = probabilities.argmax(axis=1)
-    right = int((predicted == labels).sum())
-    interval = binomtest(right, len(labels)).proportion_ci(CONFIDENCE, method="wilson")
+    correct = int((predicted == labels).sum())
+    interval = binomtest(correct, len(labels)).proportion_ci(CONFIDENCE, method="wilson")
     top5 = None
     if len(every) > 5:
         top5 = float(metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=every))
@@ -71,7 +72,7 @@ def figures(
 
 
 def most_confused(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """The pairs of different classes that were taken for each other most often, in that direction.
+    """The most frequent pairs of a true class and a different predicted class.
 
     Args:
         confusion: (classes, classes) counts; rows are true classes.
@@ -82,17 +83,17 @@ def most_confused(confusion: np.ndarray, class_names: Sequence[str]) -> list[dic
     return [
         {
             "true": class_names[true],
-            "predicted": class_names[taken],
-            "count": int(wrong[true, taken]),
-            "share": float(wrong[true, taken] / confusion[true].sum()),
+            "predicted": class_names[predicted],
+            "count": int(wrong[true, predicted]),
+            "share": float(wrong[true, predicted] / confusion[true].sum()),
         }
-        for true, taken in zip(*np.unravel_index(order, wrong.shape), strict=True)
-        if wrong[true, taken]
+        for true, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[true, predicted]
     ]
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """What is printed: the figures of `figures`, with what `__main__` adds to them."""
+    """The printed form of evaluation.json."""
     low, high = report["accuracy_interval"]
     lines = [
         f"{report['data']}, {report['split']}: {number(report['pictures'], 'picture')},"
@@ -118,8 +119,8 @@ def as_text(report: dict[str, Any]) -> str:
         lines += [
             "",
             f"temperature {report['temperature']:.4f}, fitted on"
-            f" {number(fitted['pictures'], 'validation picture')}; before, it was"
-            f" {fitted['before']['temperature']:.4f} with NLL {fitted['before']['nll']:.4f} and ECE"
+            f" {number(fitted['pictures'], 'validation picture')}; before: temperature"
+            f" {fitted['before']['temperature']:.4f}, NLL {fitted['before']['nll']:.4f}, ECE"
             f" {fitted['before']['ece']:.4f}",
         ]
     lines += ["", *_class_table(report["per_class"])]
@@ -135,10 +136,10 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def _class_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Per class; of many classes those of the lowest F1."""
+    """A line per class; of many classes, those with the lowest F1."""
     title = []
     if len(rows) > ROWS:
-        title = [f"the {ROWS} classes of the lowest F1 (--json and --output give all):"]
+        title = [f"the {ROWS} classes with the lowest F1 (--json and --output give all):"]
         occur = [row for row in rows if row["f1"] is not None]
         rows = sorted(occur, key=lambda row: row["f1"])[:ROWS]
     names = [fit_to_show(row["class"]) for row in rows]

@@ -1,4 +1,4 @@
-"""Which pictures of a data set to evaluate on, with labels in the order of the model's classes."""
+"""Chooses the pictures of a data set to evaluate on, and maps their labels to the model's."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,9 +16,9 @@ class Chosen:
     """Pictures to evaluate on.
 
     Attributes:
-        pictures: labelled by the model's classes.
-        split: "test", "val", "train", or "all": a flat folder as it is.
-        note: what one has to know about the choice, or "".
+        pictures: with the model's class indices as labels.
+        split: "test", "val" or "train", or "all" for a whole data set without splits.
+        note: a remark for the user about the choice, or "".
     """
 
     pictures: Pictures
@@ -27,13 +27,13 @@ class Chosen:
 
 
 def choose_split(data: PictureData, model: TrainedModel, split: str | None = None) -> Chosen:
-    """The pictures of a split, by default the test pictures, else the validation pictures.
+    """The pictures of a split, by default the test set or, without one, the validation set.
 
-    Where the data have no val/, the validation pictures are those of the training, by the rule in
-    the weights file. By default all pictures are taken if they are not the ones it was trained on.
+    For data without val/, the validation set is drawn as in training, by the rule in the weights
+    file. If these are not the data of the training run, the default is all pictures.
 
     Raises:
-        UserError: there is no such split, or a class that the model does not know.
+        UserError: there is no such split, or the model does not know a class.
     """
     note = ""
     if split is None and (data.test is not None or data.val is not None):
@@ -41,57 +41,62 @@ def choose_split(data: PictureData, model: TrainedModel, split: str | None = Non
     if split is None:
         split, drawn = "all", None
         if set(data.class_names) == set(model.class_names):
-            with suppress(UserError):  # pictures that no training would have begun with
+            with suppress(UserError):  # pictures that training would have rejected
                 drawn = draw_as_in_training(data, model)
         if drawn is not None and drawn.is_same:
             split, data, note = "val", drawn.data, drawn.note
         elif data.name == model.training_info.get("data"):
-            note = "a data set of this name was trained on: these pictures may be among those"
+            note = (
+                "the model was trained on a data set of this name, which may contain these pictures"
+            )
     elif split != "test" and data.val is None:
         drawn = draw_as_in_training(data, model)
         if drawn is None:
             raise UserError(
-                f"{data.name}: has no val/, and the weights file does not say how the training"
-                " split it; leave out --split and --calibrate, or give a folder with val/"
+                f"{data.name}: has no val/, and the weights file does not record how training"
+                " split it; remove --split and --calibrate, or use a folder with val/"
             )
         data, note = drawn.data, drawn.note
-    found = data.splits.get("train" if split == "all" else split)
-    if found is None:
-        raise UserError(f"{data.name}: has no test pictures; give another --split, or none")
-    labels = labels_by_name(found.labels, data.class_names, model.class_names, data.name)
-    return Chosen(replace(found, labels=labels, levels=model.preprocessing.levels), split, note)
+    pictures = data.splits.get("train" if split == "all" else split)
+    if pictures is None:
+        raise UserError(f"{data.name}: has no test pictures; use another --split, or none")
+    labels = labels_by_name(pictures.labels, data.class_names, model.class_names, data.name)
+    return Chosen(replace(pictures, labels=labels, levels=model.preprocessing.levels), split, note)
 
 
 def labels_by_name(
     labels: np.ndarray, names: Sequence[str], model_names: Sequence[str], title: str
 ) -> np.ndarray:
-    """Labels (N,) by one list of class names as labels by the model's.
+    """Maps labels (N,), which index `names`, to indices of `model_names`.
+
+    Args:
+        title: name of the data, for the error.
 
     Raises:
-        UserError: labels of a class that is not among the model's; `title` says of what.
+        UserError: a label whose class is not one of the model's.
     """
-    places = {name: index for index, name in enumerate(model_names)}
-    unknown = [names[label] for label in np.unique(labels) if names[label] not in places]
+    indices = {name: index for index, name in enumerate(model_names)}
+    unknown = [names[label] for label in np.unique(labels) if names[label] not in indices]
     if unknown:
         raise UserError(
-            f"{title}: the weights do not know the class {_some([repr(n) for n in unknown])}, only"
-            f" {_some(model_names)}; rename the class or take it out, or give other --weights"
+            f"{title}: the model does not know the class {_listed([repr(n) for n in unknown])},"
+            f" only {_listed(model_names)}; rename or remove the class, or use other --weights"
         )
-    table = np.array([places.get(name, -1) for name in names], dtype=np.int64)
+    table = np.array([indices.get(name, -1) for name in names], dtype=np.int64)
     return table[labels]
 
 
-def _some(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Data with validation pictures drawn by the rule of a training.
+    """Data with a validation set drawn by the rule of a training run.
 
     Attributes:
-        is_same: whether they are known to be the validation pictures of that training.
-        note: how they were drawn, and whether they may be other pictures.
+        is_same: whether this is known to be the validation set of that run.
+        note: how the set was drawn, and whether its pictures may differ from those of the run.
     """
 
     data: PictureData
@@ -100,20 +105,20 @@ class Drawn:
 
 
 def draw_as_in_training(data: PictureData, model: TrainedModel) -> Drawn | None:
-    """Draws validation pictures as the training did; None if the weights file does not say how."""
+    """Draws the validation set as in training; None if the weights file does not record how."""
     recorded = model.split
     if recorded is None or recorded.rule is None:
         return None
     share, seed = recorded.rule.share, recorded.rule.seed
-    note = f"split as in training: a share of {share:g} validates, seed {seed}"
+    note = f"validation set drawn as in training: share {share:g}, seed {seed}"
     whole = data.with_validation(share, seed)
     if recorded.is_of(whole):
         return Drawn(whole, True, note)
-    data, findings = usable(data)  # training leaves out what cannot be read before it splits
+    data, findings = usable(data)  # training drops unreadable pictures before it splits
     data = data.with_validation(share, seed)
     is_same = recorded.is_of(data)
     note += "".join(f"; left out: {f.text}" for f in findings if f.severity == "error")
     trained_on = model.training_info.get("data")
     if not is_same and (recorded.validation or data.name != trained_on):
-        note += f"; but it was trained on {trained_on}, which may be other pictures"
+        note += f"; but the model was trained on {trained_on}, whose pictures may differ"
     return Drawn(data, is_same, note)

@@ -1,4 +1,4 @@
-"""A weights file as a program that runs without this project: ONNX, or torch.export's pt2."""
+"""Exports a model to a file that runs without this project: ONNX, or torch.export's pt2."""
 
 from kansformer.export.formats import (
     FORMATS,

@@ -1,9 +1,9 @@
-"""Writes a model as a file that runs without this project.
+"""Exports a model to a file that runs without this project.
 
     python -m kansformer.export --weights FILE --format onnx --output model.onnx
 
-The new file is run beside the model, on random and on picture-like inputs, one at a time and seven
-at a time; unless all logits agree to 1e-4, it is not kept and the exit status is 1.
+The exported program is compared with the model on noise and on synthetic pictures, in batches of
+one and of seven. Unless all logits agree to 1e-4, nothing is written and the exit status is 1.
 """
 
 import argparse
@@ -35,13 +35,13 @@ BATCHES = (1, 7)
 
 
 def main() -> None:
-    """Reads the flags, exports, checks, writes."""
+    """Exports the model, verifies the result and writes it."""
     args = parse_flags()
     output = Path(args.output)
     if args.int8 and args.format != "onnx":
-        raise UserError("--int8 goes with --format onnx")
+        raise UserError("--int8 requires --format onnx")
     if output.is_dir() or not output.parent.is_dir():
-        raise UserError(f"{output}: not a file in a folder that is there; give another --output")
+        raise UserError(f"{output}: not a file in an existing folder; choose another --output")
     if args.data_path:
         refuse_within(output, Path(args.data_path))
     model = load_model(args.weights)
@@ -50,15 +50,15 @@ def main() -> None:
     worst = largest_difference(model, run)
     if not worst <= TOLERANCE:
         raise JobFailed(
-            f"{output}: not written, since its logits differ from the model's by {worst:.1e}, more"
-            f" than {TOLERANCE:g}"
+            f"{output}: not written, because its logits differ from the model's by {worst:.1e},"
+            f" more than {TOLERANCE:g}"
         )
-    print(f"checked: logits differ from the model's by {worst:.1e} at most")
+    print(f"verified: logits differ from the model's by at most {worst:.1e}")
     if args.int8:
         packed = quantised(packed)
         run = onnx_runner(packed)
         same = agreement(model, run)
-        print(f"int8: the same class as the model for {same:.1%} of 64 made-up pictures")
+        print(f"int8: the same class as the model for {same:.1%} of 64 synthetic pictures")
     if args.data_path:
         print(accuracies(model, run, args.data_path))
     write_bytes(output, packed)
@@ -69,54 +69,58 @@ def parse_flags() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m kansformer.export",
-        description="Writes a model as a file that runs without this project.",
+        description="Exports a model to a file that runs without this project.",
     )
     parser.add_argument("--weights", required=True, help="weights file, such as best.safetensors")
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
-    parser.add_argument("--int8", action="store_true", help="weights in 8 bits (onnx)")
+    parser.add_argument("--int8", action="store_true", help="8-bit weights (onnx)")
     parser.add_argument(
-        "--data-path", metavar="DIR|NAME", help="say how good the file is beside the model on this"
-    )
+        "--data-path", metavar="DIR|NAME",
+        help="pictures on which to compare the accuracy of the file and the model",
+    )  # fmt: skip
     return parser.parse_args()
 
 
 def largest_difference(model: TrainedModel, run: Runner) -> float:
-    """Between logits of the model and of an exported program, on random and made-up pictures."""
+    """The largest difference between the logits of a model and of its exported program.
+
+    Measured on noise and on synthetic pictures; NaN if any logit is NaN.
+    """
     config = model.config
     generator = torch.Generator().manual_seed(0)
     shape = (14, config.in_chans, config.img_size, config.img_size)
     worst = []
-    for images in (torch.randn(shape, generator=generator), made_up_pictures(model, 14)):
+    for images in (torch.randn(shape, generator=generator), synthetic_pictures(model, 14)):
         with torch.no_grad():
             expected = model(images)
         for size in BATCHES:
-            found = torch.cat([run(batch) for batch in images.split(size)])
-            worst.append((found - expected).abs().max())
-    return torch.stack(worst).max().item()  # NaN if there is one
+            logits = torch.cat([run(batch) for batch in images.split(size)])
+            worst.append((logits - expected).abs().max())
+    return torch.stack(worst).max().item()
 
 
-def made_up_pictures(model: TrainedModel, count: int) -> Tensor:
-    """Smooth blots of colour with grain, through the model's own preprocessing, (N, C, S, S)."""
+def synthetic_pictures(model: TrainedModel, count: int) -> Tensor:
+    """Smooth patches of colour with noise, preprocessed for the model, (N, C, S, S)."""
     random = np.random.default_rng(0)
     pictures = []
     for _ in range(count):
-        blots = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-        pixels = np.asarray(blots.resize((300, 250), Image.Resampling.BICUBIC))
+        patches = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        pixels = np.asarray(patches.resize((300, 250), Image.Resampling.BICUBIC))
         grain = random.normal(0, 10, pixels.shape)
         pictures.append(Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)))
     return torch.stack([model.preprocessing(picture) for picture in pictures])
 
 
 def agreement(model: TrainedModel, run: Runner) -> float:
-    """Share of made-up pictures for which an exported program names the model's class."""
-    images = made_up_pictures(model, 64)
+    """Share of synthetic pictures for which an exported program predicts the model's class."""
+    images = synthetic_pictures(model, 64)
     with torch.no_grad():
         return (run(images).argmax(1) == model(images).argmax(1)).float().mean().item()
 
 
 class ExportedPredictor(Predictor):
-    """A model's predictor with the logits of its exported program."""
+    """A model's predictor that takes the logits from its exported program."""
 
     def __init__(self, model: TrainedModel, run: Runner) -> None:
         super().__init__(model)
@@ -128,7 +132,7 @@ class ExportedPredictor(Predictor):
 
 
 def accuracies(model: TrainedModel, run: Runner, data_path: str) -> str:
-    """A line on how good the model and its exported program are on labelled pictures."""
+    """The accuracy of a model and of its exported program on labelled pictures, as text."""
     from kansformer.data import load_data
     from kansformer.evaluate.predictions import predict_all
     from kansformer.evaluate.split import choose_split
@@ -137,12 +141,13 @@ def accuracies(model: TrainedModel, run: Runner, data_path: str) -> str:
     before = predict_all(Predictor(model), chosen.pictures)
     after = predict_all(ExportedPredictor(model, run), chosen.pictures)
     for row in before.unreadable:
-        print(f"error: {row['error']}; left out", file=sys.stderr)
-    taken = [found.probabilities.argmax(1) for found in (before, after)]
-    right = [(classes == before.labels).mean() for classes in taken]
+        print(f"error: {row['error']}; not counted", file=sys.stderr)
+    classes = [predictions.probabilities.argmax(1) for predictions in (before, after)]
+    correct = [(predicted == before.labels).mean() for predicted in classes]
+    same = (classes[0] == classes[1]).mean()
     return (
-        f"accuracy on {number(len(before.labels), 'picture')} ({chosen.split}): {right[1]:.2%}, the"
-        f" model's {right[0]:.2%}; the same class for {(taken[0] == taken[1]).mean():.2%}"
+        f"accuracy on {number(len(before.labels), 'picture')} ({chosen.split}): {correct[1]:.2%},"
+        f" the model's {correct[0]:.2%}; the same class for {same:.2%}"
         + (f"\n{chosen.note}" if chosen.note else "")
     )
 

@@ -1,7 +1,7 @@
-"""From a model to the bytes of a file, and from those to a function that runs them.
+"""Converts a model to the bytes of a file, and these to a function that runs them.
 
-KAN layers are exported in their plain form, which they take by themselves under torch.export, so
-that a file needs no operators of this project. The number of pictures in a batch is free.
+Under torch.export, KAN layers use their definition in plain operations, so a file needs no
+operators of this project. The batch size is dynamic.
 """
 
 import io
@@ -26,7 +26,7 @@ Runner = Callable[[Tensor], Tensor]  # images (B, C, S, S) -> logits (B, classes
 
 
 def describe(model: TrainedModel) -> dict[str, str]:
-    """What a file says of itself, each value as JSON: how to prepare pictures, and what comes out.
+    """The metadata of an exported file, each value as JSON.
 
     Probabilities are softmax(logits / temperature), in the order of the class names.
     """
@@ -38,7 +38,7 @@ def describe(model: TrainedModel) -> dict[str, str]:
 
 
 def to_program(model: TrainedModel) -> ExportedProgram:
-    """The model, on the CPU and in eval mode, as torch.export has it; any number of pictures."""
+    """Exports the model, on the CPU and in eval mode, by torch.export, for any batch size."""
     config = model.config
     example = torch.zeros(2, config.in_chans, config.img_size, config.img_size)
     with torch.no_grad():
@@ -46,12 +46,12 @@ def to_program(model: TrainedModel) -> ExportedProgram:
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
-                node.meta.pop("stack_trace", None)  # it tells where this project lies
+                node.meta.pop("stack_trace", None)  # contains paths of this machine
     return program
 
 
 def to_pt2(model: TrainedModel) -> bytes:
-    """A file for torch.export.load; `describe` is in it as `METADATA_FILE`."""
+    """A file for torch.export.load, with the metadata of `describe` in `METADATA_FILE`."""
     packed = io.BytesIO()
     metadata = json.dumps(describe(model), ensure_ascii=False)
     torch.export.save(to_program(model), packed, extra_files={METADATA_FILE: metadata})
@@ -59,7 +59,7 @@ def to_pt2(model: TrainedModel) -> bytes:
 
 
 def pt2_runner(packed: bytes) -> Runner:
-    """The program of a pt2 file."""
+    """A function that runs the program of a pt2 file."""
     module = torch.export.load(io.BytesIO(packed)).module()
 
     @torch.no_grad()
@@ -70,51 +70,51 @@ def pt2_runner(packed: bytes) -> Runner:
 
 
 def to_onnx(model: TrainedModel) -> bytes:
-    """An ONNX model: images (batch, C, S, S) -> logits (batch, classes); metadata as `describe`.
+    """An ONNX model, images (batch, C, S, S) -> logits (batch, classes); metadata as `describe`.
 
     Raises:
-        UserError: the packages for it are missing, or the model is larger than ONNX files can be.
+        UserError: a required package is missing, or the model exceeds ONNX's limit of 2 GB.
     """
     if sum(4 * tensor.numel() for tensor in model.state_dict().values()) > MAX_ONNX_BYTES:
-        raise UserError("--format onnx: the model is larger than 2 GB; take --format pt2")
+        raise UserError("--format onnx: the model is larger than 2 GB; use --format pt2")
     try:
         import onnx
         from onnxscript import optimizer
     except ImportError as error:
         raise _missing(error) from None
     with warnings.catch_warnings():
-        # torch 2.13 warns of its own use of it
+        # torch 2.13 warns about a deprecated class that it uses itself
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
-        made = torch.onnx.export(
+        exported = torch.onnx.export(
             to_program(model), dynamo=True, optimize=False, verbose=False,
             input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "batch"},),
         )  # fmt: skip
-    assert made is not None
-    # Computes what depends on the weights alone once and for all, however large it is.
-    optimizer.optimize_ir(made.model, input_size_limit=2**40, output_size_limit=2**40)
-    proto = made.model_proto
+    assert exported is not None
+    # folds everything that depends only on the weights, however large
+    optimizer.optimize_ir(exported.model, input_size_limit=2**40, output_size_limit=2**40)
+    proto = exported.model_proto
     for part in (*proto.graph.node, *proto.graph.value_info, proto.graph):
-        del part.metadata_props[:]  # where in the source it comes from
+        del part.metadata_props[:]  # source locations, with paths of this machine
     onnx.helper.set_model_props(proto, describe(model))
     return proto.SerializeToString()
 
 
 def quantised(packed: bytes) -> bytes:
-    """An ONNX model with the matrices of its products in 8 bits; inputs are scaled as they come."""
+    """An ONNX model with 8-bit matrices; inputs of products are quantized dynamically."""
     try:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         raise _missing(error) from None
     level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # it advises a step that has been done
+    logging.getLogger().setLevel(logging.ERROR)  # it recommends a step that has been done
     try:
         with tempfile.TemporaryDirectory() as folder:
             path, model = Path(folder) / "int8.onnx", onnx.load_from_string(packed)
-            del model.graph.value_info[:]  # shapes, which onnxruntime before 1.24 infers otherwise
+            del model.graph.value_info[:]  # onnxruntime before 1.24 infers other shapes
             quantize_dynamic(
                 model, path, op_types_to_quantize=["MatMul", "Gemm"],
-                per_channel=True, weight_type=QuantType.QUInt8,  # signed ones saturate on AVX2
+                per_channel=True, weight_type=QuantType.QUInt8,  # signed weights saturate on AVX2
             )  # fmt: skip
             return path.read_bytes()
     finally:
@@ -122,7 +122,7 @@ def quantised(packed: bytes) -> bytes:
 
 
 def onnx_runner(packed: bytes) -> Runner:
-    """The program of an ONNX file, by onnxruntime on the CPU with as many threads as torch.
+    """A function that runs an ONNX file by onnxruntime, on the CPU with as many threads as torch.
 
     Raises:
         UserError: onnxruntime is missing.

@@ -1,4 +1,4 @@
-"""From a weights file and pictures to classes."""
+"""Classifies pictures with a weights file."""
 
 from kansformer.infer.predictor import (
     Predictor,

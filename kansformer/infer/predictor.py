@@ -1,4 +1,4 @@
-"""Prediction on picture files or pictures in memory."""
+"""Prediction for picture files and pictures in memory."""
 
 import copy
 import glob
@@ -19,7 +19,7 @@ from kansformer.data.listing import has_unread_name, walk
 from kansformer.device import choose_device
 from kansformer.errors import UserError, one_line
 
-# what `open_image` takes, or a file in memory with its name
+# anything that `open_image` accepts, or a (name, file) pair
 Picture = Source | tuple[str, io.BytesIO]
 
 
@@ -27,9 +27,9 @@ class Predictor:
     """A model with its preprocessing, class names and temperature, ready to classify.
 
     Args:
-        model: stays as it is; copied if it is on another device or in training mode.
-        device: to compute on, the CPU if None.
-        tta: average the probabilities of each picture and of its mirror image.
+        model: never changed; it is copied if it is on another device or in training mode.
+        device: device to compute on, the CPU if None.
+        tta: whether to average the probabilities of each picture and its mirror image.
 
     Raises:
         UserError: `tta` for a model that was not trained on mirrored pictures.
@@ -55,8 +55,8 @@ class Predictor:
         """Reads a weights file.
 
         Raises:
-            UserError: the file cannot be used, see `load_model`; or there is no such device; or
-                `tta` does not fit the model.
+            UserError: the file is missing, damaged or not a KANsformer weights file; there is no
+                such device; or `tta` for a model that was not trained on mirrored pictures.
         """
         chosen = choose_device(device)
         return cls(load_model(path).to(chosen), chosen, tta)
@@ -69,11 +69,15 @@ class Predictor:
     def __call__(
         self, images: Picture | Iterable[Picture], topk: int = 5, batch_size: int = 32
     ) -> list[dict[str, Any]]:
-        """Classifies one or more pictures; see `stream` for the answers.
+        """Classifies one or more pictures.
 
         Args:
-            images: one picture, or an iterable of pictures: paths, open files, bytes, PIL images or
-                arrays, see `open_image`; or (name, file) pairs.
+            images: one picture, or an iterable of pictures: paths, open files, bytes, PIL images,
+                arrays, or (name, file) pairs.
+
+        Returns:
+            An answer per picture, {"path", "top": [{"class", "index", "probability"}, ...]} or
+            {"path", "error"}.
         """
         named = isinstance(images, tuple) and len(images) == 2 and isinstance(images[1], io.IOBase)
         if named or is_source(images) or isinstance(images, Tensor):  # a tensor gets an error
@@ -87,19 +91,19 @@ class Predictor:
         batch_size: int = 32,
         min_confidence: float = 0.0,
     ) -> Iterator[dict[str, Any]]:
-        """Answers in the order of the pictures, one for each, a batch at a time.
+        """Yields an answer per picture, in order, computed a batch at a time.
 
-        An answer is {"path", "top": [{"class", "index", "probability"}, ...]}, the likeliest class
-        first, or {"path", "error"} for a picture that cannot be read. The path is None for a
-        picture that was not given as a path or with a name. Where no class reaches
-        `min_confidence`, the answer has "unknown": True too.
+        An answer is {"path", "top": [{"class", "index", "probability"}, ...]}, the most likely
+        class first, or {"path", "error"} for a picture that cannot be read. The path is None for a
+        picture without a path or name. If no class reaches `min_confidence`, the answer also has
+        "unknown": True.
         """
-        for path, found in self.rows(images, batch_size):
+        for path, row in self.rows(images, batch_size):
             answer: dict[str, Any] = {"path": path}
-            if isinstance(found, UserError):
-                answer["error"] = one_line(found)
+            if isinstance(row, UserError):
+                answer["error"] = one_line(row)
             else:
-                answer["top"] = self._top(found, topk)
+                answer["top"] = self._top(row, topk)
                 if answer["top"][0]["probability"] < min_confidence:
                     answer["unknown"] = True
             yield answer
@@ -107,17 +111,17 @@ class Predictor:
     def rows(
         self, images: Iterable[Picture], batch_size: int = 32
     ) -> Iterator[tuple[str | None, Tensor | UserError]]:
-        """For each picture its path, and its probabilities (classes,) or why it has none."""
+        """Yields each picture's path, and its probabilities (classes,) or the error reading it."""
         pending = iter(images)
         while batch := list(islice(pending, batch_size)):
-            read = [self._read(image) for image in batch]
-            tensors = [tensor for _, tensor in read if isinstance(tensor, Tensor)]
+            inputs = [self._read(image) for image in batch]
+            tensors = [tensor for _, tensor in inputs if isinstance(tensor, Tensor)]
             probabilities = iter(self.probabilities(torch.stack(tensors)) if tensors else ())
-            for path, tensor in read:
+            for path, tensor in inputs:
                 yield path, next(probabilities) if isinstance(tensor, Tensor) else tensor
 
     def _read(self, image: Picture) -> tuple[str | None, Tensor | UserError]:
-        """A picture's path, and the preprocessed picture or why it cannot be read."""
+        """A picture's path, and the preprocessed picture or the error reading it."""
         path = None
         if isinstance(image, tuple):
             path, image = image
@@ -132,7 +136,7 @@ class Predictor:
     def probabilities(self, batch: Tensor) -> Tensor:
         """Preprocessed pictures (B, C, S, S) to class probabilities (B, classes).
 
-        In float64 on the CPU, where even small ones have a logarithm.
+        They are float64 on the CPU, so that very small ones do not become zero.
         """
         views = [batch, batch.flip(-1)] if self.tta else [batch]
         logits = torch.stack([self.logits(view) for view in views]).cpu().double()
@@ -151,14 +155,14 @@ class Predictor:
 
 
 def answer_as_text(answer: dict[str, Any]) -> str:
-    """An answer with "top" in lines for people."""
+    """An answer with "top" as text: the path, then a line per class."""
     lines = [f"{answer['path']}  unknown" if "unknown" in answer else answer["path"]]
     lines += [f"  {100 * row['probability']:6.2f} %  {row['class']}" for row in answer["top"]]
     return "\n".join(lines)
 
 
 def answer_as_row(answer: dict[str, Any]) -> dict[str, Any]:
-    """An answer as a row of a table: its best class alone, or its error; the rest is empty."""
+    """An answer as a row of a table: its most likely class or its error, other cells empty."""
     best = answer.get("top", [{}])[0]
     return {
         "path": answer["path"],
@@ -170,33 +174,36 @@ def answer_as_row(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_mirroring(model: TrainedModel) -> None:
-    """Raises a UserError unless a model was trained on mirrored pictures too.
+    """Raises a UserError unless the model was trained on mirrored pictures as well.
 
-    Otherwise a mirror image may be of another class, as with letters and digits.
+    Without them, a mirror image may belong to another class, as with letters and digits.
     """
     policy = model.training_settings.get("augment")
     if not isinstance(policy, str) or not mirrors(policy):
-        known = f"--augment {policy}" if policy else "and its weights file does not say how"
+        if policy:
+            cause = f"the model was trained without mirrored pictures (--augment {policy})"
+        else:
+            cause = "the weights file does not record whether training mirrored pictures"
         raise UserError(
-            f"--tta: the model was trained without mirrored pictures ({known}), to which mirror"
-            " images may be of another class; leave out --tta"
+            f"--tta: {cause}, so a mirror image may belong to another class; remove --tta"
         )
 
 
 def find_pictures(inputs: Sequence[str], unread: list[str] | None = None) -> list[str]:
-    """The picture files that arguments stand for: files, folders (searched in depth) and globs.
+    """Expands arguments to picture files: files, folders (searched recursively) and globs.
 
-    A name that stands for nothing is kept, so that it gets an answer with an error.
+    A name that matches nothing is kept, so that it gets an answer with an error.
 
     Args:
-        unread: is given the files in those folders that are named as pictures in other formats.
+        unread: a list, extended by files in these folders whose names are those of pictures in
+            unsupported formats.
     """
-    found: list[str] = []
+    files: list[str] = []
     for name in inputs:
         matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
         for match in matches or [name]:
             inside, others, _ = walk(match) if os.path.isdir(match) else ([], [], [])
-            found += inside or [match]
+            files += inside or [match]
             if unread is not None and inside:
                 unread += filter(has_unread_name, others)
-    return found
+    return files

@@ -1,7 +1,7 @@
-"""Where in its pictures a Vision Transformer looks: attention rollout and gradients.
+"""Where in a picture a Vision Transformer looks: attention rollout and gradients.
 
-The model runs as it always does; its attention is computed a second time, from the queries and
-keys that hooks see.
+The model itself runs unchanged; hooks record queries and keys, and attention is computed from them
+a second time.
 """
 
 from dataclasses import replace
@@ -18,33 +18,33 @@ from kansformer.data.images import Source
 from kansformer.figures import colour_map
 from models.vit_model import Attention, VisionTransformer
 
-OVERLAY_PIXELS = 336  # the shorter side of an overlay is at least this, so that one can see it
-MAX_VIEW = 1024  # of a large picture the overlay shows no more pixels a side
+OVERLAY_PIXELS = 336  # least shorter side of an overlay, pixels
+MAX_VIEW = 1024  # largest side of an overlay of a large picture, pixels
 
 
 @torch.no_grad()
 def attention_rollout(model: VisionTransformer, images: Tensor) -> Tensor:
-    """How much of each patch arrives at what the head sees, by attention and skip connections.
+    """How much of each patch reaches the input of the head, through attention and skip connections.
 
     The product over the blocks of (A + 1) / 2, with A the attention averaged over heads (Abnar and
-    Zuidema, 2020, "Quantifying attention flow in transformers"). It knows nothing of the classes.
+    Zuidema, 2020, "Quantifying attention flow in transformers"). It does not depend on the class.
 
     Args:
         model: in eval mode.
         images: (B, C, S, S) preprocessed pictures, on the model's device.
 
     Returns:
-        (B, S / patch, S / patch), not negative; each picture's shares of all patches sum to one.
+        (B, S / patch, S / patch), not negative; the values of each picture sum to one.
     """
-    flows: list[Tensor] = []  # (B, N, N) after each block: row i says what token i is made of
+    flows: list[Tensor] = []  # (B, N, N) after the latest block: row i, the composition of token i
 
-    def follow(heads: int, layer: nn.Module, inputs: Any, qkv: Tensor) -> None:
+    def propagate(heads: int, layer: nn.Module, inputs: Any, qkv: Tensor) -> None:
         attention = _attention(qkv, heads)
         mixed = (attention + torch.eye(attention.shape[-1], device=qkv.device)) / 2
         flows[:] = [mixed @ flows[0] if flows else mixed]
 
     hooks = [
-        module.qkv.register_forward_hook(partial(follow, module.num_heads))
+        module.qkv.register_forward_hook(partial(propagate, module.num_heads))
         for module in model.modules()
         if isinstance(module, Attention)
     ]
@@ -54,11 +54,11 @@ def attention_rollout(model: VisionTransformer, images: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
     config = model.config
-    if config.pool == "token":  # the head of a distilled model sees the second token too
-        seen = slice(0, 1 + config.distilled)
+    if config.pool == "token":  # the head of a distilled model also reads the second token
+        read = slice(0, 1 + config.distilled)
     else:
-        seen = slice(config.prefix_tokens, None)
-    shares = flows[0][:, seen, config.prefix_tokens :].mean(dim=1)  # (B, patches)
+        read = slice(config.prefix_tokens, None)
+    shares = flows[0][:, read, config.prefix_tokens :].mean(dim=1)  # (B, patches)
     shares = shares / shares.sum(dim=1, keepdim=True)
     side = config.img_size // config.patch_size
     return shares.reshape(-1, side, side)
@@ -73,15 +73,15 @@ def _attention(qkv: Tensor, heads: int) -> Tensor:
 
 
 def gradient_map(model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:
-    """How strongly each pixel moves the logit of a class, whichever way.
+    """How strongly each pixel changes the logit of a class, in either direction.
 
-    The largest absolute gradient among a pixel's channels (Simonyan et al., 2014, "Deep inside
+    The largest absolute gradient over a pixel's channels (Simonyan et al., 2014, "Deep inside
     convolutional networks").
 
     Args:
         model: in eval mode.
         images: (B, C, S, S) preprocessed pictures, on the model's device.
-        targets: (B,) index of the class to ask about.
+        targets: (B,) class index for each picture.
 
     Returns:
         (B, S, S), not negative.
@@ -94,21 +94,21 @@ def gradient_map(model: VisionTransformer, images: Tensor, targets: Tensor) -> T
 
 
 def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
-    """A picture in grey under the colours of a map, from the map's least to its greatest value.
+    """Blends a map, scaled to its range and coloured, over a picture in grey.
 
     Args:
-        image: what the map is of: the part of the picture that the model sees.
+        image: the part of the picture that the model sees.
         heat: (h, w), of any size.
 
     Returns:
-        RGB, in the size of the picture, or larger if that is hard to see.
+        RGB, in the size of the picture, or larger if that is too small to see.
     """
     scale = max(1, -(-OVERLAY_PIXELS // min(image.size)))
     size = (image.width * scale, image.height * scale)
     values = heat.detach().float().cpu()
     values = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12)
     smooth = Image.fromarray(values.numpy()).resize(size, Image.Resampling.BICUBIC)
-    # inferno's lightness rises with the value, so that it reads without telling colours apart
+    # inferno's lightness rises with the value, so that it can be read without colour vision
     colours = Image.fromarray(colour_map("inferno")(np.asarray(smooth), bytes=True)).convert("RGB")
     grey = image.convert("L").resize(size, Image.Resampling.NEAREST).convert("RGB")
     return Image.blend(grey, colours, 0.6)
@@ -117,10 +117,10 @@ def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
 def explain(model: TrainedModel, picture: Source) -> Image.Image:
     """Where a model looks in a picture: the overlay of `attention_rollout`, RGB.
 
-    It shows the square that the model sees, in the picture's own resolution up to `MAX_VIEW`.
+    It shows the square that the model sees, at the picture's resolution up to `MAX_VIEW`.
 
     Args:
-        picture: a path or whatever else `open_image` takes.
+        picture: a path, an open file or a PIL image.
 
     Raises:
         UserError: the picture cannot be read.
@@ -128,7 +128,7 @@ def explain(model: TrainedModel, picture: Source) -> Image.Image:
     image = model.preprocessing.open(picture)
     batch = model.preprocessing(image)[None].to(model.pos_embed.device)
     heat = attention_rollout(model, batch)[0]
-    seen = round(min(image.size) * model.preprocessing.crop_pct)
-    side = max(model.preprocessing.img_size, min(seen, MAX_VIEW))
+    crop = round(min(image.size) * model.preprocessing.crop_pct)
+    side = max(model.preprocessing.img_size, min(crop, MAX_VIEW))
     view = replace(model.preprocessing, img_size=side)
     return overlay(view.fit(view.convert(image)), heat)

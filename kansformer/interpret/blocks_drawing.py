@@ -1,7 +1,7 @@
-"""Pictures of what a trained ViT has learned, and the same in words for those who cannot see them.
+"""Plots of what a trained ViT has learned, and their alternative texts.
 
-Every drawing function gives a figure of matplotlib, bound to no window, and has a sister that gives
-its alternative text. Lines differ in their strokes, not in colour alone.
+Every `draw_*` function returns a matplotlib figure without a window, and has an `*_alt_text`
+counterpart. Lines differ in dash pattern, not only in colour.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 COLUMNS = 4
 TITLE_SIZE = 8  # points, above pictures
-MOST_CLASSES = 10  # bars beside a unit; of more classes those that are most and least active
+MOST_CLASSES = 10  # most bars per unit: of more classes, those with the highest and lowest means
 
 
 @dataclass(frozen=True)
 class LayerCurves:
-    """The functions of one layer that are shown: a heading, and the curves."""
+    """Functions of one layer, with a heading."""
 
     heading: str
     curves: Sequence[Curve]
@@ -48,7 +48,7 @@ class LayerCurves:
 def draw_functions(
     block: int, layers: Sequence[LayerCurves], theme: str = "light", columns: int = COLUMNS
 ) -> Figure:
-    """The learned functions of a block, with the histogram of what flows into them behind each."""
+    """The learned functions of a block, each over the histogram of its inputs."""
     look = THEMES[theme]
     rows = [-(-len(layer.curves) // columns) for layer in layers]
     legend_rows = -(-4 // columns)
@@ -100,8 +100,8 @@ def _legend(figure: Figure, look: Theme, title: str, columns: int) -> None:
 
     handles = [
         Line2D([], [], color=look.function, lw=2.2, label="learned function"),
-        Line2D([], [], color=look.base, lw=1.3, ls=(0, (4, 2)), label="its base, without spline"),
-        Patch(color=look.histogram, label="its inputs on real pictures"),
+        Line2D([], [], color=look.base, lw=1.3, ls=(0, (4, 2)), label="base, without the spline"),
+        Patch(color=look.histogram, label="inputs on real pictures"),
         Line2D([], [], color=look.muted, lw=0.7, ls=(0, (1, 2)), label="ends of the grid"),
     ]
     figure.legend(
@@ -112,7 +112,7 @@ def _legend(figure: Figure, look: Theme, title: str, columns: int) -> None:
 
 
 def functions_alt_text(block: int, layers: Sequence[LayerCurves]) -> str:
-    """What `draw_functions` shows, in words."""
+    """Alternative text of `draw_functions`."""
     sentences = [f"Learned functions of block {block}."]
     for layer in layers:
         described = "; ".join(
@@ -125,18 +125,18 @@ def functions_alt_text(block: int, layers: Sequence[LayerCurves]) -> str:
 
 
 def shape_in_words(curve: Curve) -> str:
-    """How a function runs where its inputs are: "rises from -0.1 to 0.9", "falls, then rises"."""
+    """The shape of a function over its inputs: "rises from -0.1 to 0.9", "falls, then rises"."""
     middle = (curve.bounds[:-1] + curve.bounds[1:]) / 2
     share = curve.counts.cumsum(0) / curve.counts.sum().clamp_min(1)
     used = middle[(share > 0.01) & (share < 0.99)]
     inside = (curve.x >= used[0]) & (curve.x <= used[-1]) if len(used) else curve.x == curve.x
-    if not inside.any():  # nearly all inputs are the same
+    if not inside.any():  # nearly all inputs are equal
         inside = (curve.x - used[0]).abs() == (curve.x - used[0]).abs().min()
     y = curve.y[inside].numpy()
     span = float(y.max() - y.min())
     if span < 1e-6:
         return f"is {y[0]:.2g} throughout"
-    decimals = max(1 - math.floor(math.log10(span)), 0)  # a hundredth of the whole
+    decimals = max(1 - math.floor(math.log10(span)), 0)  # to a hundredth of the range
     turns = _turning_values(y, 0.05 * span)
     verbs = ["rises" if b > a else "falls" for a, b in pairwise(turns)]
     if len(verbs) == 1:
@@ -146,7 +146,7 @@ def shape_in_words(curve: Curve) -> str:
 
 
 def _turning_values(y: np.ndarray, least: float) -> list[float]:
-    """First and last value and the extremes between, without swings smaller than `least`."""
+    """First value, last value and the extremes between them, without swings below `least`."""
     slopes = np.sign(np.diff(y))
     extremes = np.flatnonzero(slopes[1:] * slopes[:-1] < 0) + 1
     values = [float(v) for v in (y[0], *y[extremes], y[-1])]
@@ -164,9 +164,10 @@ def _turning_values(y: np.ndarray, least: float) -> list[float]:
 
 @dataclass(frozen=True)
 class UnitPictures:
-    """A unit that is shown: its number, and the pictures that excite it most.
+    """A hidden unit, and the pictures that activate it most.
 
     Attributes:
+        unit: its index.
         pictures: as the model sees them.
         boxes: (left, top, side) of the patch in each, pixels; None for a class token.
     """
@@ -183,23 +184,23 @@ def draw_units(
     class_names: Sequence[str],
     theme: str = "light",
 ) -> Figure:
-    """Each unit's mean activation by class, and the pictures, with the patch, that excite it."""
+    """Each unit's mean activation per class, and the pictures and patches that activate it most."""
     look = THEMES[theme]
     rows = -(-len(units) // 2)
     figure = new_figure(look, 9.6, 0.5 + 2.0 * rows)
-    at = "" if any(box for own in units for box in own.boxes) else ", at the class token"
+    at = "" if any(box for unit in units for box in unit.boxes) else " (class token)"
     figure.suptitle(
-        f"Block {block}: what its strongest hidden units answer to{at}", x=0.012, ha="left",
-        fontsize=13, color=look.ink,
+        f"Block {block}: mean activation per class and top pictures of the strongest units{at}",
+        x=0.012, ha="left", fontsize=13, color=look.ink,
     )  # fmt: skip
     axes = figure.subplots(rows, 4, squeeze=False, width_ratios=(1, 1.7, 1, 1.7)).reshape(-1, 2)
     for bars, montage in axes[len(units) :]:
         bars.set_axis_off()
         montage.set_axis_off()
-    for (bars, montage), own in zip(axes, units, strict=False):
+    for (bars, montage), unit in zip(axes, units, strict=False):
         style_axis(bars, look)
-        shown = _shown_classes(use.class_means[:, own.unit].numpy())
-        means = use.class_means[shown, own.unit].numpy()
+        shown = _shown_classes(use.class_means[:, unit.unit].numpy())
+        means = use.class_means[shown, unit.unit].numpy()
         bars.barh(range(len(shown)), means, color=look.function, height=0.72)
         bars.axvline(0, color=look.muted, lw=0.7)
         bars.set_yticks(
@@ -207,19 +208,19 @@ def draw_units(
             parse_math=False,
         )  # fmt: skip
         bars.invert_yaxis()
-        bars.set_title(f"unit {own.unit}", fontsize=9, color=look.ink, pad=3)
+        bars.set_title(f"unit {unit.unit}", fontsize=9, color=look.ink, pad=3)
         montage.set_axis_off()
-        _draw_montage(montage, own, look)
+        _draw_montage(montage, unit, look)
     return figure
 
 
-def _draw_montage(axis: Any, own: UnitPictures, look: Theme) -> None:
-    """Pictures in two rows, one unit of length wide each, with their patches outlined."""
+def _draw_montage(axis: Any, unit: UnitPictures, look: Theme) -> None:
+    """Pictures in two rows, each one data unit wide, with their patches outlined."""
     from matplotlib.patches import Rectangle
 
-    columns = -(-len(own.pictures) // 2)
-    for place, (picture, box) in enumerate(zip(own.pictures, own.boxes, strict=True)):
-        left, top = place % columns * 1.08, place // columns * 1.08
+    columns = -(-len(unit.pictures) // 2)
+    for index, (picture, box) in enumerate(zip(unit.pictures, unit.boxes, strict=True)):
+        left, top = index % columns * 1.08, index // columns * 1.08
         pixels = np.asarray(picture.convert("RGB"))
         axis.imshow(pixels, interpolation="nearest", extent=(left, left + 1, top + 1, top))
         if box is not None:
@@ -232,7 +233,7 @@ def _draw_montage(axis: Any, own: UnitPictures, look: Theme) -> None:
 
 
 def _shown_classes(means: np.ndarray) -> list[int]:
-    """All classes, or of many those with the highest and the lowest means."""
+    """Classes with pictures; of many, those with the highest and the lowest means."""
     order = [i for i in range(len(means)) if np.isfinite(means[i])]
     if len(order) <= MOST_CLASSES:
         return order
@@ -243,15 +244,15 @@ def _shown_classes(means: np.ndarray) -> list[int]:
 def units_alt_text(
     block: int, units: Sequence[UnitPictures], use: UnitUse, class_names: Sequence[str]
 ) -> str:
-    """What `draw_units` shows, in words."""
-    sentences = [f"Hidden units of block {block}: mean activation by class and the pictures that"
-                 " excite each most."]  # fmt: skip
-    for own in units:
-        means = use.class_means[:, own.unit]
+    """Alternative text of `draw_units`."""
+    sentences = [f"Hidden units of block {block}: mean activation per class and the pictures that"
+                 " activate each most."]  # fmt: skip
+    for unit in units:
+        means = use.class_means[:, unit.unit]
         order = means.nan_to_num(-np.inf).argsort(descending=True)
         low = means.nan_to_num(np.inf).argmin()
         sentences.append(
-            f"Unit {own.unit} is most active for {class_names[int(order[0])]}"
+            f"Unit {unit.unit} is most active for {class_names[int(order[0])]}"
             f" ({float(means[order[0]]):.2g}) and least for {class_names[int(low)]}"
             f" ({float(means[low]):.2g})."
         )
@@ -261,20 +262,20 @@ def units_alt_text(
 def draw_overview(
     facts: Sequence[tuple[str, LayerFacts]], theme: str = "light", columns: int = 2
 ) -> Figure:
-    """For every layer: the share of inputs outside its grid, and what its splines add.
+    """For every layer: the share of inputs outside its grid, and the contribution of its splines.
 
     Args:
-        columns: of the two panels: 2, or 1 for narrow pages.
+        columns: number of columns for the two panels: 2, or 1 for narrow pages.
     """
     look = THEMES[theme]
     rows = 2 // columns
     figure = new_figure(look, 4.8 * columns, rows * (1.0 + 0.27 * len(facts)))
     panels = figure.subplots(rows, columns, sharey=True)
     values = [
-        [100 * (own.outside or 0) for _, own in facts],
-        [100 * own.spline_energy for _, own in facts],
+        [100 * (layer.outside or 0) for _, layer in facts],
+        [100 * layer.spline_energy for _, layer in facts],
     ]
-    titles = "inputs outside the grid, %", "variance that comes from splines, not bases, %"
+    titles = "inputs outside the grid (%)", "splines' share of the output variance (%)"
     for axis, numbers, title in zip(panels, values, titles, strict=True):
         style_axis(axis, look)
         bars = axis.barh(range(len(facts)), numbers, color=look.function, height=0.65)
@@ -287,11 +288,11 @@ def draw_overview(
 
 
 def overview_alt_text(facts: Sequence[tuple[str, LayerFacts]]) -> str:
-    """What `draw_overview` shows, in words."""
-    return "Two bar charts, layer by layer. " + "; ".join(
-        f"{name}: {_percent(own.outside or 0)} of the inputs outside the grid,"
-        f" {_percent(own.spline_energy)} of the variance from splines"
-        for name, own in facts
+    """Alternative text of `draw_overview`."""
+    return "Two bar charts with a bar per layer. " + "; ".join(
+        f"{name}: {_percent(layer.outside or 0)} of the inputs outside the grid,"
+        f" {_percent(layer.spline_energy)} of the variance from splines"
+        for name, layer in facts
     )  # fmt: skip
 
 
@@ -304,17 +305,17 @@ class Answer:
     true: str
 
     def renamed(self, names: Mapping[str, str]) -> Answer:
-        """The same with other names of the classes."""
+        """The same answer with other class names."""
         return Answer(names[self.predicted], self.probability, names[self.true])
 
     def title(self, inches: float, size: float) -> str:
-        """Lines that fit into so many inches, in letters of so many points."""
-        room = inches - text_width("true: ", size)
-        names = list(dict.fromkeys((self.predicted, self.true)))  # one name if it is right
-        short = dict(zip(names, shortened_names(names, room, size), strict=True))
+        """The answer in lines of at most `inches`, in letters of `size` points."""
+        width = inches - text_width("true: ", size)
+        names = list(dict.fromkeys((self.predicted, self.true)))  # one name if both are equal
+        short = dict(zip(names, shortened_names(names, width, size), strict=True))
         predicted, true = short[self.predicted].split(" "), short[self.true].split(" ")
-        chance = f"({in_percent(self.probability)})"
-        lines = ["predicted", *predicted, chance], ["true:", *true]
+        probability = f"({in_percent(self.probability)})"
+        lines = ["predicted", *predicted, probability], ["true:", *true]
         return "\n".join(wrapped(words, inches, size) for words in lines)
 
     def __str__(self) -> str:
@@ -322,7 +323,7 @@ class Answer:
 
 
 def in_percent(probability: float) -> str:
-    """A probability in whole percent; what is not quite 0 or 1 is not called so."""
+    """A probability in whole percent, but never 0 % or 100 % unless it is exactly 0 or 1."""
     if 0 < probability < 0.005:
         return "< 1 %"
     return "> 99 %" if 0.995 <= probability < 1 else f"{100 * probability:.0f} %"
@@ -333,11 +334,11 @@ def draw_attention(
     answers: Sequence[Answer],
     theme: str = "light",
 ) -> Figure:
-    """Pictures side by side, a row for each way of looking at them.
+    """A grid of pictures: a row per kind of map, a column per picture.
 
     Args:
-        rows: a name, and as many pictures as there are answers.
-        answers: for the titles of the columns.
+        rows: for each row its name and a picture per answer.
+        answers: the titles of the columns.
     """
     look = THEMES[theme]
     columns = max(len(answers), 4)
@@ -359,11 +360,12 @@ def draw_attention(
 
 
 def attention_alt_text(rows: Sequence[tuple[str, object]], answers: Sequence[Answer]) -> str:
-    """What `draw_attention` shows, in words."""
+    """Alternative text of `draw_attention`."""
     names = ", ".join(name for name, _ in rows)
-    said = "; ".join(map(str, answers))
+    described = "; ".join(map(str, answers))
     return (
-        f"{number(len(answers), 'picture')} ({said}), each in {number(len(rows), 'row')}: {names}."
+        f"{number(len(answers), 'picture')} ({described}),"
+        f" each in {number(len(rows), 'row')}: {names}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What the feed-forward blocks of a model cost: parameters, operations, time."""
+"""The cost of a model's feed-forward blocks: parameters, FLOPs and time."""
 
 import statistics
 import time
@@ -13,17 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.twins import count_parameters
 from models.vit_model import VisionTransformer
 
-ROWS = 4096  # tokens of one measurement
+ROWS = 4096  # tokens per measurement
 ROUNDS = 15
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all feed-forward blocks together.
+    """The cost of all feed-forward blocks together.
 
     Attributes:
-        parameters: learnable values.
-        flops: operations of the matrix products for one token, two per multiply-add.
+        parameters: number of parameters.
+        flops: FLOPs of the matrix products for one token, two per multiply-add.
     """
 
     parameters: int
@@ -36,9 +36,9 @@ def ffn_blocks(model: VisionTransformer) -> list[nn.Module]:
 
 
 def ffn_cost(model: VisionTransformer) -> Cost:
-    """Parameters and operations of a model's feed-forward blocks."""
+    """Parameters and FLOPs of a model's feed-forward blocks."""
     blocks = ffn_blocks(model)
-    tokens = model.pos_embed.new_zeros(ROWS, model.config.embed_dim)  # as a batch has many
+    tokens = model.pos_embed.new_zeros(ROWS, model.config.embed_dim)  # many, as in a batch
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         for block in blocks:
             block(tokens)
@@ -46,11 +46,11 @@ def ffn_cost(model: VisionTransformer) -> Cost:
 
 
 def ffn_speedup(before: VisionTransformer, after: VisionTransformer, rounds: int = ROUNDS) -> float:
-    """How many times faster the feed-forward blocks of one model predict than those of another.
+    """How many times faster the feed-forward blocks of `after` are than those of `before`.
 
-    The median over rounds that run both in turn, so that what slows the machine meets both, of
-    processor time of one thread. Both models must be on the CPU. The number of torch's threads is
-    put back.
+    Measures processor time on one thread, in inference. Each round runs both models in turn, so
+    that other load on the machine affects both; the result is the median over the rounds. Both
+    models must be on the CPU. The number of torch's threads is restored.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(ROWS, before.config.embed_dim, generator=generator)

@@ -1,9 +1,9 @@
-"""Learned functions of a ViT's blocks as formulas: how well one fits, and what the model loses.
+"""Formulas of learned functions, and splines projected onto them.
 
-The layers of a ViT compute splines only. So a formula does not take an edge's place; the spline is
-projected onto it instead: its coefficients become those by which base and spline together come
-nearest to the formula at the recorded inputs. The model stays a KANsformer, and its accuracy
-afterwards says whether the formulas are what the edges do. Outside the grid the base goes on alone.
+The layers of a ViT compute only base and spline. So a formula does not replace an edge; instead the
+spline's coefficients become those with which base and spline together come closest to the formula,
+by least squares at the recorded inputs. The model's architecture stays the same, and its accuracy
+afterwards shows whether the formulas describe the edges. Outside the grid only the base acts.
 """
 
 import copy
@@ -22,23 +22,21 @@ from models.kan import BASE_ACTIVATIONS, GroupKANLinear, KANLinear, activation_n
 from models.kan_grid import check_writable
 from models.vit_model import VisionTransformer
 
-SAMPLES = 1000  # inputs that a formula is fitted to
-Place = tuple[int | None, int]  # (output, input) of an edge, or (None, group)
+SAMPLES = 1000  # inputs to fit a formula to
+FunctionIndex = tuple[int | None, int]  # (output, input) of an edge, or (None, group)
 
 
 @dataclass(frozen=True)
 class EdgeFormula:
-    """The simplest function that does well on an edge: a·f(b·x + c) + d.
+    """A simple formula for a learned function: a·f(b·x + c) + d.
 
-    One of the candidates is the layer's base activation itself, which says that the spline adds
-    next to nothing.
+    One candidate for f is the layer's base activation. If it is chosen, the spline adds next to
+    nothing.
 
     Attributes:
-        block, layer: where.
-        target, source: the edge from input `source`; target is None for the function of the group
-            with the number `source`.
-        name, affine: f, a name in FUNCTIONS or of a base activation, such as "silu";
-            and (a, b, c, d).
+        block, layer: index of the block, and "fc1" or "fc2".
+        target, source: output and input of the edge; or None and the index of a group.
+        name, affine: f, a name in FUNCTIONS or of a base activation, such as "silu"; (a, b, c, d).
         r2: share of the function's variance that the formula explains, on the recorded inputs.
     """
 
@@ -71,40 +69,41 @@ def read_functions(
     model: VisionTransformer,
     block: int,
     layer: str,
-    places: Sequence[Place],
+    functions: Sequence[FunctionIndex],
     inputs: Tensor,
     library: Sequence[str] = LIBRARY,
 ) -> list[EdgeFormula]:
-    """A formula for each of some edges, or of some groups in a group-KAN.
+    """A formula for each of the given functions that is not constant.
 
-    Of all that fit, the one is taken whose complexity pays: a step must lower the error by ten.
+    The formula with the lowest cost is chosen: each step in complexity has to reduce the error by
+    a factor of ten.
 
     Args:
-        places: (output, input) of edges, or (None, group).
+        functions: (output, input) of edges, or (None, group) in a group-KAN.
         inputs: (N, in) recorded inputs of the layer.
-        library: names of functions.
+        library: names of candidate functions.
 
     Raises:
         ValueError: no such layer, or one without splines.
     """
-    own = _spline_layer(model, block, layer)
-    places = [place for place in places if place[0] is None or isinstance(own, KANLinear)]
+    edges = _spline_layer(model, block, layer)
+    functions = [f for f in functions if f[0] is None or isinstance(edges, KANLinear)]
     x, y = [], []
-    for place in places:
-        flowing = _flowing(own, place, inputs)
-        base, spline = _parts(own, place, flowing)
-        x.append(flowing.double())
+    for function in functions:
+        samples = _sample_inputs(edges, function, inputs)
+        base, spline = _parts(edges, function, samples)
+        x.append(samples.double())
         y.append((base + spline).double())
-    if not places:
+    if not functions:
         return []
     formulas = []
     names = [name for name in library if name != "0"]
-    found = fit_candidates(torch.stack(x), torch.stack(y), names)
-    base_name = activation_name(own.base_activation)
-    for (target, source), suggestions, u, v in zip(places, found, x, y, strict=True):
+    candidates = fit_candidates(torch.stack(x), torch.stack(y), names)
+    base_name = activation_name(edges.base_activation)
+    for (target, source), suggestions, u, v in zip(functions, candidates, x, y, strict=True):
         if suggestions and base_name not in (None, "identity"):
-            suggestions.append(_base_alone(str(base_name), u, v))
-        if suggestions:  # none for a constant
+            suggestions.append(_fit_base(str(base_name), u, v))
+        if suggestions:  # a constant function has none
             best = min(suggestions, key=lambda s: s.cost)
             formulas.append(
                 EdgeFormula(block, layer, target, source, best.name, best.affine, best.r2)
@@ -119,34 +118,34 @@ def project_functions(
     """A copy in which the splines of some edges, or groups, are projected onto their formulas.
 
     Args:
-        inputs: recorded inputs (N, in) by block and layer, where the fit counts.
+        inputs: recorded inputs (N, in) by block and layer, at which the fit is made.
     """
     check_writable(model)
-    made = copy.deepcopy(model)
+    projected = copy.deepcopy(model)
     for formula in formulas:
-        layer = _spline_layer(made, formula.block, formula.layer)
-        place = formula.target, formula.source
-        x = _flowing(layer, place, inputs[formula.block, formula.layer])
+        layer = _spline_layer(projected, formula.block, formula.layer)
+        function = formula.target, formula.source
+        x = _sample_inputs(layer, function, inputs[formula.block, formula.layer])
         row = formula.source
         knots = layer.grid[row : row + 1]
         k = layer.spline_order
         x = x[(x >= knots[0, k]) & (x <= knots[0, knots.shape[1] - k - 1])]
         if not len(x):
             continue
-        base, _ = _parts(layer, place, x)
-        wanted = formula.values(x.double()) - base.double()
-        fitted = splines.fit_coefficients(x[:, None], wanted[:, None, None], knots, k)[0, 0]
+        base, _ = _parts(layer, function, x)
+        target = formula.values(x.double()) - base.double()
+        fitted = splines.fit_coefficients(x[:, None], target[:, None, None], knots, k)[0, 0]
         if isinstance(layer, GroupKANLinear):
             layer.spline_weight[row] = fitted.float()
             continue
         layer.spline_weight[formula.target, row] = fitted.float()
         if layer.enable_standalone_scale_spline:
             layer.spline_scaler[formula.target, row] = 1.0
-    return made
+    return projected
 
 
-def _base_alone(name: str, x: Tensor, y: Tensor) -> Suggestion:
-    """The base activation, times a factor, as the formula of a curve (N,)."""
+def _fit_base(name: str, x: Tensor, y: Tensor) -> Suggestion:
+    """Fits a·base(x) + d to a curve with points x, y (N,)."""
     base = BASE_ACTIVATIONS[name]()(x)
     centred = base - base.mean()
     a = float((centred * y).sum() / centred.square().sum().clamp_min(1e-300))
@@ -156,21 +155,23 @@ def _base_alone(name: str, x: Tensor, y: Tensor) -> Suggestion:
 
 
 def _spline_layer(model: VisionTransformer, block: int, layer: str) -> KANLinear | GroupKANLinear:
-    own = edge_layer(model, block, layer)
-    if not isinstance(own, KANLinear | GroupKANLinear):
+    edges = edge_layer(model, block, layer)
+    if not isinstance(edges, KANLinear | GroupKANLinear):
         raise ValueError(f"block {block} is an MLP: it has no learned functions")
-    return own
+    return edges
 
 
-def _flowing(layer: KANLinear | GroupKANLinear, place: Place, inputs: Tensor) -> Tensor:
-    """About SAMPLES of what flows into a function, spread over the record, (N,)."""
-    flowing = layer.spline_inputs(inputs)[:, place[1]]
-    return flowing[:: max(len(flowing) // SAMPLES, 1)][:SAMPLES]
+def _sample_inputs(
+    layer: KANLinear | GroupKANLinear, function: FunctionIndex, inputs: Tensor
+) -> Tensor:
+    """Up to SAMPLES inputs of a function, evenly spaced over the record, (N,)."""
+    recorded = layer.spline_inputs(inputs)[:, function[1]]
+    return recorded[:: max(len(recorded) // SAMPLES, 1)][:SAMPLES]
 
 
-def _parts(layer: EdgeLayer, place: Place, x: Tensor) -> tuple[Tensor, Tensor]:
+def _parts(layer: EdgeLayer, function: FunctionIndex, x: Tensor) -> tuple[Tensor, Tensor]:
     """Base and spline of a function at x (N,), each (N,)."""
-    target, source = place
+    target, source = function
     column = source
     if isinstance(layer, GroupKANLinear):
         column = source * layer.in_features // layer.groups

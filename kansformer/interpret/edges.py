@@ -1,12 +1,12 @@
-"""What the two layers of a feed-forward block compute, taken apart edge by edge.
+"""The two layers of a feed-forward block, split into their edges.
 
-Every layer here, `KANLinear`, `GroupKANLinear` or the `nn.Linear` of an MLP, is a sum over edges:
+A layer, `KANLinear`, `GroupKANLinear` or the `nn.Linear` of an MLP, is a sum over edges:
 
     y_o = Σ_i φ_oi(x_i) + bias_o
 
 and an edge is φ_oi(x) = Σ_n weight[o, i, n] · feature[i, n](x), where the first feature is the base
-and the others are B-splines. In a group-KAN all edges that leave an input share one function but
-for a factor, and in an MLP's layers they are straight lines.
+and the others are B-splines. In a group-KAN, the edges of an input are multiples of one function;
+in an MLP's layers, edges are straight lines.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from models.vit_model import VisionTransformer
 
 EdgeLayer = KANLinear | GroupKANLinear | nn.Linear
 LAYERS = ("fc1", "fc2")
-POINTS = 201  # of a curve
-BINS = 48  # of its histogram
+POINTS = 201  # per curve
+BINS = 48  # per histogram
 
 
 def edge_layer(model: VisionTransformer, block: int, layer: str) -> EdgeLayer:
@@ -36,14 +36,14 @@ def edge_layer(model: VisionTransformer, block: int, layer: str) -> EdgeLayer:
             f"no layer {layer!r} in block {block}; there are {' and '.join(LAYERS)} in blocks 0 to"
             f" {len(model.blocks) - 1}"
         )
-    found = model.get_submodule(f"blocks.{block}.mlp.{layer}")
-    assert isinstance(found, KANLinear | GroupKANLinear | nn.Linear)
-    return found
+    module = model.get_submodule(f"blocks.{block}.mlp.{layer}")
+    assert isinstance(module, KANLinear | GroupKANLinear | nn.Linear)
+    return module
 
 
 @torch.no_grad()
 def edge_terms(layer: EdgeLayer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of the inputs, and the weights with which edges add them up.
+    """Features of the inputs, and the edges' weights for them.
 
     Shapes: x (N, in) -> features (N, in, n), the base first, and weights (out, in, n).
     """
@@ -58,7 +58,7 @@ def edge_terms(layer: EdgeLayer, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def group_splines(layer: GroupKANLinear, x: Tensor) -> Tensor:
-    """The spline of each input's group, without the base, (N, in) -> same."""
+    """The spline of each input's group, without the base, (N, in) -> (N, in)."""
     grouped = x.unflatten(-1, (layer.groups, -1)).mT  # (N, channels of a group, groups)
     basis = splines.b_spline_basis(grouped, layer.grid, layer.spline_order)
     return torch.einsum("ncgj,gj->ngc", basis, layer.spline_weight).flatten(1)
@@ -68,7 +68,7 @@ def group_splines(layer: GroupKANLinear, x: Tensor) -> Tensor:
 def output_contributions(layer: EdgeLayer, x: Tensor, output: int) -> Tensor:
     """What each input adds to one output, φ_oi(x_i), (N, in) -> (N, in).
 
-    Their sum over the inputs, and the bias, is the layer's output.
+    Their sum over the inputs, plus the bias, is the layer's output.
     """
     features, weights = edge_terms(layer, x)
     return torch.einsum("nij,ij->ni", features, weights[output])
@@ -83,7 +83,7 @@ def input_contributions(layer: EdgeLayer, x: Tensor, source: int) -> Tensor:
 
 @torch.no_grad()
 def split_output(layer: EdgeLayer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The parts of the output that the bases and the splines give, (N, out) each; no bias."""
+    """The contributions of the bases and of the splines to the output, (N, out) each; no bias."""
     features, weights = edge_terms(layer, x)
     base = features[..., 0] @ weights[..., 0].T
     spline = features[..., 1:].flatten(1) @ weights[..., 1:].flatten(1).T
@@ -92,9 +92,9 @@ def split_output(layer: EdgeLayer, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def edge_deviations(layer: EdgeLayer, x: Tensor) -> Tensor:
-    """Standard deviation of every edge's output over samples (N, in), (out, in).
+    """Standard deviation of every edge's output over samples, (N, in) -> (out, in).
 
-    No tensor of (N, in, out) is made.
+    Does not allocate a tensor of (N, in, out).
     """
     if isinstance(layer, KANLinear):
         return layer.edge_deviations(x)
@@ -118,18 +118,17 @@ def outside_grid(layer: EdgeLayer, x: Tensor) -> float | None:
     if isinstance(layer, nn.Linear):
         return None
     k = layer.spline_order
-    places = layer.spline_inputs(x)  # (N, splines)
+    inputs = layer.spline_inputs(x)  # (N, splines)
     low, high = layer.grid[:, k], layer.grid[:, layer.grid.shape[1] - k - 1]
-    return float(((places < low) | (places > high)).float().mean())
+    return float(((inputs < low) | (inputs > high)).float().mean())
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A learned function, and what flows into it.
+    """A learned function, and the histogram of its inputs.
 
     Attributes:
-        target, source: the edge from input `source`; target is None for the function of the group
-            with the number `source`.
+        target, source: output and input of the edge; or None and the index of a group.
         x, y, base, spline: (POINTS,); y = base + spline.
         counts, bounds: (BINS,) and (BINS + 1,), the histogram of the recorded inputs.
         grid: both ends of the splines' grid.
@@ -161,24 +160,24 @@ def edge_function(
 
     Args:
         layer: "fc1" or "fc2".
-        target, source: numbers of the output and of the input.
+        target, source: indices of the output and of the input.
         inputs: (N, in) recorded inputs of the layer.
 
     Raises:
         ValueError: no such edge, or the block is an MLP, which has no learned functions.
     """
-    own = _with_splines(edge_layer(model, block, layer), block)
-    if not (0 <= target < own.out_features and 0 <= source < own.in_features):
+    edges = _with_splines(edge_layer(model, block, layer), block)
+    if not (0 <= target < edges.out_features and 0 <= source < edges.in_features):
         raise ValueError(
-            f"no edge {source} → {target} in a layer of {own.in_features} inputs and"
-            f" {own.out_features} outputs"
+            f"no edge {source} → {target} in a layer with {edges.in_features} inputs and"
+            f" {edges.out_features} outputs"
         )
-    places = _places(own, source, inputs[:, source])
-    x = places.new_zeros(POINTS, own.in_features)
-    x[:, source] = places
-    features, weights = edge_terms(own, x)
+    points = _curve_points(edges, source, inputs[:, source])
+    x = points.new_zeros(POINTS, edges.in_features)
+    x[:, source] = points
+    features, weights = edge_terms(edges, x)
     parts = features[:, source] * weights[target, source]
-    return _curve((target, source), own, source, places, parts, inputs[:, source])
+    return _curve((target, source), edges, source, points, parts, inputs[:, source])
 
 
 @torch.no_grad()
@@ -188,20 +187,20 @@ def group_functions(
     """The functions of all groups of a group-KAN layer, before the weights of its edges.
 
     Raises:
-        ValueError: no such layer, or it is of another kind.
+        ValueError: no such layer, or it is not a group-KAN layer.
     """
-    own = edge_layer(model, block, layer)
-    if not isinstance(own, GroupKANLinear):
-        raise ValueError(f"block {block} is no group-kan block; its edges have functions each")
-    per_group = own.in_features // own.groups
-    flowing = own.spline_inputs(inputs)  # (N, groups)
+    edges = edge_layer(model, block, layer)
+    if not isinstance(edges, GroupKANLinear):
+        raise ValueError(f"block {block} is not a group-kan block; use edge_function")
+    per_group = edges.in_features // edges.groups
+    group_inputs = edges.spline_inputs(inputs)  # (N, groups)
     curves = []
-    for group in range(own.groups):
+    for group in range(edges.groups):
         source = group * per_group
-        places = _places(own, source, flowing[:, group])
-        x = places[:, None].expand(-1, own.in_features)
-        parts = edge_terms(own, x)[0][:, source]
-        curves.append(_curve((None, group), own, source, places, parts, flowing[:, group]))
+        points = _curve_points(edges, source, group_inputs[:, group])
+        x = points[:, None].expand(-1, edges.in_features)
+        parts = edge_terms(edges, x)[0][:, source]
+        curves.append(_curve((None, group), edges, source, points, parts, group_inputs[:, group]))
     return curves
 
 
@@ -211,8 +210,8 @@ def _with_splines(layer: EdgeLayer, block: int) -> KANLinear | GroupKANLinear:
     return layer
 
 
-def _places(layer: EdgeLayer, source: int, inputs: Tensor) -> Tensor:
-    """Where to draw a curve, (POINTS,): over the grid, and all but a thousandth of the inputs."""
+def _curve_points(layer: EdgeLayer, source: int, inputs: Tensor) -> Tensor:
+    """Points to draw a curve at, (POINTS,), over the grid and 99.9 % of the inputs."""
     ends = grid_range(layer, source)
     assert ends is not None
     ranks = inputs.sort().values
@@ -223,14 +222,14 @@ def _places(layer: EdgeLayer, source: int, inputs: Tensor) -> Tensor:
 
 
 def _curve(
-    place: tuple[int | None, int],
+    index: tuple[int | None, int],
     layer: EdgeLayer,
     channel: int,
     x: Tensor,
     parts: Tensor,
     inputs: Tensor,
 ) -> Curve:
-    """The curve of features times weights, (POINTS, n), with the base first."""
+    """The curve whose parts (POINTS, n) are features times weights, the base first."""
     ends = grid_range(layer, channel)
     assert ends is not None
     bounds = torch.linspace(float(x[0]), float(x[-1]), BINS + 1)
@@ -238,4 +237,4 @@ def _curve(
     outside = float(((inputs < ends[0]) | (inputs > ends[1])).float().mean())
     x, parts = x.detach().cpu(), parts.detach().cpu()
     base, spline = parts[:, 0], parts[:, 1:].sum(dim=1)
-    return Curve(*place, x, base + spline, base, spline, counts, bounds, ends, outside)
+    return Curve(*index, x, base + spline, base, spline, counts, bounds, ends, outside)

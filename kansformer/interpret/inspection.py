@@ -1,6 +1,6 @@
-"""A trained ViT looked at from the inside, on the pictures of a data set.
+"""Inspects a trained ViT on the pictures of a data set, and changes it.
 
-Nothing here draws, prints or writes; `kansformer.interpret.__main__` does.
+Nothing here draws, prints or writes files; `kansformer.interpret.__main__` does.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ from kansformer.interpret.blocks_drawing import (
 from kansformer.interpret.cost import ffn_cost, ffn_speedup
 from kansformer.interpret.edge_formulas import (
     EdgeFormula,
-    Place,
+    FunctionIndex,
     project_functions,
     read_functions,
 )
@@ -57,7 +57,7 @@ TOP_PICTURES = 8
 
 @dataclass(frozen=True)
 class Sample:
-    """Pictures to look at, which the model was trained on, and others to test it with."""
+    """Training pictures to examine, and held-out pictures to measure accuracy on."""
 
     seen: Pictures
     held_out: Pictures
@@ -66,16 +66,16 @@ class Sample:
 def choose_pictures(
     model: TrainedModel, data: PictureData, seen: int, held_out: int, seed: int = 0
 ) -> Sample:
-    """Draws pictures of a data set, with labels by the model's class names.
+    """Draws pictures of a data set, with the model's class indices as labels.
 
-    Held out are those of the test, or where there is none of the validation, as the weights file
-    says it was split off.
+    The held-out pictures come from the test set or, without one, from the validation set, drawn by
+    the rule in the weights file if the data have no val/.
 
     Raises:
         UserError: a class that the model does not know.
     """
     if data.val is None and (model.split is None or model.split.rule is None):
-        data = data.with_validation(0.2, seed)  # nothing is known of the training
+        data = data.with_validation(0.2, seed)  # the split of the training run is unknown
     generator = np.random.default_rng(seed)
 
     def draw(split: str, count: int) -> Pictures:
@@ -87,16 +87,16 @@ def choose_pictures(
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in a model, before any surgery.
+    """The results of an inspection, before any surgery.
 
     Attributes:
-        records, scores, uses: one for each block.
-        facts: of each layer, by its name.
-        curves: the strongest functions of each block, or of a group-KAN's groups; none of an MLP.
-        formulas: for each of these functions that is not constant.
-        units: the strongest units of each block with their pictures.
-        accuracy, without_splines: percent, of the held-out pictures; the second with all splines of
-            the blocks zero, None for an MLP.
+        records, scores, uses: one per block.
+        facts: (layer name, facts) for each layer.
+        curves: per block, the strongest functions, or all of a group-KAN; empty for an MLP.
+        formulas: of these functions, except constant ones.
+        units: per block, the strongest units with their pictures.
+        accuracy, without_splines: accuracy on the held-out pictures, percent; the second with all
+            splines of the blocks set to zero, None for an MLP.
     """
 
     records: list[BlockRecord]
@@ -112,8 +112,8 @@ class Inspection:
     def inputs(self) -> dict[tuple[int, str], Tensor]:
         """Recorded inputs by block and layer."""
         return {
-            (block, layer): own.inputs if layer == "fc1" else own.hidden
-            for block, own in enumerate(self.records)
+            (block, layer): recorded.inputs if layer == "fc1" else recorded.hidden
+            for block, recorded in enumerate(self.records)
             for layer in LAYERS
         }
 
@@ -121,32 +121,32 @@ class Inspection:
 def inspect_model(
     model: TrainedModel, sample: Sample, edges: int = 8, units: int = 6
 ) -> Inspection:
-    """Records, ranks and reads a model on the CPU.
+    """Records activations, scores units and edges, and fits formulas, on the CPU.
 
     Args:
-        edges: functions to show of each layer.
-        units: hidden units to show of each block.
+        edges: number of functions per layer.
+        units: number of hidden units per block.
     """
     dataset = PictureDataset(sample.seen, model.preprocessing)
     records = record(model, (images for images, _ in make_loader(dataset, BATCH)))
-    scores = [score_block(model, block, own) for block, own in enumerate(records)]
+    scores = [score_block(model, block, recorded) for block, recorded in enumerate(records)]
     uses = unit_use(model, make_loader(dataset, BATCH), TOP_PICTURES)
     curves: list[list[LayerCurves]] = []
     facts, formulas, shown = [], [], []
-    for block, (own, use) in enumerate(zip(records, uses, strict=True)):
+    for block, (recorded, use) in enumerate(zip(records, uses, strict=True)):
         best = scores[block].units.argsort(descending=True)[:units].tolist()
         shown.append([_unit_pictures(model, sample.seen, use, unit) for unit in best])
         curves.append([])
         for layer, x, ranks in (
-            ("fc1", own.inputs, scores[block].first),
-            ("fc2", own.hidden, scores[block].second),
+            ("fc1", recorded.inputs, scores[block].first),
+            ("fc2", recorded.hidden, scores[block].second),
         ):
             facts.append((f"block {block}, {layer}", layer_facts(model, block, layer, x)))
             if model.config.ffn == "mlp":
                 continue
-            found, places = _functions(model, block, layer, x, ranks, edges)
-            curves[block].append(LayerCurves(_heading(model, layer), found))
-            formulas += read_functions(model, block, layer, places, x)
+            layer_curves, indices = _functions(model, block, layer, x, ranks, edges)
+            curves[block].append(LayerCurves(_heading(model, layer), layer_curves))
+            formulas += read_functions(model, block, layer, indices, x)
     has_splines = model.config.ffn != "mlp"
     return Inspection(
         records, scores, uses, facts, curves, formulas, shown,
@@ -156,15 +156,15 @@ def inspect_model(
 
 
 def accuracy(model: VisionTransformer, like: TrainedModel, pictures: Pictures) -> float:
-    """Percent of pictures told right, with the preprocessing of `like`."""
+    """Top-1 accuracy in percent, with the preprocessing of `like`."""
     loader = make_loader(PictureDataset(pictures, like.preprocessing), BATCH)
     return evaluate(model, loader, torch.device("cpu"))["acc1"]
 
 
 def block_curves(
-    model: TrainedModel, block: int, own: BlockRecord, scores: BlockScores, count: int
+    model: TrainedModel, block: int, recorded: BlockRecord, scores: BlockScores, count: int
 ) -> list[LayerCurves]:
-    """The strongest functions of both layers of a block, or of all its groups; none of an MLP."""
+    """The strongest functions of a block's layers, or all of a group-KAN; empty for an MLP."""
     if model.config.ffn == "mlp":
         return []
     return [
@@ -172,27 +172,27 @@ def block_curves(
             _heading(model, layer), _functions(model, block, layer, x, ranks, count)[0]
         )
         for layer, x, ranks in (
-            ("fc1", own.inputs, scores.first), ("fc2", own.hidden, scores.second)
+            ("fc1", recorded.inputs, scores.first), ("fc2", recorded.hidden, scores.second)
         )
     ]  # fmt: skip
 
 
 def _functions(
     model: TrainedModel, block: int, layer: str, x: Tensor, ranks: Tensor, count: int
-) -> tuple[Sequence[Curve], list[Place]]:
-    """Curves of the strongest edges, no two with a common end, or of all groups; their places."""
+) -> tuple[Sequence[Curve], list[FunctionIndex]]:
+    """Curves and indices of all groups, or of the strongest edges, no two with a common end."""
     if model.config.ffn == "group-kan":
         curves = group_functions(model, block, layer, x)
         return curves, [(None, group) for group in range(len(curves))]
     edges = strongest(ranks, count, apart=True)
-    found = [edge_function(model, block, layer, target, source, x) for target, source in edges]
-    return found, list(edges)
+    curves = [edge_function(model, block, layer, target, source, x) for target, source in edges]
+    return curves, list(edges)
 
 
 def _heading(model: TrainedModel, layer: str) -> str:
     if model.config.ffn == "group-kan":
         of = "channels" if layer == "fc1" else "hidden units"
-        return f"{layer}: one function for each group of {of}"
+        return f"{layer}: one function per group of {of}"
     return {
         "fc1": "fc1: strongest edges, channel → hidden unit",
         "fc2": "fc2: strongest edges, hidden unit → channel",
@@ -214,14 +214,14 @@ def _unit_pictures(
 
 
 def as_seen(model: TrainedModel, image: Image.Image) -> Image.Image:
-    """The part of a picture that the model sees, in its size."""
+    """A picture as the model sees it: converted, cropped and resized."""
     return model.preprocessing.fit(model.preprocessing.convert(image))
 
 
 def attention_rows(
     model: TrainedModel, pictures: Pictures, count: int = 8
 ) -> tuple[list[tuple[str, list[Image.Image]]], list[Answer]]:
-    """Pictures, where attention goes in them, and what their predicted class hangs on; answers.
+    """Rows of pictures, attention maps and gradient maps of the predicted class, and the answers.
 
     The pictures are spread over the classes.
     """
@@ -231,13 +231,13 @@ def attention_rows(
     batch = torch.stack([model.preprocessing.normalise(image) for image in seen])
     with torch.no_grad():
         probabilities = (model(batch) / model.temperature).softmax(dim=1)
-    guesses = probabilities.argmax(dim=1)
-    rollout, gradient = attention_rollout(model, batch), gradient_map(model, batch, guesses)
+    predicted = probabilities.argmax(dim=1)
+    rollout, gradient = attention_rollout(model, batch), gradient_map(model, batch, predicted)
     names = model.class_names
     answers = [
-        Answer(names[guess], float(row[guess]), names[label])
-        for guess, row, label in zip(
-            guesses.tolist(), probabilities, pictures.labels[chosen].tolist(), strict=True
+        Answer(names[index], float(row[index]), names[label])
+        for index, row, label in zip(
+            predicted.tolist(), probabilities, pictures.labels[chosen].tolist(), strict=True
         )
     ]
     rows = [
@@ -250,13 +250,13 @@ def attention_rows(
 
 @dataclass(frozen=True)
 class Surgery:
-    """What to do with a model, in this order; None for what is not asked for.
+    """Changes to a model; None leaves a step out. Formulas come first, then the order below.
 
     Attributes:
         prune_units, prune_edges: share to remove, in (0, 1).
-        refine: intervals of the grids afterwards.
-        blocks: those to refine; None for all.
-        formulas: least R² of formulas that functions are projected onto.
+        refine: number of grid intervals afterwards.
+        blocks: blocks to refine; None for all.
+        formulas: least R² of the formulas onto which functions are projected.
     """
 
     prune_units: float | None = None
@@ -266,8 +266,8 @@ class Surgery:
     formulas: float | None = None
 
     @property
-    def is_asked(self) -> bool:
-        """Whether there is anything to do."""
+    def is_requested(self) -> bool:
+        """Whether there is any change to make."""
         return any(
             value is not None
             for value in (self.prune_units, self.prune_edges, self.refine, self.formulas)
@@ -275,42 +275,46 @@ class Surgery:
 
 
 def check(model: TrainedModel, surgery: Surgery) -> None:
-    """Raises a UserError if the model cannot be given what is asked for, before long work."""
+    """Checks, before long work, that the changes are possible.
+
+    Raises:
+        UserError: the grids cannot be refined as requested.
+    """
     if surgery.refine is None:
         return
     try:
         refine_blocks(model, surgery.refine, surgery.blocks)
     except ValueError as error:
-        raise UserError(f"--refine: {error}; give another number, or other --blocks") from None
+        raise UserError(f"--refine: {error}; use another number, or other --blocks") from None
 
 
 def operate(
-    model: TrainedModel, found: Inspection, sample: Sample, surgery: Surgery
+    model: TrainedModel, inspection: Inspection, sample: Sample, surgery: Surgery
 ) -> tuple[VisionTransformer, list[dict[str, Any]]]:
-    """The changed model, and for each step what it did to accuracy, size and speed.
+    """The changed model, and accuracy, size and speed after each step.
 
     Raises:
-        ValueError: what `check` finds too.
+        ValueError: the grids cannot be refined as requested.
     """
     changed: VisionTransformer = model
-    start = {"step": "as it was", "accuracy": found.accuracy, **asdict(ffn_cost(model))}
+    start = {"step": "before", "accuracy": inspection.accuracy, **asdict(ffn_cost(model))}
     steps: list[dict[str, Any]] = [start]
-    scores, inputs = found.scores, found.inputs()
+    scores, inputs = inspection.scores, inspection.inputs()
 
-    def step(name: str, made: VisionTransformer, **facts: Any) -> VisionTransformer:
-        percent = accuracy(made, model, sample.held_out)
-        steps.append({"step": name, "accuracy": percent, **asdict(ffn_cost(made)), **facts})
-        return made
+    def step(name: str, result: VisionTransformer, **facts: Any) -> VisionTransformer:
+        percent = accuracy(result, model, sample.held_out)
+        steps.append({"step": name, "accuracy": percent, **asdict(ffn_cost(result)), **facts})
+        return result
 
     if surgery.formulas is not None:
-        good = [own for own in found.formulas if own.r2 >= surgery.formulas]
+        good = [formula for formula in inspection.formulas if formula.r2 >= surgery.formulas]
         changed = project_functions(changed, good, inputs)
         step("functions as formulas", changed, projected=len(good))
     if surgery.prune_units is not None:
         kept = strongest_units(model.config, scores, 1 - surgery.prune_units)
         changed = step("units removed", compact(changed, kept))
-        changed = step("second layers refitted", refit(changed, found.records))
-        scores = [_of_units(own, units) for own, units in zip(scores, kept, strict=True)]
+        changed = step("second layers refitted", refit(changed, inspection.records))
+        scores = [_of_units(block, units) for block, units in zip(scores, kept, strict=True)]
     if surgery.prune_edges is not None:
         changed = remove_edges(changed, scores, 1 - surgery.prune_edges)
         step("edges removed", changed)
@@ -325,22 +329,22 @@ def _of_units(scores: BlockScores, units: Tensor) -> BlockScores:
     return BlockScores(scores.units[units], scores.first[units], scores.second[:, units])
 
 
-def results(model: TrainedModel, found: Inspection, sample: Sample) -> dict[str, Any]:
+def results(model: TrainedModel, inspection: Inspection, sample: Sample) -> dict[str, Any]:
     """An inspection in plain types, as in interpretation.json."""
     names = model.class_names
-    formulas = {(f.block, f.layer, f.target, f.source): f for f in found.formulas}
+    formulas = {(f.block, f.layer, f.target, f.source): f for f in inspection.formulas}
     blocks = []
-    for block, use in enumerate(found.uses):
-        scores = found.scores[block].units
+    for block, use in enumerate(inspection.uses):
+        scores = inspection.scores[block].units
         units = []
         for unit in scores.argsort(descending=True).tolist():
             means = use.class_means[:, unit]
             highest = int(means.nan_to_num(-torch.inf).argmax())
             units.append({"unit": unit, "score": float(scores[unit]), "most": names[highest]})
         functions = []
-        for layer, shown in zip(LAYERS, found.curves[block], strict=False):
+        for layer, shown in zip(LAYERS, inspection.curves[block], strict=False):
             for curve in shown.curves:
-                own = formulas.get((block, layer, curve.target, curve.source))
+                formula = formulas.get((block, layer, curve.target, curve.source))
                 functions.append(
                     {
                         "layer": layer,
@@ -348,16 +352,16 @@ def results(model: TrainedModel, found: Inspection, sample: Sample) -> dict[str,
                         "source": curve.source,
                         "shape": shape_in_words(curve),
                         "outside_grid": curve.outside,
-                        "formula": None if own is None else str(own),
-                        "r2": None if own is None else own.r2,
+                        "formula": None if formula is None else str(formula),
+                        "r2": None if formula is None else formula.r2,
                     }
                 )
         blocks.append({"block": block, "units": units, "functions": functions})
     return {
         "ffn": model.config.ffn,
         "pictures": {"looked_at": len(sample.seen), "held_out": len(sample.held_out)},
-        "accuracy": found.accuracy,
-        "accuracy_without_splines": found.without_splines,
-        "layers": [{"layer": name, **asdict(own)} for name, own in found.facts],
+        "accuracy": inspection.accuracy,
+        "accuracy_without_splines": inspection.without_splines,
+        "layers": [{"layer": name, **asdict(facts)} for name, facts in inspection.facts],
         "blocks": blocks,
     }

@@ -1,4 +1,4 @@
-"""Other people's ViT weights, and our own, into our model, with a report on every tensor."""
+"""Loads ViT weights of other libraries and of this project, with a report on every tensor."""
 
 from kansformer.pretrained.distillation import Distillation, distill
 from kansformer.pretrained.load import load_for_classes, load_pretrained

@@ -1,4 +1,4 @@
-"""What a conversion gives: tensors under our names, and what became of each of the file's."""
+"""The result of a conversion: tensors under our names, and what became of the file's tensors."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,21 +16,21 @@ Rules = tuple[tuple[str, str], ...]
 class Conversion:
     """Tensors of a file under the names of `VisionTransformer`, which are timm's.
 
-    Built up by one function per format, from a state dict and nothing else. Tensors that no call
-    here has named stay in `left`; the caller refuses them.
+    One function per format builds it, from the state dict alone. Tensors that were neither
+    converted nor skipped stay in `left`, and the caller rejects them.
 
     Attributes:
         format: name of the format, for people.
-        left: tensors of the file that nothing has been done with yet.
+        left: tensors of the file that are neither converted nor skipped yet.
         state: tensors under our names.
-        sources: for each of our names, the file's names that it comes from.
-        how: for each of our names that is not simply taken over, what was done.
-        skipped: the file's tensors that are left out by design, with the reason.
-        config: fields of `ViTConfig` that the format implies and shapes do not show.
-        preprocessing: fields of `Preprocessing` that the format implies.
-        assumption: what a user ought to know about that, if the format does not tell for sure.
+        sources: for each of our names, the file's tensors that it was made of.
+        how: for each of our tensors that is not an unchanged copy, what was done.
+        skipped: the file's tensors that are not used, by design, with the reason.
+        config: fields of `ViTConfig` that follow from the format but not from the shapes.
+        preprocessing: fields of `Preprocessing` that follow from the format.
+        assumption: a note for the user if the format leaves the preprocessing open.
         resampling: interpolation and antialiasing with which timm resizes this format.
-        notes: what else a user ought to know.
+        notes: other notes for the user.
     """
 
     format: str
@@ -46,7 +46,7 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
 
     def rename(self, rules: Rules) -> None:
-        """Takes over every tensor whose name one of the rules (pattern, replacement) matches."""
+        """Renames every tensor whose name matches one of the rules (pattern, replacement)."""
         for name in list(self.left):
             for pattern, replacement in rules:
                 match = re.fullmatch(pattern, name)
@@ -62,16 +62,16 @@ class Conversion:
         how: str,
         function: Callable[..., Tensor] = lambda tensor: tensor,
     ) -> None:
-        """Makes one of our tensors from some of the file's.
+        """Makes our tensor `ours` from the file's tensors `names`.
 
         Raises:
-            ValueError: one of them is not there, ours is made already, or shapes do not fit.
+            ValueError: a tensor is missing, `ours` exists already, or shapes do not fit.
         """
         missing = [name for name in names if name not in self.left]
         if missing:
             raise ValueError(f"{missing[0]} is missing beside {names[0]}")
         if ours in self.state:
-            raise ValueError(f"{names[0]} and {self.sources[ours][0]} are both {ours}")
+            raise ValueError(f"{names[0]} and {self.sources[ours][0]} both map to {ours}")
         try:
             self.state[ours] = function(*(self.left[name] for name in names))
         except (RuntimeError, IndexError) as error:
@@ -84,7 +84,7 @@ class Conversion:
             self.how[ours] = how
 
     def skip(self, pattern: str, reason: str) -> None:
-        """Leaves out, by design, the tensors whose names the pattern matches at the start."""
+        """Skips, by design, the tensors whose names start with a match of the pattern."""
         for name in [name for name in self.left if re.match(pattern, name)]:
             self.skipped[name] = reason
             del self.left[name]
@@ -92,21 +92,21 @@ class Conversion:
     def fold_class_position(self) -> None:
         """Adds the class token's position to the token, so that only patches have positions.
 
-        For files where the positions have an entry for the class token and none for registers.
+        For files that have a position for the class token but none for the registers.
         """
         positions = self.state["pos_embed"]
         self.state["cls_token"] = self.state["cls_token"] + positions[:, :1]
         self.state["pos_embed"] = positions[:, 1:]
         self.sources["cls_token"] += self.sources["pos_embed"]
         self.how["cls_token"] = "its position added"
-        self.how["pos_embed"] = "class token's entry split off"
+        self.how["pos_embed"] = "without the class token's entry"
 
 
 def join_qkv(conversion: Conversion, layer: str, names: Sequence[str]) -> None:
-    """Joins the three matrices, and biases, of each attention layer into timm's one.
+    """Joins each attention layer's query, key and value weights, and biases, into timm's `qkv`.
 
     Args:
-        layer: a pattern for what stands before the names below; its group is the block's number.
+        layer: a pattern for the prefix of the names below; its group is the block's number.
         names: the file's names of queries, keys and values.
     """
     for name in list(conversion.left):

@@ -1,7 +1,7 @@
-"""Narrow KAN blocks fitted to the MLP blocks whose place they take.
+"""Fits narrow KAN blocks to the MLP blocks that they replace.
 
-A KAN narrower than an MLP cannot start as the very same function. It is fitted, block by block, to
-what the MLP makes of its inputs on the user's own pictures; labels are not needed.
+A KAN narrower than an MLP cannot start as the same function. It is fitted, block by block, to the
+MLP's inputs and outputs on the training pictures; labels are not needed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,10 +18,10 @@ from models.kan import KANFeedForward
 from models.kan_grid import calibrate_grid
 from models.vit_model import Block, VisionTransformer
 
-TOKENS = 2**17  # of training pictures, to which each block is fitted
-HELD_OUT_TOKENS = 2**15  # of others, on which the fit is judged
+TOKENS = 2**17  # of training pictures, to fit each block
+HELD_OUT_TOKENS = 2**15  # of held-out pictures, to evaluate the fit
 ROWS = 1024  # tokens per step
-RATE = 1e-2  # Adam's highest, in one cycle up and down
+RATE = 1e-2  # Adam's maximum, in a one-cycle schedule
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Distillation:
     """How well the blocks fit: the share of the MLP's variance explained on held-out pictures."""
 
     r2: tuple[float, ...]  # by block
-    pictures: int  # to which they were fitted
+    pictures: int  # used for the fit
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in config.json."""
@@ -37,7 +37,7 @@ class Distillation:
 
     def __str__(self) -> str:
         values = " ".join(f"{value:.3f}" for value in self.r2)
-        return f"R² of its blocks on held-out pictures {values}, median {median(self.r2):.3f}"
+        return f"R² per block on held-out pictures {values}, median {median(self.r2):.3f}"
 
 
 def distill(
@@ -52,14 +52,15 @@ def distill(
     Args:
         teacher: a ViT with MLP blocks.
         student: the same with `KANFeedForward` blocks, on the same device.
-        pictures: batches (B, C, H, W) for the fit; as many are taken as TOKENS needs.
-        held_out: batches for the R² of the report.
-        steps: of the optimizer, for each block.
+        pictures: batches (B, C, H, W) for the fit, read until there are TOKENS tokens.
+        held_out: batches (B, C, H, W) for the reported R².
+        steps: optimizer steps per block.
     """
     states = [module.training for module in (teacher, student)]
     teacher.eval()
     student.eval()  # without dropout
-    tokens, others = _tokens(teacher, pictures, TOKENS), _tokens(teacher, held_out, HELD_OUT_TOKENS)
+    tokens = _embed(teacher, pictures, TOKENS)
+    held_out_tokens = _embed(teacher, held_out, HELD_OUT_TOKENS)
     count = len(tokens)
     r2 = []
     with progress_bar(title="fitting KANs to MLPs", total=len(teacher.blocks) * steps) as bar:
@@ -67,9 +68,9 @@ def distill(
             assert isinstance(theirs, Block)
             assert isinstance(ours, Block)
             assert isinstance(ours.mlp, KANFeedForward)
-            x, y = _through(theirs, tokens)
+            x, y = _advance(theirs, tokens)
             _fit(ours.mlp, x, y, steps, bar)
-            r2.append(_explained(ours.mlp, *_through(theirs, others)))
+            r2.append(_r_squared(ours.mlp, *_advance(theirs, held_out_tokens)))
             bar.set_postfix(r2=f"{r2[-1]:.3f}")
     for module, training in zip((teacher, student), states, strict=True):
         module.train(training)
@@ -77,20 +78,20 @@ def distill(
 
 
 @torch.no_grad()
-def _tokens(model: VisionTransformer, pictures: Iterable[Tensor], count: int) -> Tensor:
-    """What enters the first block, (pictures, tokens, D), of about `count` tokens."""
+def _embed(model: VisionTransformer, pictures: Iterable[Tensor], count: int) -> Tensor:
+    """The first block's input (pictures, tokens, D), `count` tokens or a batch more."""
     device = model.pos_embed.device
-    found: list[Tensor] = []
+    batches: list[Tensor] = []
     for batch in pictures:
-        found.append(model.embed(batch.to(device)).cpu())
-        if sum(len(part) for part in found) * found[0].shape[1] >= count:
+        batches.append(model.embed(batch.to(device)).cpu())
+        if sum(len(tokens) for tokens in batches) * batches[0].shape[1] >= count:
             break
-    return torch.cat(found)
+    return torch.cat(batches)
 
 
 @torch.no_grad()
-def _through(block: Block, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs and outputs of a block's MLP, (N, D) each; moves the tokens to behind the block."""
+def _advance(block: Block, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and outputs of a block's MLP, (N, D) each; replaces `tokens` by the block's output."""
     device = block.norm1.weight.device
     inputs, outputs = [], []
     for part in tokens.split(64):
@@ -103,7 +104,7 @@ def _through(block: Block, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fit(kan: KANFeedForward, x: Tensor, y: Tensor, steps: int, bar: Any) -> None:
-    """Least squares by Adam, on an even grid over the inputs."""
+    """Least squares by Adam, on a uniform grid over the inputs."""
     calibrate_grid(kan.fc1, x[:: max(len(x) // 2**14, 1)], coverage=0.999)
     spread = y.var(dim=0).mean().sqrt().clamp_min(1e-6)  # a block may do nothing
     optimizer = torch.optim.Adam(kan.parameters(), lr=RATE)
@@ -119,15 +120,15 @@ def _fit(kan: KANFeedForward, x: Tensor, y: Tensor, steps: int, bar: Any) -> Non
 
 
 def _batches(count: int, steps: int) -> Iterator[Tensor]:
-    """Rows of each step, the same in every run."""
+    """The rows of each step, the same in every run."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         yield torch.randint(count, (ROWS,), generator=generator)
 
 
 @torch.no_grad()
-def _explained(kan: KANFeedForward, x: Tensor, y: Tensor) -> float:
-    """R², all outputs taken together."""
+def _r_squared(kan: KANFeedForward, x: Tensor, y: Tensor) -> float:
+    """R² over all outputs together."""
     error = torch.cat([kan(part) for part in x.split(2**14)]) - y
     variance = (y - y.mean(dim=0)).square().sum().clamp_min(1e-12)
     return 1 - float(error.square().sum() / variance)

@@ -1,4 +1,4 @@
-"""Which format a state dict is in, by its names, and what its shapes say about the model."""
+"""Recognizes the format of a state dict by its names, and infers the model's config from shapes."""
 
 import math
 import re
@@ -15,15 +15,17 @@ from kansformer.pretrained.timm_names import (
     is_mae,
 )
 from kansformer.pretrained.torchvision_names import convert_torchvision
+from kansformer.words import number
 
-MAX_TOKENS = 2**14  # positions; attention among more would not fit into any memory
+MAX_TOKENS = 2**14  # attention among more tokens would not fit into memory
 MAX_DEPTH = 1000
-# width: heads of the published models whose heads are not 64 wide (huge, so400m, giant, gigantic)
+# number of heads, by width, of published models whose heads are not 64 wide (huge, so400m, giant,
+# gigantic)
 ODD_HEADS = {1280: 16, 1152: 16, 1408: 16, 1664: 16}
 
-HEADS = ("head.weight", "head.fc2.base_weight")  # the last layer of a linear head and of a KAN's
+HEADS = ("head.weight", "head.fc2.base_weight")  # the last layer of a linear head, of a KAN head
 
-# names that only architectures other than ours have
+# names that occur only in unsupported architectures
 UNSUPPORTED = (
     (r"mlp\.(w12|w3|fc1_[gx]|weights_(in|out))\b", "SwiGLU feed-forward blocks"),
     (r"(attn|attention)\.[qk]_norm\b", "normalised queries and keys (qk-norm)"),
@@ -43,10 +45,10 @@ def convert(state: StateDict, unwrapped: tuple[str, ...] = ()) -> Conversion:
     """Recognises the format of a state dict and converts it to our names.
 
     Args:
-        unwrapped: what was taken off, as in `read.RawFile`.
+        unwrapped: the dictionary keys and name prefixes that were stripped from the file.
 
     Raises:
-        ValueError: not a ViT in a known format, or one with parts that our model has not.
+        ValueError: not a ViT in a known format, or one with parts that our model does not have.
     """
     _refuse_unsupported(state)
     if find_prefix(state) is not None:
@@ -66,31 +68,34 @@ def convert(state: StateDict, unwrapped: tuple[str, ...] = ()) -> Conversion:
             return convert_dinov2(state)
         return convert_timm(state, unwrapped)
     names = ", ".join(sorted(state)[:3])
-    raise ValueError(f"not a ViT in a format that is known; it has {len(state)} tensors: {names}")
+    raise ValueError(f"not a ViT in a known format; it has {len(state)} tensors: {names}")
 
 
 def infer_config(state: StateDict, num_heads: int | None = None) -> dict[str, Any]:
-    """The fields of `ViTConfig` that shapes of a converted state dict show.
+    """The fields of `ViTConfig` that follow from the shapes of a converted state dict.
 
     Args:
-        state: tensors under our names; feed-forward blocks are MLPs, or of any other kind, about
-            which nothing is said.
-        num_heads: what is known from elsewhere; else the width of a head is taken to be 64, or what
-            the published models of that width have.
+        state: tensors under our names. Only MLP blocks determine the fields of feed-forward blocks.
+        num_heads: the number of heads, if known; otherwise heads are assumed to be 64 wide, or as
+            in the published models of that width.
 
     Raises:
-        ValueError: a tensor that is missing or of a shape that no ViT has.
+        ValueError: a missing tensor, or a shape that no ViT has.
     """
     for name in ("patch_embed.proj.weight", "pos_embed"):
         if name not in state:
             raise ValueError(f"it has no {name}")
     patches, positions = state["patch_embed.proj.weight"], state["pos_embed"]
     if patches.ndim != 4 or patches.shape[2] != patches.shape[3]:
-        raise ValueError(f"patches of shape {tuple(patches.shape)} are not supported, only squares")
+        raise ValueError(
+            f"only square patches are supported, not a patch embedding of shape"
+            f" {tuple(patches.shape)}"
+        )
     embed_dim, in_chans, patch_size, _ = patches.shape
     if positions.ndim != 3 or not 0 < positions.shape[1] <= MAX_TOKENS:
         raise ValueError(
-            f"positions of shape {tuple(positions.shape)}; 1 to {MAX_TOKENS} tokens are supported"
+            f"positions of shape {tuple(positions.shape)}; only 1 to {MAX_TOKENS} tokens are"
+            " supported"
         )
     config: dict[str, Any] = {
         "embed_dim": embed_dim,
@@ -127,28 +132,30 @@ def _refuse_unsupported(state: StateDict) -> None:
 
 
 def _usual_heads(embed_dim: int) -> int:
-    """Heads of a ViT of that width, 64 wide but in a few published models."""
+    """The usual number of heads for a width: one per 64, except in a few published models."""
     if embed_dim in ODD_HEADS:
         return ODD_HEADS[embed_dim]
     if embed_dim % 64:
-        raise ValueError(f"it does not say how many heads share its width {embed_dim}")
+        raise ValueError(f"unknown number of attention heads for its width {embed_dim}")
     return embed_dim // 64
 
 
 def _count_blocks(state: StateDict) -> int:
     blocks = {int(m[1]) for name in state if (m := re.match(r"blocks\.(\d{1,4})\.", name))}
     if not blocks or blocks != set(range(len(blocks))) or len(blocks) > MAX_DEPTH:
-        raise ValueError(f"its blocks are not numbered from 0 on ({len(blocks)} found)")
+        raise ValueError(f"its {number(len(blocks), 'block')} must be numbered from 0 without gaps")
     return len(blocks)
 
 
 def _grid(positions: int, prefix: int) -> tuple[int, bool]:
-    """Side of a square of patches, and whether the tokens before them are without positions."""
+    """Side of the square of patches, and whether the tokens before them have no positions."""
     for count, no_embed_class in ((positions - prefix, False), (positions, prefix > 0)):
         side = math.isqrt(max(count, 0))
         if side and side * side == count:
             return side, no_embed_class
-    raise ValueError(f"{positions} positions with {prefix} other tokens are no square of patches")
+    raise ValueError(
+        f"{positions} positions do not fit a square of patches and {number(prefix, 'other token')}"
+    )
 
 
 def _ratio(hidden: int, embed_dim: int) -> float:

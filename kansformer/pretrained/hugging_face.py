@@ -1,6 +1,6 @@
-"""Hugging Face's ViT, DeiT, ViT-MAE and DINOv2, in the names of transformers before and from 5.
+"""Hugging Face's ViT, DeiT, ViT-MAE and DINOv2, with the names of transformers 4 and 5.
 
-Saved files keep the earlier names; a `state_dict()` of a newer release has the later ones.
+Saved files keep the names of release 4; a `state_dict()` has the names of the release that made it.
 """
 
 from typing import Any
@@ -29,22 +29,22 @@ SQUASHED: dict[str, Any] = {"statistics": "half", "crop_pct": 1.0, "interpolatio
 
 
 def convert_hf_vit(state: StateDict) -> Conversion:
-    """`ViTModel`, `ViTForImageClassification`, and those of DeiT and ViT-MAE.
+    """Converts `ViTModel`, `ViTForImageClassification`, and the same of DeiT and ViT-MAE.
 
-    The pooler of `ViTModel` is a layer that classifiers there do not use, so it is left out.
+    The pooler of `ViTModel` is skipped, because Hugging Face's classifiers do not use it.
     """
     out = Conversion("Hugging Face ViT", dict(state), config={"norm_eps": 1e-12})
     out.preprocessing = SQUASHED
     if any(name.startswith("decoder.") for name in state):
         out.format, out.preprocessing = "Hugging Face ViT-MAE, pretrained encoder", IMAGENET
-        out.skip(r"decoder\.", "decoder of the masked training")
+        out.skip(r"decoder\.", "decoder of the masked pretraining")
     elif "embeddings.distillation_token" in state:
         out.format, out.preprocessing = "Hugging Face DeiT, distilled", IMAGENET
-    out.skip(r"embeddings\.mask_token", "only masked training uses it")
-    out.skip(r"pooler\.", "the pooler, which classifiers do not use")
+    out.skip(r"embeddings\.mask_token", "used only in masked pretraining")
+    out.skip(r"pooler\.", "pooler, which classifiers do not use")
     _rename(out)
-    if "dist_token" in out.state:  # else the two are cls_classifier and distillation_classifier
-        out.skip(r"classifier\.", "a classifier without the second one of a distilled model")
+    if "dist_token" in out.state:  # a pair is named cls_classifier and distillation_classifier
+        out.skip(r"classifier\.", "a single classifier, where a distilled model has two")
     out.rename((
         (r"(?:cls_)?classifier\.(\w+)", r"head.\1"),
         (r"distillation_classifier\.(\w+)", r"head_dist.\1"),
@@ -53,14 +53,14 @@ def convert_hf_vit(state: StateDict) -> Conversion:
 
 
 def convert_hf_dinov2(state: StateDict) -> Conversion:
-    """`Dinov2Model` and `Dinov2WithRegistersModel`, bare or with a classifier.
+    """Converts `Dinov2Model` and `Dinov2WithRegistersModel`, with or without a classifier.
 
-    That classifier sees the class token beside the mean of the patches, twice as wide as the head
-    of a ViT, so it is left out.
+    The input of that classifier is the class token joined with the mean of the patches, twice as
+    wide as the input of a ViT's head, so it is skipped.
     """
     out = Conversion("Hugging Face DINOv2", dict(state), preprocessing=RESIZE_256)
-    out.skip(r"embeddings\.mask_token", "only masked training uses it")
-    out.skip(r"classifier\.", "a classifier on class token and mean of patches, not on one of them")
+    out.skip(r"embeddings\.mask_token", "used only in masked pretraining")
+    out.skip(r"classifier\.", "a classifier on the class token joined with the mean of the patches")
     _rename(out)
     if "reg_token" in out.state and {"pos_embed", "cls_token"} <= out.state.keys():
         out.format += " with registers"

@@ -1,7 +1,7 @@
-"""Google's JAX checkpoints (`.npz`) of the first ViT, AugReg and big_vision.
+"""Google's JAX checkpoints (`.npz`): the original ViT, AugReg and big_vision.
 
-Kernels of linear layers are (in, out) there, those of attention (in, heads, width of a head) and
-(heads, width, out), those of the patches (height, width, in, out).
+Their kernels have other shapes than torch's: linear layers (in, out), attention (in, heads,
+head width) and (heads, head width, out), patch embedding (height, width, in, out).
 """
 
 import re
@@ -18,17 +18,17 @@ QKV = ("query", "key", "value")
 
 
 def find_prefix(state: StateDict) -> str | None:
-    """What stands before all names of the model, or None if this is no such file."""
+    """The prefix of all names of the model, or None if the file is not in this format."""
     return next((p for p in PREFIXES if f"{p}embedding/kernel" in state), None)
 
 
 def convert_jax(state: StateDict) -> Conversion:
-    """A ViT of google-research/vision_transformer or of big_vision, its blocks one by one."""
+    """Converts a ViT of google-research/vision_transformer or of big_vision."""
     prefix = find_prefix(state)
-    assert prefix is not None, "the caller has recognised the format"
+    assert prefix is not None, "the caller has recognized the format"
     out = Conversion("Google's JAX ViT", dict(state), preprocessing=HALF)
-    out.resampling = ("bilinear", False)  # what timm's loader of these files does
-    out.skip(rf"(?!{re.escape(prefix)})", "not of the image model, such as the optimizer's")
+    out.resampling = ("bilinear", False)  # as timm's loader of these files resamples
+    out.skip(rf"(?!{re.escape(prefix)})", "not part of the image model, such as optimizer state")
     big_vision = f"{prefix}pos_embedding" in state
     posembed = "pos_embedding" if big_vision else "Transformer/posembed_input/pos_embedding"
     _take(
@@ -48,7 +48,7 @@ def convert_jax(state: StateDict) -> Conversion:
 
 
 def _take_block(out: Conversion, ours: str, theirs: str, big_vision: bool) -> None:
-    """One block, whose parts have other numbers in big_vision."""
+    """Converts one block; big_vision numbers its parts differently."""
     attention, mlp, norm2 = (0, 0, 1) if big_vision else (1, 3, 2)
     _take_norm(out, f"{ours}.norm1", f"{theirs}/LayerNorm_0")
     _take_norm(out, f"{ours}.norm2", f"{theirs}/LayerNorm_{norm2}")
@@ -85,8 +85,9 @@ def _take_norm(out: Conversion, ours: str, theirs: str) -> None:
 
 
 def _take(
-    out: Conversion, ours: str, theirs: str, turn: Callable[[Tensor], Tensor] | None = None
+    out: Conversion, ours: str, theirs: str, transpose: Callable[[Tensor], Tensor] | None = None
 ) -> None:
-    """One tensor, if the file has it; a model that needs it is refused without it later."""
+    """Converts one tensor if the file has it; the caller detects missing tensors later."""
     if theirs in out.left:
-        out.make(ours, (theirs,), "transposed" if turn else "renamed", turn or (lambda w: w))
+        how = "transposed" if transpose else "renamed"
+        out.make(ours, (theirs,), how, transpose or (lambda w: w))

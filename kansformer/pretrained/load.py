@@ -1,4 +1,4 @@
-"""Any ViT's weights file to a model of ours, with a report on every tensor."""
+"""Loads any ViT's weights file into our model, with a report on every tensor."""
 
 import re
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ from kansformer.pretrained.warm_start import is_narrow, mlp_to_ffn, warm_setting
 from kansformer.words import number
 from models.vit_model import FFN_SETTINGS, VisionTransformer, ViTConfig
 
-# Least share of the model's parameters that a file has to fill, heads and splines aside. All of
-# them, but where the caller asked for a deeper model or for parts that the file has not.
+# Least share of the model's parameters, apart from heads and splines, that a file has to fill. Some
+# stay fresh only if the caller requests more blocks or parts that the file does not have.
 LEAST_SHARE = 0.5
 HEAD = r"(head|head_dist|pre_logits)\."
 BLOCK = r"blocks\.\d+\.mlp\."
-SPLINES = "the KAN's own, which an MLP does not have"
-NARROW = "a narrow KAN's, until it is fitted to the file's MLP"
-# fields that shape a KAN head, besides the classes
+SPLINES = "splines of the KAN blocks, which start at zero"
+NARROW = "narrow KAN blocks, not fitted to the file's MLPs yet"
+# fields that determine a KAN head, apart from the number of classes
 HEAD_FIELDS = ("head_hidden", "kan_norm", "kan_bias", "grid_size", "spline_order", "grid_range",
                "base_activation")  # fmt: skip
-# the tensors that come or go when the caller changes a field of the file's config
+# the tensors that are added or removed when the caller changes a field of the file's config
 CHANGES = {
     "depth": r"blocks\.\d+\.",
     "layer_scale": r"blocks\.\d+\.ls[12]\.",
@@ -44,13 +44,13 @@ CHANGES = {
 
 @dataclass(frozen=True)
 class Source:
-    """A file's tensors under our names, its config, and what belongs to it."""
+    """A file's tensors under our names, with its config, preprocessing and class names."""
 
     conversion: Conversion
     config: ViTConfig
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None
-    pixels_known: bool  # whether mean and std stand beside the file
+    statistics_known: bool  # whether mean and std are in the file or in its config.json
 
 
 def load_pretrained(
@@ -62,34 +62,34 @@ def load_pretrained(
     preprocessing: str | None = None,
     **config: Any,
 ) -> tuple[VisionTransformer, LoadReport]:
-    """A model in eval mode from the weights of any ViT; `None` keeps what the file has.
+    """A model in eval mode from the weights of any ViT; `None` keeps the file's value.
 
-    Files of timm, DeiT, DINO, DINOv2, MAE, Hugging Face, torchvision and Google (`.npz`), of ViTs
-    with efficient-kan's blocks, and our own. Positions and patches are resampled for other pictures
-    as timm does it. Another number of classes has a fresh head; a file without a head, and no
-    `num_classes`, gives a model without one, whose output is the pooled features.
+    Reads files of timm, DeiT, DINO, DINOv2, MAE, Hugging Face, torchvision, Google (`.npz`), ViTs
+    with efficient-kan blocks, and this project. For another picture size, position and patch
+    embeddings are resampled as by timm. Another number of classes gives a fresh head. A file
+    without a head, loaded without `num_classes`, gives a model whose output is the pooled features.
 
     Args:
         weights: a `.safetensors`, `.npz`, `.pth`, `.pt`, `.bin`, `.tar` or `.ckpt` file, an index
-            of several such as `model.safetensors.index.json`, or the folder that holds one; nothing
-            in them is run.
-        ffn: feed-forward block; KAN blocks can be made of the file's MLPs, nothing of its KANs.
+            of several files such as `model.safetensors.index.json`, or the folder of an index. No
+            code in them is run.
+        ffn: feed-forward block; the file's MLP blocks can become KAN blocks, but not the reverse.
         num_classes: classes of the head.
         img_size: side of the pictures, pixels.
-        preprocessing: "half" or "imagenet", the mean and std of pixel values, where the file's
-            format does not tell.
+        preprocessing: "half" or "imagenet", the mean and std of pixel values, if the file's format
+            does not imply them.
         config: other fields of `ViTConfig`: `patch_size`, `in_chans`, `num_heads`, ...
 
     Returns:
-        The model, and the report, which has the preprocessing too.
+        The model, and the report, which includes the preprocessing.
 
     Raises:
-        UserError: no such file, a damaged or hostile one, not a ViT that is known, or tensors that
-            do not fit what was asked for.
+        UserError: no such file, a damaged or hostile one, not a ViT in a known format, or tensors
+            that do not fit the requested config.
     """
-    asked = {"ffn": ffn, "num_classes": num_classes, "img_size": img_size}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    return _load(weights, {**config, **asked}, None, preprocessing)
+    requested = {"ffn": ffn, "num_classes": num_classes, "img_size": img_size}
+    requested = {name: value for name, value in requested.items() if value is not None}
+    return _load(weights, {**config, **requested}, None, preprocessing)
 
 
 def load_for_classes(
@@ -99,44 +99,44 @@ def load_for_classes(
     preprocessing: str | None = None,
     **config: Any,
 ) -> tuple[VisionTransformer, LoadReport]:
-    """As `load_pretrained`, for classes by name.
+    """As `load_pretrained`, for named classes.
 
-    The head is kept if the file has the same names in the same order, or has as many classes and
-    does not name them; else it is fresh.
+    The head is kept if the file has the same class names in the same order, or the same number of
+    classes without names; otherwise it is fresh.
     """
-    asked = {**config, "num_classes": len(class_names)}
-    return _load(path, asked, tuple(class_names), preprocessing)
+    requested = {**config, "num_classes": len(class_names)}
+    return _load(path, requested, tuple(class_names), preprocessing)
 
 
 def _load(
     path: str | Path,
-    asked: dict[str, Any],
+    requested: dict[str, Any],
     class_names: tuple[str, ...] | None,
     statistics: str | None,
 ) -> tuple[VisionTransformer, LoadReport]:
     if statistics is not None and statistics not in STATISTICS:
-        raise UserError(f"preprocessing {statistics!r}: unknown; take {' or '.join(STATISTICS)}")
-    unknown = set(asked) - {field.name for field in fields(ViTConfig)}
+        raise UserError(f"preprocessing {statistics!r}: unknown; use {' or '.join(STATISTICS)}")
+    unknown = set(requested) - {field.name for field in fields(ViTConfig)}
     if unknown:
         raise UserError(f"unknown model settings: {', '.join(sorted(unknown))}")
     raw = read_file(path)
-    source = _our_own(raw) if METADATA_KEY in raw.metadata else _foreign(raw, asked)
+    source = _read_ours(raw) if METADATA_KEY in raw.metadata else _read_foreign(raw, requested)
     conversion = source.conversion
     try:
-        old_ffn, ffn = source.config.ffn, asked.get("ffn")
+        old_ffn, ffn = source.config.ffn, requested.get("ffn")
         if old_ffn == "mlp" and ffn in FFN_SETTINGS and ffn != old_ffn:
-            asked = warm_settings(ffn, source.config, asked)
-        settings = {**_sizes_of_blocks(source.config, asked), **asked}
+            requested = warm_settings(ffn, source.config, requested)
+        settings = {**_without_block_sizes(source.config, requested), **requested}
         reason = _why_fresh_head(source, settings, class_names)
         if reason:
-            settings["pre_logits"] = asked.get("pre_logits", False)
+            settings["pre_logits"] = requested.get("pre_logits", False)
             _drop(conversion, HEAD, reason)
         elif class_names and source.class_names is None:
             conversion.notes.append("the head is kept, although the file does not name its classes")
         config = ViTConfig(**settings)
-        _drop_unasked(conversion, source.config, config)
+        _drop_unused(conversion, source.config, config)
         if config.ffn != old_ffn and is_narrow(config):
-            _drop(conversion, BLOCK, f"a KAN of width {config.ffn_hidden} takes its place")
+            _drop(conversion, BLOCK, f"replaced by a KAN of width {config.ffn_hidden}")
             conversion.notes.append("the KAN blocks are fresh until they are fitted to the MLPs")
         state, resized = resize_state(conversion.state, config, conversion.resampling)
         preprocessing = source.preprocessing.for_input(config.img_size, config.in_chans)
@@ -145,7 +145,7 @@ def _load(
         raise UserError(f"{path}: {error}; change the flags of the model") from None
     if statistics:
         preprocessing = preprocessing.with_statistics(statistics)
-    elif conversion.assumption and not source.pixels_known:
+    elif conversion.assumption and not source.statistics_known:
         conversion.notes.append(conversion.assumption)
     filled = _fates(conversion, state, resized)
     model, fresh = _build(path, state, source.config, config, reason)
@@ -162,7 +162,8 @@ def _load(
     return model.eval(), report
 
 
-def _our_own(raw: RawFile) -> Source:
+def _read_ours(raw: RawFile) -> Source:
+    """A `best.safetensors` of this project."""
     file = read_weights(raw.path)
     conversion = Conversion("KANsformer", dict(file.tensors))
     for name in file.tensors:
@@ -170,25 +171,27 @@ def _our_own(raw: RawFile) -> Source:
     return Source(conversion, file.config, file.preprocessing, file.class_names, True)
 
 
-def _foreign(raw: RawFile, asked: dict[str, Any]) -> Source:
+def _read_foreign(raw: RawFile, requested: dict[str, Any]) -> Source:
     """A file of another project.
 
     Raises:
-        UserError: it is none that is known, or does not hold a whole ViT.
+        UserError: the format is unknown, or the ViT is incomplete.
     """
     try:
         conversion = convert(raw.tensors, raw.unwrapped)
         conversion.skipped |= raw.skipped
-        _leave_out_beside(conversion, raw.beside)
+        _skip_beside(conversion, raw.beside)
         if conversion.left:
-            has = "has" if len(conversion.left) == 1 else "have"
-            more = f"{number(len(conversion.left), 'tensor')} {has} no place in a ViT: "
-            raise ValueError(more + ", ".join(sorted(conversion.left)[:3]))
+            names = ", ".join(sorted(conversion.left)[:3])
+            count = number(len(conversion.left), "unexpected tensor")
+            raise ValueError(f"{count}: {names}")
         patches = conversion.state.get("patch_embed.proj.weight")
         width = 0 if patches is None else len(patches)
         hugging_face = conversion.format.startswith("Hugging Face")
         sidecar = read_sidecar(raw.sidecar, width, hugging_face)
-        heads = asked.get("num_heads") or conversion.config.get("num_heads") or sidecar.num_heads
+        heads = (
+            requested.get("num_heads") or conversion.config.get("num_heads") or sidecar.num_heads
+        )
         if heads and width % heads:
             raise UserError(
                 f"{raw.path}: its width {width} is not a multiple of num_heads {heads}; change the"
@@ -202,24 +205,24 @@ def _foreign(raw: RawFile, asked: dict[str, Any]) -> Source:
         preprocessing = _preprocessing(conversion, sidecar, config)
     except UserError:
         raise
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # of shapes, too
-        remedy = "; give num_heads, --num-heads" if "how many heads" in str(error) else ""
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # from bad shapes
+        remedy = "; set num_heads, --num-heads" if "number of attention heads" in str(error) else ""
         raise unreadable(raw.path, " ".join(str(error).split())[:300] + remedy) from None
     if heads is None:
-        conversion.notes.append(f"{config.num_heads} heads are assumed, as is usual for its width")
+        heads_text = number(config.num_heads, "attention head")
+        conversion.notes.append(f"assuming {heads_text}, the usual number for its width")
     if not sidecar.is_empty:
-        conversion.notes.append("the config.json beside it was read")
+        conversion.notes.append("settings were read from the config.json next to the file")
     if raw.unwrapped:
         conversion.notes.append(f"taken from {' / '.join(raw.unwrapped)}")
-    names = sidecar.class_names
-    known = names is not None and len(names) == config.num_classes
-    return Source(
-        conversion, config, preprocessing, names if known else None, sidecar.mean is not None
-    )
+    class_names = sidecar.class_names
+    if class_names is not None and len(class_names) != config.num_classes:
+        class_names = None
+    return Source(conversion, config, preprocessing, class_names, sidecar.mean is not None)
 
 
-def _leave_out_beside(conversion: Conversion, beside: frozenset[str]) -> None:
-    """Leaves out what stands beside the ViT and is no head for its features."""
+def _skip_beside(conversion: Conversion, beside: frozenset[str]) -> None:
+    """Skips the tensors beside the ViT that are not a linear head on its features."""
     for name in beside & conversion.left.keys():
         conversion.skipped[name] = BESIDE
         del conversion.left[name]
@@ -241,29 +244,29 @@ def _preprocessing(conversion: Conversion, sidecar: Sidecar, config: ViTConfig) 
     return three.for_input(config.img_size, config.in_chans)
 
 
-def _sizes_of_blocks(config: ViTConfig, asked: dict[str, Any]) -> dict[str, Any]:
-    """The file's settings; sizes of its blocks, one by one, go where one for all is asked for."""
+def _without_block_sizes(config: ViTConfig, requested: dict[str, Any]) -> dict[str, Any]:
+    """The file's settings, without sizes per block where one size for all blocks is requested."""
     settings = config.to_dict()
-    if asked.get("kan_hidden", "full") != "full" or "mlp_ratio" in asked:
+    if requested.get("kan_hidden", "full") != "full" or "mlp_ratio" in requested:
         settings["hidden_widths"] = None
-    if "grid_size" in asked:
+    if "grid_size" in requested:
         settings["grid_sizes"] = None
     for name in ("hidden_widths", "grid_sizes"):
-        settings[name] = settings[name] and settings[name][: asked.get("depth")]
+        settings[name] = settings[name] and settings[name][: requested.get("depth")]
     return settings
 
 
 def _why_fresh_head(
     source: Source, settings: dict[str, Any], class_names: tuple[str, ...] | None
 ) -> str:
-    """Why the file's head cannot be kept, or nothing if it can."""
+    """Why the file's head cannot be kept; empty if it can."""
     old, new = source.config, settings["num_classes"]
     if not old.num_classes:
         return "the file has no head" if new else ""
     if new != old.num_classes:
         return f"{number(new, 'class')} instead of {old.num_classes}"
     if None not in (class_names, source.class_names) and class_names != source.class_names:
-        return "other class names, or in another order"
+        return "the class names or their order differ"
     if settings["head"] != old.head:
         return f"a {settings['head']} head instead of a {old.head} one"
     changed = [name for name in HEAD_FIELDS if settings[name] != getattr(source.config, name)]
@@ -273,15 +276,15 @@ def _why_fresh_head(
 
 
 def _drop(conversion: Conversion, pattern: str, reason: str) -> None:
-    """Leaves out, by design, those of our tensors whose names match at the start."""
+    """Drops the converted tensors whose names start with a match, and skips their sources."""
     for name in [name for name in conversion.state if re.match(pattern, name)]:
         del conversion.state[name]
         for theirs in conversion.sources.pop(name):
             conversion.skipped[theirs] = reason
 
 
-def _drop_unasked(conversion: Conversion, old: ViTConfig, new: ViTConfig) -> None:
-    """Leaves out what a changed field of the config has no use for."""
+def _drop_unused(conversion: Conversion, old: ViTConfig, new: ViTConfig) -> None:
+    """Drops the tensors that the new config does not use."""
     for name, pattern in CHANGES.items():
         value = getattr(new, name)
         if value == getattr(old, name):
@@ -290,31 +293,27 @@ def _drop_unasked(conversion: Conversion, old: ViTConfig, new: ViTConfig) -> Non
             pattern = "|".join(rf"blocks\.{n}\." for n in range(new.depth, old.depth)) or r"(?!)"
         elif value and name != "fc_norm":
             continue
-        _drop(conversion, pattern, f"{name}={value} was asked for")
+        _drop(conversion, pattern, f"{name}={value} was requested")
 
 
 def _to_ffn(state: StateDict, old: ViTConfig, new: ViTConfig) -> StateDict:
-    """The state dict with the feed-forward blocks that were asked for."""
+    """The state dict with the requested feed-forward blocks."""
     if new.ffn == old.ffn:
         return state
     if old.ffn != "mlp":
         raise ValueError(
-            f"its {old.ffn} blocks do not fit {new.ffn} blocks, since only MLP blocks can become"
-            " others"
+            f"its {old.ffn} blocks cannot become {new.ffn} blocks; only MLP blocks can be converted"
         )
     return state if is_narrow(new) else mlp_to_ffn(state, new)
 
 
 def _fates(conversion: Conversion, state: StateDict, resized: dict[str, str]) -> dict[str, Fate]:
-    """What became of each tensor that goes into the model.
-
-    Those that are not of the conversion are made of its MLP blocks.
-    """
+    """The fate of each tensor of the state dict that fills the model."""
     fates = {}
     for name, tensor in state.items():
         if name in resized:
             fates[name] = Fate("resized", resized[name])
-        elif conversion.state.get(name) is not tensor:
+        elif conversion.state.get(name) is not tensor:  # renamed by `mlp_to_ffn`
             fates[name] = Fate("converted", "from the MLP")
         elif name in conversion.how:
             origin = ", ".join(conversion.sources[name])
@@ -325,12 +324,12 @@ def _fates(conversion: Conversion, state: StateDict, resized: dict[str, str]) ->
 
 
 def _file_fates(conversion: Conversion, filled: dict[str, Fate]) -> dict[str, Fate]:
-    """What became of each tensor of the file."""
+    """The fate of each tensor of the file."""
     fates = {name: Fate("skipped", reason) for name, reason in conversion.skipped.items()}
     for ours, names in conversion.sources.items():
         status = filled[ours].status if ours in filled else "converted"  # an MLP made into a KAN
         for name in names:
-            before = fates.get(name, Fate("loaded"))  # one may be part of two of ours
+            before = fates.get(name, Fate("loaded"))  # a tensor may be used for two of ours
             if FILLED.index(before.status) <= FILLED.index(status):
                 fates[name] = Fate(status, "" if ours == name else f"in {ours}")
     return fates
@@ -339,16 +338,16 @@ def _file_fates(conversion: Conversion, filled: dict[str, Fate]) -> dict[str, Fa
 def _build(
     path: str | Path, state: StateDict, old: ViTConfig, config: ViTConfig, why_fresh_head: str
 ) -> tuple[VisionTransformer, dict[str, Fate]]:
-    """The model with the state in it, and which of its tensors are fresh, with reasons.
+    """The model filled with the state dict, and its fresh tensors with reasons.
 
     Raises:
-        UserError: a tensor too many, too few, or of another shape.
+        UserError: an unexpected or missing tensor, or one of another shape.
     """
-    with torch.device("meta"):  # no memory for sizes that the tensors do not have
+    with torch.device("meta"):  # allocates nothing, however large the requested sizes are
         shapes = {n: t.shape for n, t in VisionTransformer(config).state_dict().items()}
     fresh = {}
     for name in shapes.keys() - state.keys():
-        asked = next(
+        changed = next(
             (field for field, pattern in CHANGES.items()
              if re.match(pattern, name) and getattr(config, field) != getattr(old, field)), None,
         )  # fmt: skip
@@ -356,12 +355,12 @@ def _build(
             fresh[name] = Fate("fresh", why_fresh_head)
         elif config.ffn != old.ffn and re.match(BLOCK, name):
             fresh[name] = Fate("fresh", NARROW if is_narrow(config) else SPLINES)
-        elif asked:
-            fresh[name] = Fate("fresh", f"{asked}={getattr(config, asked)} was asked for")
+        elif changed:
+            fresh[name] = Fate("fresh", f"{changed}={getattr(config, changed)} was requested")
     misfits = {
-        **{n: "has no place there" for n in state if n not in shapes},
+        **{n: "is unexpected" for n in state if n not in shapes},
         **{n: "is missing" for n in shapes if n not in state and n not in fresh},
-        **{n: f"is {tuple(t.shape)}, not {tuple(shapes[n])}" for n, t in state.items()
+        **{n: f"has shape {tuple(t.shape)} instead of {tuple(shapes[n])}" for n, t in state.items()
            if n in shapes and t.shape != shapes[n]},
         **{n: f"is of type {t.dtype}" for n, t in state.items() if t.dtype != torch.float32},
     }  # fmt: skip
@@ -370,7 +369,7 @@ def _build(
         do = "does" if len(misfits) == 1 else "do"
         raise UserError(
             f"{path}: {number(len(misfits), 'tensor')} {do} not fit the model: {name} {cause};"
-            " leave out the flags that change the model, or give a whole ViT"
+            " remove the flags that change the model, or give a complete ViT"
         )
     model = VisionTransformer(config)
     model.load_state_dict(state, strict=False)
@@ -380,7 +379,7 @@ def _build(
 
 
 def _count(model: VisionTransformer, filled: dict[str, Fate]) -> dict[str, int]:
-    """Parameters by what became of them."""
+    """Numbers of parameters by status."""
     counts = dict.fromkeys((*FILLED, "fresh"), 0)
     for name, parameter in model.named_parameters():
         counts[filled[name].status if name in filled else "fresh"] += parameter.numel()
@@ -388,7 +387,7 @@ def _count(model: VisionTransformer, filled: dict[str, Fate]) -> dict[str, int]:
 
 
 def _check_share(report: LoadReport, model: VisionTransformer) -> None:
-    """Refuses a load that leaves most of the model fresh, heads and splines aside."""
+    """Raises UserError if most of the model, apart from heads and splines, is fresh."""
     counted = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
@@ -398,6 +397,6 @@ def _check_share(report: LoadReport, model: VisionTransformer) -> None:
     filled = sum(n for name, n in counted.items() if report.model[name].status != "fresh")
     if filled < LEAST_SHARE * sum(counted.values()):
         raise UserError(
-            f"{report.path}: fills only {filled / sum(counted.values()):.0%} of the model, and"
-            f" {LEAST_SHARE:.0%} is the least; ask for a model more like the file's"
+            f"{report.path}: fills only {filled / sum(counted.values()):.0%} of the model, less"
+            f" than {LEAST_SHARE:.0%}; request a model more like the file's"
         )

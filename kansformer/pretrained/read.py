@@ -1,4 +1,4 @@
-"""Weights files of any kind to one dictionary of tensors, without ever running what is in them."""
+"""Reads any weights file into one dictionary of tensors, without running any code in it."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ StateDict = dict[str, Tensor]
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
-# where trainers put the state dict; averaged weights (EMA), the better ones, come first
+# keys of the state dict in trainers' checkpoints; averaged weights (EMA), usually better, first
 WRAPPERS = (
     "state_dict_ema", "model_ema", "teacher",
     "model_state_dict", "state_dict", "model", "module", "net",
@@ -35,9 +35,11 @@ NO_TENSOR = "not a tensor"
 class RawFile:
     """The tensors of a file under the names of the module that they were saved from.
 
-    `unwrapped` are the dictionary keys and name prefixes that were taken off, outermost first,
-    `beside` names tensors that may not be of the ViT (see `Stripped`), `skipped` has entries that
-    were left out, with the reason, and `sidecar` is the config.json beside the file.
+    Attributes:
+        unwrapped: the dictionary keys and name prefixes that were stripped, outermost first.
+        beside: names of the tensors of heads beside the ViT, which may belong to another model.
+        skipped: the entries that are not used, with the reason.
+        sidecar: the contents of the config.json next to the file.
     """
 
     path: str
@@ -52,10 +54,10 @@ class RawFile:
 def read_file(path: str | Path) -> RawFile:
     """Reads a file whose name ends in one of SUFFIXES, or the files that an index lists.
 
-    Tensors of 16 or 64 bits become float32.
+    Floating-point tensors of 16 or 64 bits become float32.
 
     Args:
-        path: a file, an index such as `model.safetensors.index.json`, or the folder that holds one.
+        path: a file, an index such as `model.safetensors.index.json`, or the folder of an index.
 
     Raises:
         UserError: no such file, a damaged one, one that would run code, or one without a dictionary
@@ -86,19 +88,19 @@ def read_file(path: str | Path) -> RawFile:
         raise unreadable(path, f"its name does not end in {', '.join(SUFFIXES)}")
     state, keys, skipped = unwrap(path, contents)
     try:
-        found = strip_prefixes(state)
+        stripped = strip_prefixes(state)
     except ValueError as error:
         raise unreadable(path, str(error)) from None
-    tensors = {name: _as_float32(path, name, value) for name, value in found.tensors.items()}
-    skipped |= dict.fromkeys(found.skipped, BESIDE)
+    tensors = {name: _as_float32(path, name, value) for name, value in stripped.tensors.items()}
+    skipped |= dict.fromkeys(stripped.skipped, BESIDE)
     return RawFile(
-        str(path), tensors, metadata, keys + found.prefixes, found.beside, skipped,
+        str(path), tensors, metadata, keys + stripped.prefixes, stripped.beside, skipped,
         _read_sidecar(path),
     )  # fmt: skip
 
 
 def unreadable(path: str | Path, cause: str) -> UserError:
-    """The error of a file that no weights can be had from."""
+    """The error for a file without readable weights."""
     return UserError(
         f"{path}: not a readable file of ViT weights ({cause}); give a state dict of a ViT, such as"
         " a .safetensors file of timm or Hugging Face, or a best.safetensors that train.py wrote"
@@ -122,33 +124,33 @@ def _read_npz(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except Exception as error:  # a damaged archive raises anything; nothing in it has been run
+    except Exception as error:  # damaged archives raise many types; no code in them has run
         raise unreadable(path, " ".join(str(error).split())[:200]) from None
 
 
 def _read_torch(path: Path) -> Any:
-    # Many trainers keep their arguments in a Namespace, which holds values and does nothing.
+    # Many trainers save their arguments in a Namespace, which holds plain values.
     trusted = torch.serialization.safe_globals([argparse.Namespace])
     try:
         with trusted, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about files that it then refuses
+            warnings.simplefilter("ignore")  # torch warns about files that it then rejects
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive raises anything
+    except Exception as error:  # damaged archives raise many types
         named = re.search(r"unsupported global:?(?: global)? ([\w.]+)", str(error), re.IGNORECASE)
         if named:
             raise UserError(
-                f"{path}: holds more than tensors ({named[1]}), which will not be run; save the"
-                " model's state_dict() alone, as .safetensors"
+                f"{path}: contains code ({named[1]}), which will not be run; save only the model's"
+                " state_dict(), as .safetensors"
             ) from None
-        raise unreadable(path, "damaged, cut off, or not a file of torch.save") from None
+        raise unreadable(path, "damaged, truncated, or not written by torch.save") from None
 
 
 def unwrap(path: str | Path, contents: Any) -> tuple[StateDict, tuple[str, ...], dict[str, str]]:
     """Takes the state dict out of a trainer's checkpoint.
 
     Returns:
-        The state dict, the keys that it was under, and entries that are not tensors, with that as
-        the reason for leaving them out.
+        The state dict, the keys that led to it, and the skipped entries that are not tensors, with
+        that as the reason.
 
     Raises:
         UserError: there is no dictionary of tensors.
@@ -172,12 +174,17 @@ def unwrap(path: str | Path, contents: Any) -> tuple[StateDict, tuple[str, ...],
 
 
 def _as_float32(path: Path, name: str, value: Tensor) -> Tensor:
-    """A plain tensor that has data for its size; finite float32 unless it is of whole numbers."""
+    """A floating-point tensor as finite float32; integers are unchanged.
+
+    Raises:
+        UserError: a tensor that is not dense, is empty, claims more data than it has, or is not
+            finite.
+    """
     if value.layout != torch.strided or value.is_meta or value.is_quantized:
-        raise unreadable(path, f"{name[:60]} is sparse, quantised or without data")
+        raise unreadable(path, f"{name[:60]} is sparse, quantized or without data")
     if not value.numel():
         raise unreadable(path, f"{name[:60]} is empty")
-    # a tensor of strides 0 claims any size without the data for it
+    # a tensor of strides 0 can claim any size
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise unreadable(path, f"{name[:60]} is larger than its data")
     if not value.is_floating_point():
@@ -189,7 +196,7 @@ def _as_float32(path: Path, name: str, value: Tensor) -> Tensor:
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
-    """The config.json beside a file, if there is one that can be read."""
+    """The contents of the config.json next to a file; empty if there is none that can be read."""
     try:
         values = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The report on a load: what became of every tensor of the file and of the model."""
+"""The report on loaded weights: what became of every tensor of the file and of the model."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ from typing import Any
 from kansformer.data.preprocessing import Preprocessing
 from kansformer.words import number
 
-FILLED = ("loaded", "converted", "resized")  # as it was; renamed, split, turned; interpolated
+FILLED = ("loaded", "converted", "resized")  # unchanged; renamed, joined, transposed; resampled
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a tensor: one of `FILLED`, "skipped" (of a file), "fresh" (of a model)."""
+    """What became of a tensor: one of `FILLED`, "skipped" (file only) or "fresh" (model only)."""
 
     status: str
     reason: str = ""
@@ -22,17 +22,17 @@ class Fate:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a model got from a file.
+    """Where each tensor of a model came from.
 
     Attributes:
-        path, format: the file, and the kind of file it was taken for.
-        file: every tensor of the file. "skipped" is by design, for the reason given; a tensor with
-            no place in the model is an error instead.
-        model: every tensor of the model, buffers (the grids of KANs) too.
-        parameters: numbers of parameters that were loaded, converted, resized and fresh, which
-            add up to those of the model. Buffers are no parameters and are not counted.
-        preprocessing: what pictures need for this model.
-        notes: assumptions that a user ought to know.
+        path, format: the file, and its recognized format.
+        file: every tensor of the file. "skipped" is by design, for the reason given; an unexpected
+            tensor is an error instead.
+        model: every tensor of the model, including buffers (the grids of KANs).
+        parameters: numbers of loaded, converted, resized and fresh parameters, which add up to the
+            model's. Buffers are not counted.
+        preprocessing: the preprocessing of pictures for this model.
+        notes: assumptions that a user should know about.
     """
 
     path: str
@@ -50,7 +50,7 @@ class LoadReport:
 
     @property
     def left_out_mlps(self) -> bool:
-        """Whether the file has MLPs that fresh KAN blocks take the place of."""
+        """Whether fresh KAN blocks replace the file's MLPs."""
         mlps = {name for name, fate in self.model.items() if ".mlp." in name}
         return bool(mlps) and mlps <= set(self.fresh)
 
@@ -80,11 +80,11 @@ class LoadReport:
 
 
 def _by_reason(status: str, fates: dict[str, Fate]) -> list[str]:
-    """A line for each reason, with the names it holds for; long lists are cut."""
-    found = sorted((fate.reason, name) for name, fate in fates.items() if fate.status == status)
+    """A line per reason, with the names of its tensors; long lists are shortened."""
+    reasons = sorted((fate.reason, name) for name, fate in fates.items() if fate.status == status)
     return [
         f"  {status}: {_listed(names)} ({reason})"
-        for reason, group in groupby(found, key=lambda pair: pair[0])
+        for reason, group in groupby(reasons, key=lambda pair: pair[0])
         if (names := [name for _, name in group])
     ]
 

@@ -1,4 +1,4 @@
-"""Fitting positions and patch embeddings to other pictures, by timm's functions."""
+"""Resizes position and patch embeddings for other picture sizes, with timm's functions."""
 
 import math
 
@@ -22,31 +22,33 @@ def resize_state(
         resampling: interpolation, and whether it is antialiased.
 
     Returns:
-        The new state dict, and for each tensor that was changed what was done.
+        The new state dict, and for each tensor that changed, what was done to it.
 
     Raises:
         ValueError: channels that timm has no rule for, or positions for other tokens.
     """
-    new, done = dict(state), {}
+    new, changes = dict(state), {}
     interpolation, antialias = resampling
     if "patch_embed.proj.weight" in state:  # a convolutional stem stays as it is
         patches, steps = _resize_patches(state["patch_embed.proj.weight"], config, resampling)
         if steps:
             new["patch_embed.proj.weight"] = patches
-            done["patch_embed.proj.weight"] = ", ".join(steps)
+            changes["patch_embed.proj.weight"] = ", ".join(steps)
 
     positions = state["pos_embed"]
     prefix = 0 if config.no_embed_class else config.prefix_tokens
     old_side = math.isqrt(max(positions.shape[1] - prefix, 0))
     if old_side**2 != positions.shape[1] - prefix:
-        raise ValueError(f"{positions.shape[1]} positions do not fit {prefix} tokens and a square")
+        raise ValueError(
+            f"{positions.shape[1]} positions do not fit {prefix} tokens and a square of patches"
+        )
     side = config.img_size // config.patch_size
     if side != old_side:
         new["pos_embed"] = resample_abs_pos_embed(
             positions, [side, side], [old_side, old_side], prefix, interpolation, antialias
         )
-        done["pos_embed"] = f"{old_side}x{old_side} to {side}x{side} patches"
-    return new, done
+        changes["pos_embed"] = f"{old_side}x{old_side} to {side}x{side} patches"
+    return new, changes
 
 
 def _resize_patches(
@@ -66,9 +68,12 @@ def _resize_patches(
 
 
 def _adapt_channels(patches: Tensor, in_chans: int) -> Tensor:
-    """timm's rule for pictures with other channels: their sum for one, repeated for more."""
-    from timm.models import adapt_input_conv  # with it come all models of timm
+    """timm's rule for another number of channels: their sum for one, repeated for more."""
+    from timm.models import adapt_input_conv  # imports all of timm's models
 
     if patches.shape[1] != 3:
-        raise ValueError(f"{patches.shape[1]} channels cannot become {in_chans}, only 3 can")
+        raise ValueError(
+            f"patch embeddings of {number(patches.shape[1], 'channel')} cannot be adapted to"
+            f" {in_chans}, only those of 3"
+        )
     return adapt_input_conv(in_chans, patches)

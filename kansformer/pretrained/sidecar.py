@@ -1,17 +1,17 @@
-"""What the config.json beside a file says that its tensors do not: Hugging Face's and timm's."""
+"""The settings in Hugging Face's and timm's config.json that the tensors beside it do not show."""
 
 import re
 from dataclasses import dataclass
 from typing import Any
 
 EXACT_GELU = ("gelu", "gelu_python")
-# timm's models that compute otherwise than ours with tensors of the same names and shapes
+# timm's models that have tensors of the same names and shapes but compute something else
 LOOK_ALIKES = r"rope|_rpn|siglip|quickgelu|clip"
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Facts of a config.json; None where it says nothing."""
+    """Settings of a config.json; None for those that are not in it."""
 
     num_heads: int | None = None
     norm_eps: float | None = None
@@ -21,16 +21,16 @@ class Sidecar:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says nothing."""
+        """Whether no setting is known."""
         return self == Sidecar()
 
 
 def read_sidecar(values: dict[str, Any], embed_dim: int, hugging_face: bool) -> Sidecar:
-    """The facts for a model of that width, of Hugging Face or timm; none if it is of another model.
+    """The settings for a model of that width, of Hugging Face or timm; empty for any other model.
 
     Raises:
-        ValueError: an activation function other than the exact GELU, or a model of timm's that only
-            looks like ours.
+        ValueError: an activation function other than the exact GELU, or a timm model whose tensors
+            look like a ViT's but which computes something else.
     """
     if hugging_face:
         return _hugging_face(values) if values.get("hidden_size") == embed_dim else Sidecar()
@@ -41,13 +41,15 @@ def read_sidecar(values: dict[str, Any], embed_dim: int, hugging_face: bool) -> 
 def _hugging_face(values: dict[str, Any]) -> Sidecar:
     activation = values.get("hidden_act", "gelu")
     if activation not in EXACT_GELU:
-        raise ValueError(f"its config.json has the activation {activation!r}; only gelu is known")
+        raise ValueError(
+            f"its config.json has the activation {activation!r}; only gelu is supported"
+        )
     heads, eps = values.get("num_attention_heads"), values.get("layer_norm_eps")
     labels = values.get("id2label")
     names = None
     if isinstance(labels, dict) and all(str(i) in labels for i in range(len(labels))):
         names = tuple(str(labels[str(i)]) for i in range(len(labels)))
-        if names[:1] == ("LABEL_0",):  # placeholders of a config that was never told the names
+        if names[:1] == ("LABEL_0",):  # transformers' placeholders where no names were set
             names = None
     return Sidecar(
         heads if isinstance(heads, int) and heads > 0 else None,
@@ -59,7 +61,7 @@ def _hugging_face(values: dict[str, Any]) -> Sidecar:
 def _timm(values: dict[str, Any]) -> Sidecar:
     architecture = str(values.get("architecture"))
     if re.search(LOOK_ALIKES, architecture):
-        raise ValueError(f"not supported: {architecture[:60]}, says its config.json")
+        raise ValueError(f"not supported: {architecture[:60]}, named in its config.json")
     pretrained = values["pretrained_cfg"]
     names = values.get("label_names")
     return Sidecar(

@@ -10,15 +10,15 @@ from kansformer.pretrained.conversion import Conversion, Rules, StateDict
 # crop_pct and interpolation as in the evaluation of each project
 HALF: dict[str, Any] = {"statistics": "half", "crop_pct": 0.9, "interpolation": "bicubic"}
 IMAGENET: dict[str, Any] = {**HALF, "statistics": "imagenet"}
-RESIZE_256: dict[str, Any] = {**IMAGENET, "crop_pct": 0.875}  # to 256 pixels, of which 224 are kept
+RESIZE_256: dict[str, Any] = {**IMAGENET, "crop_pct": 0.875}  # resize to 256 pixels, crop to 224
 
-_BLOCK = r"blocks\.(?:\d+\.)?(\d+)\."  # DINOv2 may have its blocks in chunks: blocks.CHUNK.N
+_BLOCK = r"blocks\.(?:\d+\.)?(\d+)\."  # DINOv2's blocks may be in chunks: blocks.CHUNK.N
 TIMM: Rules = (
     (r"(cls_token|dist_token|reg_token|pos_embed)", r"\1"),
     (r"(patch_embed\.proj\.(?:weight|bias))", r"\1"),
     (_BLOCK + r"((?:norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(?:weight|bias)|ls[12]\.gamma)",
      r"blocks.\1.\2"),
-    (_BLOCK + r"gamma_([12])", r"blocks.\1.ls\2.gamma"),  # DeiT III's own name
+    (_BLOCK + r"gamma_([12])", r"blocks.\1.ls\2.gamma"),  # DeiT III's name
     (r"((?:norm|fc_norm|head|head_dist|pre_logits\.fc)\.(?:weight|bias))", r"\1"),
 )  # fmt: skip
 DINO_HEADS = r"(head\.(mlp|last_layer)|(dino|ibot)_head|linear_head|projection_head|predictor)\b"
@@ -26,18 +26,20 @@ MAE_DECODER = r"decoder_"
 
 
 def convert_timm(state: StateDict, unwrapped: tuple[str, ...] = ()) -> Conversion:
-    """Any of the files with timm's names but those below; which one decides the preprocessing.
+    """Converts files with timm's names, apart from those of the functions below.
+
+    The project that a file comes from decides the preprocessing.
 
     Args:
-        unwrapped: what was taken off, as in `read.RawFile`: DINO keeps a teacher, and a plain
-            `model` is how DeiT is published, which has no other mark.
+        unwrapped: the dictionary keys and name prefixes that were stripped. A teacher shows a DINO
+            file; the single key `model` is the only mark of DeiT.
     """
     out = Conversion("timm ViT", dict(state))
     out.rename(TIMM)
     if "dist_token" in out.state:
         out.format, out.preprocessing = "DeiT, distilled", IMAGENET
     elif is_dino(state, unwrapped):
-        out.skip(DINO_HEADS, "head of the self-supervised training")
+        out.skip(DINO_HEADS, "head of the self-supervised pretraining")
         out.format, out.preprocessing = "DINO", RESIZE_256
     elif "fc_norm.weight" in out.state and "cls_token" in out.state:
         out.format, out.preprocessing = "MAE, fine-tuned (mean pooling)", RESIZE_256
@@ -48,33 +50,33 @@ def convert_timm(state: StateDict, unwrapped: tuple[str, ...] = ()) -> Conversio
     elif unwrapped == ("model",):
         out.format, out.preprocessing = "DeiT", IMAGENET
         out.assumption = (
-            "taken for DeiT, which is published under the key model: ImageNet's mean and std; other"
-            " models may need preprocessing half"
+            "assuming DeiT, which is published under the key model, with ImageNet's mean and std;"
+            " other models may need preprocessing half"
         )
     else:
         out.preprocessing = HALF
         out.assumption = (
-            "timm's files do not tell mean and std: 0.5 is taken, which most of its ViTs have; DeiT"
-            " and DINO need preprocessing imagenet"
+            "timm's files do not contain mean and std; assuming 0.5, as for most of its ViTs (DeiT"
+            " and DINO need preprocessing imagenet)"
         )
     return out
 
 
 def is_dino(state: StateDict, unwrapped: tuple[str, ...]) -> bool:
-    """Whether this is of DINO's training: its teacher, or a projection head beside the ViT."""
+    """Whether the file comes from DINO: it has a teacher, or a projection head beside the ViT."""
     teacher = any("teacher" in part for part in unwrapped)
     return teacher or any(re.match(DINO_HEADS, name) for name in state)
 
 
 def convert_dinov2(state: StateDict) -> Conversion:
-    """DINOv2 as Facebook publishes it: timm's names but for registers, and a mask token.
+    """Converts DINOv2 as Facebook publishes it: timm's names except for registers and mask token.
 
-    With registers, positions have an entry for the class token and none for the registers, which go
+    With registers, there is a position for the class token but none for the registers, which stand
     between it and the patches.
     """
     out = Conversion("DINOv2", dict(state), preprocessing=RESIZE_256)
-    out.skip("mask_token", "only masked training uses it")
-    out.skip(DINO_HEADS, "head of the self-supervised training, or on several tokens")
+    out.skip("mask_token", "used only in masked pretraining")
+    out.skip(DINO_HEADS, "head of the self-supervised pretraining, or on several tokens")
     out.rename((("register_tokens", "reg_token"), *TIMM))
     if "reg_token" in out.state and {"pos_embed", "cls_token"} <= out.state.keys():
         out.fold_class_position()
@@ -82,18 +84,18 @@ def convert_dinov2(state: StateDict) -> Conversion:
 
 
 def convert_mae(state: StateDict) -> Conversion:
-    """MAE's pretraining file, with its decoder or without; the encoder is a ViT without a head."""
+    """Converts MAE's pretraining file, with or without its decoder, to a ViT without a head."""
     out = Conversion("MAE, pretrained encoder", dict(state), preprocessing=RESIZE_256)
-    out.skip(MAE_DECODER, "decoder of the masked training")
-    out.skip("mask_token", "only masked training uses it")
+    out.skip(MAE_DECODER, "decoder of the masked pretraining")
+    out.skip("mask_token", "used only in masked pretraining")
     out.rename(TIMM)
     return out
 
 
 def is_mae(state: StateDict) -> bool:
-    """Whether this is an MAE encoder: a decoder beside it, or MAE's fixed positions.
+    """Whether this is an MAE encoder: it has a decoder beside it, or MAE's fixed positions.
 
-    Those are sines and cosines, with exact zeros for the class token, and there is no head.
+    Those are sines and cosines, with exact zeros for the class token, in a file without a head.
     """
     if any(name.startswith(MAE_DECODER) for name in state):
         return True
@@ -118,9 +120,10 @@ KAN_VIT: Rules = (
 
 
 def convert_kan_vit(state: StateDict) -> Conversion:
-    """A ViT with efficient-kan's `KAN([dim, hidden, dim])` as blocks and head (vision_kansformer).
+    """Converts a ViT with efficient-kan's `KAN([dim, hidden, dim])` as blocks and head.
 
-    The grids are the file's own; size and order of the splines follow from their shapes.
+    This is the format of vision_kansformer. The grids are those of the file; grid size and spline
+    order follow from the shapes.
     """
     out = Conversion("ViT with efficient-kan blocks", dict(state))
     out.preprocessing = {**RESIZE_256, "interpolation": "bilinear"}

@@ -20,7 +20,7 @@ TORCHVISION: Rules = (
 
 
 def convert_torchvision(state: StateDict) -> Conversion:
-    """`torchvision.models.vit_b_16` and the like, with a head or without."""
+    """Converts `torchvision.models.vit_b_16` and the like, with or without a head."""
     out = Conversion("torchvision ViT", dict(state))
     out.preprocessing = {**RESIZE_256, "interpolation": "bilinear"}
     out.rename(TORCHVISION)

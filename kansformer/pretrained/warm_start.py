@@ -1,8 +1,9 @@
 """KAN blocks that start as the MLP blocks of a pretrained model.
 
-An MLP, fc2 · gelu(fc1 · x), is a KAN block whose two layers have the identity and GELU as bases and
-whose splines are zero. So the model computes the very same at the start; and since the gradient in
-a spline's coefficients does not depend on them, training then bends the splines.
+An MLP, fc2 · gelu(fc1 · x), is a KAN block whose two layers have the identity and GELU as base
+functions and whose splines are zero. So the model's outputs are unchanged at the start. The
+gradient with respect to a spline's coefficients does not depend on their values, so training then
+changes the splines.
 """
 
 import re
@@ -18,34 +19,34 @@ from models.twins import matched
 from models.vit_model import FFN_SETTINGS, LIKE_MLP, VisionTransformer, ViTConfig, starts_as_mlp
 
 
-def warm_settings(ffn: str, old: ViTConfig, asked: dict[str, Any]) -> dict[str, Any]:
-    """Fields of `ViTConfig` that blocks of another kind need, to start from MLP blocks.
+def warm_settings(ffn: str, old: ViTConfig, requested: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `ViTConfig` with which blocks of kind `ffn` can start from MLP blocks.
 
-    A narrow KAN, of other width than the MLP, cannot start as it; where no width is asked for, it
-    is given as many parameters.
+    A narrow KAN, whose width differs from the MLP's, cannot start as the same function. By default
+    its width is chosen so that it has as many parameters as the MLP.
     """
-    if ffn == "kan" and asked.get("kan_hidden") == "full":
-        return {**LIKE_MLP, **asked}
-    settings = {**FFN_SETTINGS[ffn], **asked}
-    if ffn == "kan" and "kan_hidden" not in asked:
+    if ffn == "kan" and requested.get("kan_hidden") == "full":
+        return {**LIKE_MLP, **requested}
+    settings = {**FFN_SETTINGS[ffn], **requested}
+    if ffn == "kan" and "kan_hidden" not in requested:
         settings["kan_hidden"] = matched(replace(old, **settings), "params").kan_hidden
     return settings
 
 
 def is_narrow(config: ViTConfig) -> bool:
-    """Whether the blocks are KANs that have another width than an MLP's."""
+    """Whether the blocks are KANs whose width differs from an MLP's."""
     return config.ffn == "kan" and config.kan_hidden != "full"
 
 
 def mlp_to_ffn(state: StateDict, config: ViTConfig) -> StateDict:
-    """Turns `blocks.N.mlp.fc{1,2}` of a state dict into the blocks that `config.ffn` names.
+    """Turns the MLPs `blocks.N.mlp.fc{1,2}` of a state dict into blocks of kind `config.ffn`.
 
     Raises:
-        ValueError: a setting with which the blocks cannot compute what the MLP does.
+        ValueError: with these settings the blocks cannot compute what the MLP does.
     """
     if not starts_as_mlp(config):
         needed = ", ".join(f"{name}={value}" for name, value in LIKE_MLP.items())
-        raise ValueError(f"blocks that start as an MLP have {needed}")
+        raise ValueError(f"blocks that start as an MLP need {needed}")
     if config.ffn == "group-kan":
         return state
     weight = re.compile(r"(blocks\.\d+\.mlp\.fc[12])\.weight")
@@ -54,7 +55,7 @@ def mlp_to_ffn(state: StateDict, config: ViTConfig) -> StateDict:
 
 @torch.no_grad()
 def zero_splines(model: VisionTransformer) -> None:
-    """Sets every spline in the blocks to zero; its scale stays, so that its gradient is not."""
+    """Sets every spline in the blocks to zero, but not its scale: its gradient is not zero."""
     for module in model.blocks.modules():
         if isinstance(module, KANLinear | GroupKANLinear):
             nn.init.zeros_(module.spline_weight)

@@ -1,4 +1,4 @@
-"""Small KANs on tables: scaling, training, and estimators in the manner of scikit-learn."""
+"""Small KANs for tables: scaling, training, and scikit-learn estimators."""
 
 from kansformer.regression.estimators import KANClassifier, KANRegressor
 from kansformer.regression.model_file import load_estimator, save_estimator

@@ -1,9 +1,9 @@
-"""Fits a small KAN to a table and says how good it is on rows that it has not seen.
+"""Fits a small KAN to a table, and evaluates it on held-out rows.
 
     python -m kansformer.regression --task regression --data file.csv --target column
 
-The output folder gets results.json, model.safetensors (for `load_estimator`), and the pictures
-history.png, predictions.png or confusion.png, and effects.png where an input varies.
+The output folder gets results.json, model.safetensors (for `load_estimator`), and the plots
+history.png, predictions.png or confusion.png, and effects.png if any input varies.
 """
 
 import argparse
@@ -16,16 +16,17 @@ from kansformer.figures import as_png, font_hint
 from kansformer.files import make_output_folder, write_bytes, write_json
 from kansformer.regression.table import TASKS
 
-SETTINGS = ("hidden", "grid_size", "lr", "weight_decay", "dropout", "max_epochs")  # of estimators
+# parameters of the estimators that have a flag
+SETTINGS = ("hidden", "grid_size", "lr", "weight_decay", "dropout", "max_epochs")
 
 
 def main() -> None:
-    """Reads the flags, fits, and writes the results."""
+    """Fits an estimator, and writes the results."""
     args = parse_flags()
     output = Path(args.output or Path("weights") / f"{Path(args.data).stem}-{args.task}")
     if (output / "results.json").exists() and not args.overwrite:
         raise UserError(
-            f"{output}: holds earlier results; replace them with --overwrite, or choose another"
+            f"{output}: contains earlier results; replace them with --overwrite, or choose another"
             " --output"
         )
     from kansformer.regression.experiment import run_experiment
@@ -36,17 +37,17 @@ def main() -> None:
     settings = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     experiment = run_experiment(table, args.task, settings, args.test_share, args.seed)
     results = {"data": args.data, "target": args.target, **experiment.results()}
-    pictures = experiment.pictures(args.target)
+    plots = experiment.plots(args.target)
     make_output_folder(output)
     save_estimator(output / "model.safetensors", experiment.estimator)
-    for name, figure in pictures.items():
+    for name, figure in plots.items():
         write_bytes(output / name, as_png(figure))
     write_json(output / "results.json", results)
     classes = [] if args.task == "regression" else sorted(set(map(str, table.y)))
     if hint := font_hint([args.target, *table.input_names, *classes]):
         print(hint, file=sys.stderr)
     print(report(results))
-    print(f"wrote {', '.join(['results.json', 'model.safetensors', *pictures])} to {output}")
+    print(f"wrote {', '.join(['results.json', 'model.safetensors', *plots])} to {output}")
 
 
 def parse_flags() -> argparse.Namespace:
@@ -58,22 +59,31 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--data", required=True, metavar="FILE", help="CSV with column names")
     parser.add_argument("--target", required=True, metavar="COLUMN", help="column to predict")
     parser.add_argument(
-        "--inputs", nargs="+", metavar="COLUMN", help="columns to predict from (default: others)"
+        "--inputs",
+        nargs="+",
+        metavar="COLUMN",
+        help="columns to predict from (default: all others)",
     )
     parser.add_argument("--output", metavar="DIR", help="default weights/<data>-<task>")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
     parser.add_argument(
-        "--test-share", type=float, default=0.2, metavar="F", help="rows for the test (default 0.2)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of split and training (default 0)")
+        "--test-share", type=float, default=0.2, metavar="F",
+        help="share of the rows in the test set (default 0.2)",
+    )  # fmt: skip
     parser.add_argument(
-        "--hidden", type=int, nargs="*", metavar="N", help="widths; none for a sum of functions"
+        "--seed", type=int, default=0, help="seed of split and training (default 0)"
     )
-    parser.add_argument("--grid-size", type=int, metavar="N", help="intervals of each spline")
+    parser.add_argument(
+        "--hidden", type=int, nargs="*", metavar="N",
+        help="widths of the hidden layers; none for a sum of functions of one input",
+    )  # fmt: skip
+    parser.add_argument("--grid-size", type=int, metavar="N", help="grid intervals of the splines")
     parser.add_argument("--lr", type=float, metavar="F", help="learning rate")
-    parser.add_argument("--weight-decay", type=float, metavar="F", help="of AdamW")
-    parser.add_argument("--dropout", type=float, metavar="F", help="share of hidden values")
-    parser.add_argument("--epochs", dest="max_epochs", type=int, metavar="N", help="passes at most")
+    parser.add_argument("--weight-decay", type=float, metavar="F", help="AdamW's weight decay")
+    parser.add_argument("--dropout", type=float, metavar="F", help="dropout of hidden values")
+    parser.add_argument(
+        "--epochs", dest="max_epochs", type=int, metavar="N", help="maximum number of epochs"
+    )
     args = parser.parse_args()
     if not 0 < args.test_share < 1:
         raise UserError(f"--test-share must be between 0 and 1, not {args.test_share}")
@@ -83,16 +93,16 @@ def parse_flags() -> argparse.Namespace:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The figures in a few lines."""
-    test, train, guess = (*(results["metrics"][part] for part in ("test", "train")),
-                          results["baseline"])  # fmt: skip
+    """The metrics in a few lines."""
+    test, train = results["metrics"]["test"], results["metrics"]["train"]
+    baseline = results["baseline"]
     lines = [
-        f"{results['samples']['train']} rows to train on, {results['samples']['test']} to test,"
+        f"{results['samples']['train']} training rows, {results['samples']['test']} test rows,"
         f" {results['parameters']} parameters, {results['seconds']:.1f} s",
-        f"{'':18}{'test':>11}{'training':>11}{'no inputs':>11}",
+        f"{'':18}{'test':>11}{'training':>11}{'baseline':>11}",
     ]
     for name in test:
-        other = f"{guess[name]:11.4g}" if name in guess else ""
+        other = f"{baseline[name]:11.4g}" if name in baseline else ""
         lines.append(f"{name:18}{test[name]:11.4g}{train[name]:11.4g}{other}")
     strongest = sorted(results["importance"].items(), key=lambda item: -item[1])[:5]
     lines.append("most important: " + ", ".join(f"{name} {value:.3f}" for name, value in strongest))

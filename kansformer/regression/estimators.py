@@ -1,7 +1,7 @@
-"""`KANRegressor` and `KANClassifier`: estimators that scikit-learn's own tools can work with.
+"""`KANRegressor` and `KANClassifier`: estimators for scikit-learn.
 
-Both scale their inputs, train a `DeepKAN` on the CPU in float64, keep a share of the samples back
-to stop in time, and draw from generators of their own.
+Both scale their inputs, train a `DeepKAN` on the CPU in float64, hold out a share of the samples
+for early stopping, and do not use global random generators.
 """
 
 from collections.abc import Sequence
@@ -19,32 +19,36 @@ from kansformer.regression.standardizer import StandardizedModel, Standardizer
 from kansformer.regression.trainer import KANTrainer, predict
 from models.kan_variants import DeepKAN
 
-GRID_RANGES = {"standard": (-3.0, 3.0), "min-max": (-1.0, 1.0)}  # where scaled inputs lie
-LEAST_FOR_VALIDATION = 20  # samples; of fewer, none are kept back
+GRID_RANGES = {"standard": (-3.0, 3.0), "min-max": (-1.0, 1.0)}  # range of scaled inputs
+LEAST_FOR_VALIDATION = 20  # with fewer samples, none are held out
 
 
 class _KANEstimator(BaseEstimator):
-    """Parameters and training, which both estimators share.
+    """Parameters and training shared by both estimators.
 
     Args:
-        hidden: widths between input and output, each at least 3; () fits a sum of functions of
-            one input each.
-        grid_size, spline_order, base_activation: of the splines, see `models.kan_variants`.
+        hidden: widths of the hidden layers, each at least 3; () fits a sum of functions of one
+            input each.
+        grid_size, spline_order, base_activation: grid intervals, order and base function of the
+            splines.
         dropout: share of hidden values set to zero in training.
-        scaling: of the inputs, "standard" (grid ±3) or "min-max" (grid ±1, the data's range).
-        lr, weight_decay: of AdamW.
-        l1, l2: penalties on the weights, see `KANTrainer`.
+        scaling: scaling of the inputs: "standard" (grid ±3) or "min-max" (grid ±1, the data's
+            range).
+        lr, weight_decay: for AdamW.
+        l1, l2: weights of the penalties Σ|w| and Σw².
         batch_size: samples per step; None for all at once.
-        max_epochs: passes over the samples at most.
-        validation_fraction: share of the samples kept back to stop in time; none of fewer than 20.
-        patience: epochs without a better validation loss, after which training stops.
-        random_state: an int makes every fit the same.
+        max_epochs: maximum number of epochs.
+        validation_fraction: share of the samples held out for early stopping; with fewer than 20
+            samples, none are.
+        patience: epochs without a better validation loss after which training stops.
+        random_state: an int makes fits repeatable.
 
     Attributes:
-        model_: a `StandardizedModel` in float64, data in, predictions out.
-        history_, best_epoch_: see `KANTrainer`.
-        n_features_in_, feature_names_in_: as scikit-learn has them.
-        classes_: of a classifier, the labels in the order of the probabilities.
+        model_: the `StandardizedModel` in float64, in the data's units.
+        history_: one dict per epoch, with epoch, train_loss, lr and val_loss.
+        best_epoch_: the epoch whose weights were kept.
+        n_features_in_, feature_names_in_: as in scikit-learn.
+        classes_: for a classifier, the labels in the order of the probabilities.
     """
 
     def __init__(
@@ -85,17 +89,16 @@ class _KANEstimator(BaseEstimator):
     def build(
         self, inputs: int, outputs: int, generator: torch.Generator | None = None
     ) -> StandardizedModel:
-        """A fresh network of these parameters in float64; its scaling is not fitted yet.
+        """A new network in float64, with scaling that is not fitted yet.
 
         Args:
-            generator: draws the initial parameters and dropout's masks; None for torch's global
-                one.
+            generator: for initial parameters and dropout masks; None for torch's global generator.
 
         Raises:
-            ValueError: parameters that no network can be built from.
+            ValueError: invalid parameters.
         """
         if not isinstance(self.hidden, Sequence | np.ndarray):
-            raise ValueError(f"hidden must be widths such as (16,), not {self.hidden!r}")
+            raise ValueError(f"hidden must be a sequence such as (16,), not {self.hidden!r}")
         scaling = Standardizer(inputs, self.scaling)
         network = DeepKAN(
             [inputs, *self.hidden, outputs],
@@ -110,7 +113,7 @@ class _KANEstimator(BaseEstimator):
         return StandardizedModel(scaling, network, target_scaling).double()
 
     def _train(self, x: np.ndarray, y: np.ndarray, outputs: int, loss: str) -> None:
-        """Sets model_, history_ and best_epoch_; x (N, inputs), y (N, outputs) or classes (N,)."""
+        """Fits to x (N, inputs) and y (N, outputs) or class indices (N,), and sets model_ etc."""
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
                 f"validation_fraction must be in [0, 1), not {self.validation_fraction}"
@@ -145,19 +148,19 @@ class _KANEstimator(BaseEstimator):
         self.model_ = model.eval()
 
     def _split(self, classes: np.ndarray | None, count: int, seed: int) -> list[np.ndarray]:
-        """Rows to fit on, and rows that say when to stop, by class where that can be done."""
+        """Training rows and validation rows, stratified by class if possible."""
         rows = np.arange(count)
-        kept_back = round(self.validation_fraction * count)
-        if count < LEAST_FOR_VALIDATION or kept_back < 1:
+        held_out = round(self.validation_fraction * count)
+        if count < LEAST_FOR_VALIDATION or held_out < 1:
             return [rows, rows[:0]]
         if classes is not None:
             sizes = np.bincount(classes)
-            if sizes.min() < 2 or len(sizes) > kept_back:
+            if sizes.min() < 2 or len(sizes) > held_out:
                 classes = None
-        return train_test_split(rows, test_size=kept_back, random_state=seed, stratify=classes)
+        return train_test_split(rows, test_size=held_out, random_state=seed, stratify=classes)
 
     def _output(self, X: Any) -> torch.Tensor:
-        """What the network says of X (N, inputs), (N, outputs)."""
+        """The network's output for X, (N, inputs) -> (N, outputs)."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         return predict(self.model_, torch.tensor(X))
@@ -181,7 +184,7 @@ class KANRegressor(RegressorMixin, _KANEstimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predictions for X (N, inputs), in the shape and units of the y of `fit`."""
+        """Predictions for X (N, inputs), in the shape and units of y in `fit`."""
         y = self._output(X).numpy()
         return y[:, 0] if self._flat else y
 
@@ -202,10 +205,10 @@ class KANClassifier(ClassifierMixin, _KANEstimator):
         """
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(y)
-        self.classes_, numbers = np.unique(y, return_inverse=True)
+        self.classes_, indices = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"a classifier needs at least two classes; all are {y[0]!r}")
-        self._train(X, numbers, len(self.classes_), "cross_entropy")
+            raise ValueError(f"a classifier needs at least two classes; all labels are {y[0]!r}")
+        self._train(X, indices, len(self.classes_), "cross_entropy")
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One fit of a table: split, train, measure, explain. Nothing is printed or written here."""
+"""One fit to a table: split, train, measure, explain. Nothing here prints or writes files."""
 
 import time
 from collections.abc import Sequence
@@ -18,29 +18,29 @@ from kansformer.regression.table import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_EFFECTS = 12  # inputs that are drawn, the most important ones
-MOST_CURVES = 6  # classes that are drawn
-MOST_ROWS = 500  # that an effect is averaged over
+MOST_EFFECTS = 12  # most inputs in the plot, the most important ones
+MOST_CURVES = 6  # most classes in the plot
+MOST_ROWS = 500  # most rows that an effect is averaged over
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A fitted estimator with the rows it was fitted to and those that test it."""
+    """A fitted estimator with its training rows and test rows."""
 
     estimator: KANRegressor | KANClassifier
     table: Table
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
-    importance: dict[str, float]  # loss of test score when an input is shuffled
+    importance: dict[str, float]  # decrease of the test score if the input is shuffled
     seconds: float
 
     @property
     def task(self) -> str:
-        """The kind of estimator."""
+        """One of TASKS."""
         return "regression" if isinstance(self.estimator, KANRegressor) else "classification"
 
     def results(self) -> dict[str, Any]:
-        """What results.json says; plain types."""
+        """The contents of results.json, in plain types."""
         network = self.estimator.model_.network
         return {
             "task": self.task,
@@ -59,27 +59,27 @@ class Experiment:
             "settings": {**self.estimator.get_params(), "hidden": list(self.estimator.hidden)},
         }
 
-    def pictures(self, target: str) -> dict[str, "Figure"]:
-        """Figures by file name; none of effects where no input varies."""
+    def plots(self, target: str) -> dict[str, "Figure"]:
+        """Figures by file name; without effects.png if no input varies."""
         from kansformer.regression import plots
 
         (target,) = drawable_names([target], "target")
         x, y = self.test
-        answer = self.estimator.predict(x)
+        prediction = self.estimator.predict(x)
         scores = measure(self.estimator, x, y)
         history = plots.draw_history(self.estimator.history_, self.estimator.best_epoch_)
         if isinstance(self.estimator, KANRegressor):
             title = f"{len(y)} test rows: R² {scores['r2']:.3f}, RMSE {scores['rmse']:.4g}"
-            name, second = "predictions.png", plots.draw_predictions(y, answer, target, title)
+            name, second = "predictions.png", plots.draw_predictions(y, prediction, target, title)
             curves: Sequence[str] = ()
             axis = target
         else:
-            title = f"{len(y)} test rows: {100 * scores['accuracy']:.1f} % right"
-            counts = metrics.confusion_matrix(y, answer, labels=self.estimator.classes_)
+            title = f"{len(y)} test rows: accuracy {100 * scores['accuracy']:.1f} %"
+            counts = metrics.confusion_matrix(y, prediction, labels=self.estimator.classes_)
             classes = drawable_names([str(name) for name in self.estimator.classes_])
             name, second = "confusion.png", plots.draw_confusion(counts, classes, title)
             curves, axis = classes[:MOST_CURVES], "mean probability"
-            if len(classes) == 2:  # of two, one says all
+            if len(classes) == 2:  # the probability of the other class follows
                 curves, axis = (), f"mean probability of {classes[1]}"
         figures = {"history.png": history, name: second}
         if effects := self.effects(max(len(curves), 1)):
@@ -87,34 +87,39 @@ class Experiment:
         return figures
 
     def effects(self, curves: int) -> list[tuple[str, np.ndarray, np.ndarray, float]]:
-        """Partial dependence on the most important inputs that vary: see `plots.draw_effects`."""
+        """Partial dependence on the most important inputs that vary.
+
+        Returns:
+            Per input its name, values (P,), mean outputs (curves, P), and importance.
+        """
         names = self.table.input_names
         shown = drawable_names(names, "input")
         x = self.train[0][:MOST_ROWS]
         varying = [name for column, name in enumerate(names) if np.ptp(x[:, column]) > 0]
-        found = []
+        effects = []
         for name in sorted(varying, key=lambda n: -self.importance[n])[:MOST_EFFECTS]:
             column = names.index(name)
             effect = partial_dependence(
                 self.estimator, x, [column], grid_resolution=60, method="brute"
             )
-            places = effect["grid_values"][0]
-            found.append((shown[column], places, effect["average"][:curves], self.importance[name]))
-        return found
+            averages = effect["average"][:curves]
+            values = effect["grid_values"][0]
+            effects.append((shown[column], values, averages, self.importance[name]))
+        return effects
 
 
 def run_experiment(
     table: Table, task: str, settings: dict[str, Any], test_share: float, seed: int
 ) -> Experiment:
-    """Fits an estimator to one part of a table, and keeps the other for a test.
+    """Fits an estimator to the training rows of a table, and measures it on the others.
 
     Args:
         settings: parameters of the estimator.
-        test_share: share of the rows that test.
-        seed: of the split and of the training.
+        test_share: share of the rows in the test set.
+        seed: seed of the split and of the training.
 
     Raises:
-        UserError: a share that leaves too few rows, or settings that no network can be built from.
+        UserError: a share that leaves too few rows, or invalid settings.
         JobFailed: training diverged.
     """
     kind = KANRegressor if task == "regression" else KANClassifier
@@ -124,7 +129,7 @@ def run_experiment(
             stratify=table.y if task == "classification" else None,
         )  # fmt: skip
         if len(x_test) < 2:
-            raise ValueError("a test takes two rows at least")
+            raise ValueError("the test set needs at least two rows")
     except ValueError as error:
         raise UserError(f"--test-share {test_share}: {error}; choose another share") from None
     estimator = kind(random_state=seed, **settings)
@@ -150,29 +155,29 @@ def run_experiment(
 def measure(
     estimator: KANRegressor | KANClassifier, x: np.ndarray, y: np.ndarray
 ) -> dict[str, float]:
-    """The usual figures for rows x (N, inputs) and their true y (N,)."""
-    answer = estimator.predict(x)
+    """The usual metrics for rows x (N, inputs) and their true y (N,)."""
+    prediction = estimator.predict(x)
     if isinstance(estimator, KANRegressor):
-        return _regression_figures(y, answer)
-    chances = estimator.predict_proba(x)
+        return _regression_metrics(y, prediction)
+    probabilities = estimator.predict_proba(x)
     return {
-        "accuracy": float(metrics.accuracy_score(y, answer)),
-        "balanced_accuracy": float(metrics.balanced_accuracy_score(y, answer)),
-        "log_loss": float(metrics.log_loss(y, chances, labels=estimator.classes_)),
+        "accuracy": float(metrics.accuracy_score(y, prediction)),
+        "balanced_accuracy": float(metrics.balanced_accuracy_score(y, prediction)),
+        "log_loss": float(metrics.log_loss(y, probabilities, labels=estimator.classes_)),
     }
 
 
 def baseline(y_train: np.ndarray, y_test: np.ndarray, task: str) -> dict[str, float]:
-    """Figures on the test of who knows no inputs: the mean, or the most frequent class."""
+    """Test metrics of a baseline without inputs: the mean, or the most frequent class."""
     if task == "regression":
-        return _regression_figures(y_test, np.full(len(y_test), y_train.mean()))
+        return _regression_metrics(y_test, np.full(len(y_test), y_train.mean()))
     classes, counts = np.unique(y_train, return_counts=True)
     return {"accuracy": float((y_test == classes[counts.argmax()]).mean())}
 
 
-def _regression_figures(y: np.ndarray, answer: np.ndarray) -> dict[str, float]:
+def _regression_metrics(y: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     return {
-        "r2": float(metrics.r2_score(y, answer)),
-        "rmse": float(metrics.root_mean_squared_error(y, answer)),
-        "mae": float(metrics.mean_absolute_error(y, answer)),
+        "r2": float(metrics.r2_score(y, prediction)),
+        "rmse": float(metrics.root_mean_squared_error(y, prediction)),
+        "mae": float(metrics.mean_absolute_error(y, prediction)),
     }

@@ -1,7 +1,7 @@
-"""A fitted estimator in one file: safetensors, with JSON metadata under one key.
+"""Saves a fitted estimator in one safetensors file, with JSON metadata under one key.
 
-The metadata hold the kind of estimator, its parameters, the names of its inputs, its classes and
-its history. Nothing in it is ever unpickled.
+The metadata contain the kind of estimator, its parameters, input names, classes and history.
+Nothing is ever unpickled.
 """
 
 import json
@@ -25,17 +25,17 @@ KINDS: dict[str, type[KANRegressor] | type[KANClassifier]] = {
     "regression": KANRegressor,
     "classification": KANClassifier,
 }
-LABEL_KINDS = "biufUO"  # NumPy's letters for truth values, numbers, texts and objects
+LABEL_KINDS = "biufUO"  # NumPy's codes for booleans, numbers, strings and objects
 
 
 def save_estimator(path: str | Path, estimator: KANRegressor | KANClassifier) -> None:
-    """Writes a fitted estimator; the file that was there stays until the new one is complete.
+    """Saves a fitted estimator; an existing file is replaced only when the new one is complete.
 
-    A `random_state` that is a generator is left out.
+    A `random_state` that is a generator is not saved.
 
     Raises:
         NotFittedError: the estimator is not fitted.
-        ValueError: class labels other than texts, numbers and truth values.
+        ValueError: class labels other than strings, numbers and booleans.
     """
     check_is_fitted(estimator)
     parameters = estimator.get_params()
@@ -69,10 +69,10 @@ def save_estimator(path: str | Path, estimator: KANRegressor | KANClassifier) ->
 
 
 def load_estimator(path: str | Path) -> KANRegressor | KANClassifier:
-    """Reads a fitted estimator.
+    """Loads a fitted estimator.
 
     Raises:
-        UserError: the file is missing, damaged, or not one of ours.
+        UserError: the file is missing, damaged, or was not written by `save_estimator`.
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -83,9 +83,9 @@ def load_estimator(path: str | Path) -> KANRegressor | KANClassifier:
     except (safetensors.SafetensorError, OSError) as error:
         raise _not_ours(path, str(error)) from None
     if text is None:
-        raise _not_ours(path, "it has no metadata of one")
+        raise _not_ours(path, "it has no metadata of an estimator")
     if not all(t.dtype == torch.float64 and t.isfinite().all() for t in tensors.values()):
-        raise _not_ours(path, "not all of its tensors are finite numbers in float64")
+        raise _not_ours(path, "its tensors must be finite and in float64")
     try:
         return _rebuilt(json.loads(text), tensors)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
@@ -95,16 +95,16 @@ def load_estimator(path: str | Path) -> KANRegressor | KANClassifier:
 def _rebuilt(
     metadata: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> KANRegressor | KANClassifier:
-    """The estimator that the metadata describe, with these weights."""
+    """The estimator described by the metadata, with these weights."""
     if metadata["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {metadata['format_version']}, not {FORMAT_VERSION}")
     estimator = KINDS[metadata["task"]](**metadata["parameters"])
     inputs, outputs = metadata["inputs"], metadata["outputs"]
-    # Sizes in a hostile file must match its tensors before they count: widths before there are
-    # layers, and the rest while these take no memory.
+    # A hostile file may claim any size. Widths are compared with the tensors before layers are
+    # built, the other sizes while the layers take no memory.
     for number, pair in enumerate(pairwise([inputs, *estimator.hidden, outputs])):
         if tensors[f"network.layers.{number}.base_weight"].shape != pair[::-1]:
-            raise ValueError(f"layer {number} has other widths than its tensors")
+            raise ValueError(f"the widths of layer {number} do not match its tensors")
     with torch.device("meta"):
         model = estimator.build(inputs, outputs)
     model.load_state_dict(tensors, assign=True)
@@ -117,9 +117,10 @@ def _rebuilt(
     if isinstance(estimator, KANClassifier):
         dtype = np.dtype(metadata["classes"]["dtype"])
         if dtype.kind not in LABEL_KINDS or len(metadata["classes"]["values"]) != outputs:
-            raise ValueError("its classes do not fit")
-        width_of_its_own = str if dtype.kind == "U" else dtype
-        estimator.classes_ = np.array(metadata["classes"]["values"], dtype=width_of_its_own)
+            raise ValueError("its classes do not match its outputs")
+        # a string dtype without a length, which NumPy infers from the values
+        dtype_of_values = str if dtype.kind == "U" else dtype
+        estimator.classes_ = np.array(metadata["classes"]["values"], dtype=dtype_of_values)
     else:
         estimator._flat = bool(metadata["flat"])
     return estimator

@@ -1,4 +1,4 @@
-"""Pictures of a fit: history, predictions, and what each input does. Each returns a figure."""
+"""Plots of a fit: history, predictions, and the effects of the inputs. Each returns a figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from matplotlib.ticker import MaxNLocator
 from kansformer.figures import shortened, shortened_names
 
 COLUMNS = 4  # panels side by side
-NAMED = 40  # largest number of classes named on the sides of the confusion matrix
+NAMED = 40  # most classes with names along the sides of the confusion matrix
 DPI = 110
 GREY = "0.75"
 
 
 def draw_history(history: Sequence[Mapping[str, float]], best_epoch: int | None) -> Figure:
-    """Loss by epoch, from the history of a `KANTrainer`."""
+    """Loss per epoch, from the history of a `KANTrainer`."""
     figure, axes = _figure(6, 3.6)
     epochs = [row["epoch"] for row in history]
     axes.plot(epochs, [row["train_loss"] for row in history], lw=1.5, label="training")
@@ -25,7 +25,7 @@ def draw_history(history: Sequence[Mapping[str, float]], best_epoch: int | None)
         axes.plot(epochs, [row["val_loss"] for row in history], lw=1.5, label="validation")
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREY, ls="--", lw=1, zorder=0)
-            axes.set_title(f"kept: epoch {best_epoch}", fontsize=10)
+            axes.set_title(f"best epoch: {best_epoch}", fontsize=10)
     if min(row["train_loss"] for row in history) > 0:
         axes.set_yscale("log")
     axes.set(xlabel="epoch", ylabel="loss")
@@ -34,7 +34,7 @@ def draw_history(history: Sequence[Mapping[str, float]], best_epoch: int | None)
 
 
 def draw_predictions(truth: np.ndarray, prediction: np.ndarray, name: str, title: str) -> Figure:
-    """Predicted against true values (N,) each, with the line where they are equal."""
+    """Predicted against true values, (N,) each, with the diagonal."""
     figure, axes = _figure(4.6, 4.4)
     ends = [min(truth.min(), prediction.min()), max(truth.max(), prediction.max())]
     axes.plot(ends, ends, color=GREY, lw=1, zorder=0)
@@ -48,7 +48,7 @@ def draw_predictions(truth: np.ndarray, prediction: np.ndarray, name: str, title
 
 
 def draw_confusion(counts: np.ndarray, classes: Sequence[Any], title: str) -> Figure:
-    """How often each true class (rows) was predicted as which (columns), (classes, classes)."""
+    """The confusion matrix (classes, classes): counts by true class (rows) and predicted class."""
     named = len(classes) <= NAMED
     side = min(max(3.6, 1.6 + 0.5 * len(classes)), 12 if named else 7)
     figure, axes = _figure(side + 0.4, side)
@@ -70,7 +70,7 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[Any], title: str) -> Fi
     else:
         for side_of in (axes.xaxis, axes.yaxis):
             side_of.set_major_locator(MaxNLocator(6, integer=True))
-    unit = "" if named else ", its place in the sorted classes"
+    unit = "" if named else " (index in sorted order)"
     axes.set(xlabel=f"predicted class{unit}", ylabel=f"true class{unit}")
     axes.set_title(title, fontsize=10)
     return figure
@@ -81,10 +81,10 @@ def draw_effects(
     axis: str,
     labels: Sequence[str] = (),
 ) -> Figure:
-    """What each input does to the output while the others keep their values, averaged over them.
+    """Partial dependence: the mean output at each value of an input, others as in the data.
 
     Args:
-        effects: per panel the input's name, places (P,), mean outputs (curves, P), and the input's
+        effects: per panel the input's name, its values (P,), mean outputs (curves, P), and its
             importance.
         axis: name of the output.
         labels: names of the curves, if there are several.
@@ -94,9 +94,9 @@ def draw_effects(
     size = 2.5 * columns + 0.6, 2.1 * rows + 0.4
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for axes, (name, places, curves, importance) in zip(grid.flat, effects, strict=False):
+    for axes, (name, values, curves, importance) in zip(grid.flat, effects, strict=False):
         for number, curve in enumerate(curves):
-            axes.plot(places, curve, lw=1.8, color=f"C{number % 10}")
+            axes.plot(values, curve, lw=1.8, color=f"C{number % 10}")
         title = f"{shortened(name, 1.5, 9)}  ({round(importance, 2) + 0.0:.2f})"
         axes.set_title(title, fontsize=9, parse_math=False)
         axes.tick_params(labelsize=8)
@@ -116,7 +116,7 @@ def draw_effects(
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure (inches) with one plain panel."""
+    """A figure of this size, inches, with one panel."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     _clean(axes)

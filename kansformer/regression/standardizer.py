@@ -1,20 +1,20 @@
-"""Scaling of inputs and outputs, kept in the model so that it takes and gives the data's units."""
+"""Scaling of inputs and outputs, stored in the model, which then works in the data's units."""
 
 import torch
 from torch import Tensor, nn
 
 METHODS = ("standard", "min-max")
-ROUNDING = 100  # a spread of so many roundings of a column's largest value is none
+ROUNDING = 100  # spreads below this many rounding errors of a column's largest value count as zero
 
 
 class Standardizer(nn.Module):
-    """Scales each column: "standard" to mean 0 and deviation 1, "min-max" to [-1, 1].
+    """Scales each column: "standard" to mean 0 and standard deviation 1, "min-max" to [-1, 1].
 
-    A constant column becomes 0. The two numbers per column are buffers, saved with the model.
+    A constant column becomes 0. Shift and scale of each column are buffers, saved with the model.
 
     Args:
-        columns: how many there are.
-        method: see METHODS.
+        columns: number of columns.
+        method: one of METHODS.
 
     Shapes: (..., columns) -> (..., columns).
 
@@ -37,11 +37,11 @@ class Standardizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> "Standardizer":
-        """Takes shift and scale from samples (N, columns), and returns itself.
+        """Sets shift and scale from samples (N, columns), and returns itself.
 
         Raises:
             ValueError: another shape, no samples, or values that are not finite or too large to
-                be squared.
+                square.
         """
         columns = len(self.shift)
         if x.ndim != 2 or x.shape[1] != columns or len(x) == 0:
@@ -55,33 +55,33 @@ class Standardizer(nn.Module):
             low, high = x.amin(dim=0), x.amax(dim=0)
             shift, scale = (low + high) / 2, (high - low) / 2
         if not (shift.isfinite().all() and scale.isfinite().all()):
-            raise ValueError("samples are too large for their spread to be computed")
+            raise ValueError("samples are too large to compute their spread")
         least = ROUNDING * torch.finfo(x.dtype).eps * x.abs().amax(dim=0)
         self.shift.copy_(shift)
         self.scale.copy_(torch.where(scale > least, scale, 1))
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scales samples in their units."""
-        # before the result is rounded to 32 bits: a date in seconds would not survive that
+        """Scales samples given in the data's units."""
+        # in float64 before rounding to 32 bits, which a date in seconds would not survive
         return ((x.to(self.shift.dtype) - self.shift) / self.scale).to(x.dtype)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Back to the units of the samples, (..., columns) -> (..., columns)."""
+        """Scales back to the data's units, (..., columns) -> (..., columns)."""
         return (z.to(self.shift.dtype) * self.scale + self.shift).to(z.dtype)
 
     def extra_repr(self) -> str:
-        """What print shows."""
+        """The arguments in the module's printed form."""
         return f"{len(self.shift)}, method={self.method!r}"
 
 
 class StandardizedModel(nn.Module):
-    """A network between the scaling of its inputs and, for regression, that of its outputs.
+    """A network with scaling of its inputs and, for regression, of its outputs.
 
     Args:
-        inputs: of the network's inputs.
-        network: what is trained, on scaled values.
-        outputs: of its outputs, if they are scaled.
+        inputs: scaling of the inputs.
+        network: the network, which is trained on scaled values.
+        outputs: scaling of the outputs; None leaves them unscaled.
 
     Shapes: (..., inputs) -> (..., outputs), both in the units of the data.
     """
@@ -95,6 +95,6 @@ class StandardizedModel(nn.Module):
         self.outputs = outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Scales the inputs, applies the network, and scales its outputs back."""
         y = self.network(self.inputs(x))
         return y if self.outputs is None else self.outputs.inverse(y)

@@ -1,4 +1,4 @@
-"""Data sets drawn from known functions, to see whether a network finds them."""
+"""Data sets sampled from known functions, to test whether a network learns them."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Synthetic(NamedTuple):
 
 
 def _bumps(x: Tensor) -> Tensor:
-    """A slow and a quick wave, and a step that is nearly a jump."""
+    """A slow and a fast wave, and a steep step."""
     return torch.sin(torch.pi * x) + 0.3 * torch.sin(5 * torch.pi * x) + torch.tanh(20 * x - 8)
 
 
@@ -30,12 +30,12 @@ def _hello(x: Tensor) -> Tensor:
 
 
 def _additive(x: Tensor) -> Tensor:
-    """Three inputs of five matter, each in its own way."""
+    """A sum of functions of three inputs; two more inputs do not matter."""
     return torch.sin(torch.pi * x[:, :1]) + 2 * x[:, 1:2].square() + x[:, 2:3].abs()
 
 
 def _product(x: Tensor) -> Tensor:
-    """x·y, which no sum of functions of one input is."""
+    """x·y, which is not a sum of functions of one input."""
     return x[:, :1] * x[:, 1:]
 
 
@@ -56,20 +56,19 @@ def create_synthetic_dataset(
     ranges: tuple[float, float] = (-1.0, 1.0),
     seed: int = 0,
 ) -> Synthetic:
-    """Draws inputs evenly from a cube and computes a function of them.
+    """Draws inputs uniformly from a cube and evaluates a function on them.
 
     Args:
         function: a name in FUNCTIONS, or a function (N, inputs) -> (N, 1) or (N,).
-        samples: how many.
-        inputs: how many the function takes; a name knows it.
-        noise: standard deviation of the normal noise on y, in units of y's own.
+        samples: number of samples.
+        inputs: number of inputs of the function; not needed for a name.
+        noise: standard deviation of the Gaussian noise on y, relative to that of y.
         ranges: lowest and highest value of each input.
-        seed: of an own generator; the global one is left alone.
+        seed: seed of the samples; torch's global generator is not used.
 
     Raises:
-        ValueError: an unknown name, a number of inputs that is missing or wrong, no samples,
-            negative noise, an empty range, or a function that gives another shape or what is not
-            finite.
+        ValueError: an unknown name, a missing or wrong number of inputs, no samples, negative
+            noise, an empty range, or a function whose result has another shape or is not finite.
     """
     samples, inputs, seed = plain((samples, inputs, seed))
     if isinstance(function, str):
@@ -77,9 +76,9 @@ def create_synthetic_dataset(
             raise ValueError(f"function must be one of {', '.join(FUNCTIONS)}, not {function!r}")
         count, function = FUNCTIONS[function]
         if inputs not in (None, count):
-            raise ValueError(f"that function takes {count} inputs, not {inputs}")
+            raise ValueError(f"the function takes {count} inputs, not {inputs}")
     elif inputs is None or inputs < 1:
-        raise ValueError("say how many inputs the function takes, at least 1")
+        raise ValueError("inputs must be the number of inputs of the function, at least 1")
     else:
         count = inputs
     if samples < 1 or not 0 <= noise < math.inf:
@@ -92,10 +91,13 @@ def create_synthetic_dataset(
     x = low + (high - low) * x
     y = function(x)
     if y.shape not in ((samples,), (samples, 1)):
-        raise ValueError(f"the function gives {tuple(y.shape)} for {samples} samples, not one each")
+        raise ValueError(
+            f"the function must return one value for each of {samples} samples, not shape"
+            f" {tuple(y.shape)}"
+        )
     y = y.reshape(samples, 1)
     if not y.isfinite().all():
-        raise ValueError("the function is not finite everywhere on these ranges")
+        raise ValueError("the function is not finite everywhere in these ranges")
     if noise > 0:
         spread = y.std() if samples > 1 else y.new_zeros(())
         y = y + noise * spread * torch.randn(y.shape, generator=generator, dtype=y.dtype)

@@ -1,4 +1,4 @@
-"""A CSV file as numbers, with an error for every cell that is none."""
+"""Reads a CSV file as numbers, with an error for every cell that is not a number."""
 
 import csv
 import math
@@ -19,7 +19,7 @@ class Table(NamedTuple):
     """Inputs and target of every row."""
 
     x: np.ndarray  # (N, inputs), float64
-    y: np.ndarray  # (N,), float64, or for classification texts
+    y: np.ndarray  # (N,), float64 for regression, strings for classification
     input_names: list[str]
 
 
@@ -29,13 +29,13 @@ def read_table(
     """Reads a comma-separated file whose first line names the columns.
 
     Args:
-        target: name of the column to predict; any text is a class, or numbers for regression.
+        target: name of the column to predict: numbers for regression, any text for classification.
         task: one of TASKS.
-        inputs: names of the columns to predict from; all others by default.
+        inputs: names of the columns to predict from; by default all others.
 
     Raises:
-        UserError: a file that cannot be read, a column that is not there, a cell that is no finite
-            number, too few rows, or a target that does not fit the task.
+        UserError: an unreadable file, a missing column, a cell that is not a finite number, too few
+            rows, or a target that does not fit the task.
     """
     names, rows = _read(path)
     inputs = list(inputs or (name for name in names if name != target))
@@ -43,15 +43,15 @@ def read_table(
         if name not in names:
             raise UserError(f"{path}: no column {name!r}; it has {', '.join(names)}")
     if target in inputs or not inputs:
-        raise UserError(f"{path}: the inputs must be other columns than the target {target!r}")
+        raise UserError(f"{path}: the inputs must be columns other than the target {target!r}")
     if len(rows) < LEAST_ROWS:
-        raise UserError(f"{path}: {len(rows)} rows; give at least {LEAST_ROWS}")
+        raise UserError(f"{path}: {len(rows)} rows; at least {LEAST_ROWS} are needed")
     x = np.array([_numbers(path, names, rows, name) for name in inputs]).T
     if task == "regression":
         y = np.array(_numbers(path, names, rows, target))
         if np.ptp(y) == 0:
             raise UserError(
-                f"{path}: column {target!r} holds one number only; choose another --target"
+                f"{path}: column {target!r} has the same value everywhere; choose another --target"
             )
     else:
         y = np.array(_labels(path, names, rows, target))
@@ -74,12 +74,12 @@ def _read(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if not names or twice or "" in names:
         cause = f"two are named {twice[0]!r}" if twice and twice[0] else "some have no name"
-        raise UserError(f"{path}: its first line must name the columns, but {cause}; mend it")
+        raise UserError(f"{path}: its first line must name the columns, but {cause}; correct it")
     for line, row in rows:
         if len(row) != len(names):
             raise UserError(
-                f"{path}, line {line}: {len(row)} cells for {len(names)} columns; mend the line,"
-                " or separate by commas"
+                f"{path}, line {line}: {len(row)} cells for {len(names)} columns; correct the line,"
+                " or separate cells by commas"
             )
     return names, rows
 
@@ -97,8 +97,8 @@ def _numbers(
             value = math.nan
         if not math.isfinite(value):
             raise UserError(
-                f"{path}, line {line}: column {name!r} holds {cell!r}, which is no number; fill"
-                " it, leave the line out, or choose other columns with --inputs"
+                f"{path}, line {line}: {cell!r} in column {name!r} is not a number; correct the"
+                " cell, delete the line, or choose other columns with --inputs"
             )
         values.append(value)
     return values
@@ -112,18 +112,20 @@ def _labels(
     counts = Counter(labels)
     if "" in counts:
         line = rows[labels.index("")][0]
-        raise UserError(f"{path}, line {line}: column {name!r} is empty; fill it or drop the line")
+        raise UserError(
+            f"{path}, line {line}: column {name!r} is empty; fill it or delete the line"
+        )
     if len(counts) < 2:
-        raise UserError(f"{path}: column {name!r} holds one class only; choose another --target")
+        raise UserError(f"{path}: column {name!r} has only one class; choose another --target")
     rarest, count = min(counts.items(), key=lambda item: item[1])
     if len(counts) > len(rows) / 3:
         raise UserError(
-            f"{path}: column {name!r} holds {len(counts)} different values in {len(rows)} rows; if"
-            " they are numbers to predict, use --task regression"
+            f"{path}: column {name!r} has {len(counts)} different values in {len(rows)} rows; to"
+            " predict numbers, use --task regression"
         )
     if count < 2:
         raise UserError(
-            f"{path}: class {rarest!r} of column {name!r} has one row, and both parts of the split"
-            " need one; add rows or leave it out"
+            f"{path}: class {rarest!r} of column {name!r} has only one row, but training and test"
+            " set need one each; add rows or delete it"
         )
     return labels

@@ -1,4 +1,9 @@
-"""Training of a small KAN (or of any other module) on tensors."""
+"""Trains a small KAN, or any other module, on tensors.
+
+This does not use skorch, whose net would need a subclass for the penalties on effective weights
+(coefficients times scaler) and callbacks for clipping and early stopping; this loop over tensors in
+memory is about as long and adds no dependency.
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -23,32 +28,34 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class KANTrainer:
-    """Trains a module in place, on full batches or small ones, and keeps a history.
+    """Trains a module in place, on full batches or minibatches, and records a history.
 
-    The loss is that of the data, plus l1 · Σ|w| + l2 · Σw² over `effective_weights`, plus
-    `penalty(model)`. With validation data the weights of the best epoch are the ones that stay.
+    The objective is the loss, plus l1 · Σ|w| + l2 · Σw² over `effective_weights`, plus
+    `penalty(model)`. With validation data, the weights of the best epoch are restored at the end.
 
     Args:
-        model: is trained where it is: its device and dtype are those of the computation.
+        model: the module; training uses its device and dtype.
         loss: "mse", "cross_entropy", or a function (output, target) -> scalar.
-        optimizer: makes one from groups of parameters. Default: AdamW with `lr`, and with
-            `weight_decay` on matrices and splines, not on vectors such as biases, norms and gates.
-        scheduler: makes one from the optimizer; it steps after every epoch.
-        lr, weight_decay: of the default optimizer.
-        l1, l2: see above.
+        optimizer: a function parameter groups -> optimizer. Default: AdamW with `lr`, and with
+            `weight_decay` on matrices and splines but not on vectors such as biases, norms and
+            gates.
+        scheduler: a function optimizer -> scheduler, which steps after every epoch.
+        lr, weight_decay: for the default optimizer.
+        l1, l2: weights of the penalties.
         penalty: a function model -> scalar.
-        clip_norm: the largest norm of the gradient; None for no limit.
-        batch_size: samples per step; None for all at once, as LBFGS wants it.
-        patience: stops after so many epochs without a better validation loss; None for never.
-        seed: of the order of the samples; the global generator is left alone.
+        clip_norm: largest norm of the gradient; None for no limit.
+        batch_size: samples per step; None for all at once, which LBFGS needs.
+        patience: epochs without a better validation loss after which training stops; None for
+            never.
+        seed: seed of the order of the samples; torch's global generator is not used.
 
     Attributes:
-        history: one dict per epoch: epoch (from 1), train_loss (the mean over the epoch's steps,
-            penalties included), lr, and with validation data val_loss.
-        best_epoch: of the weights that the model has, the best of the last `fit`; None before it.
+        history: one dict per epoch: epoch (from 1), train_loss (mean over the epoch's steps,
+            penalties included), lr, and, with validation data, val_loss.
+        best_epoch: the best epoch of the last `fit`, whose weights the model has; None before.
 
     Raises:
-        ValueError: an unknown loss, or a number that is out of range.
+        ValueError: an unknown loss, or a number out of range.
     """
 
     def __init__(
@@ -103,22 +110,22 @@ class KANTrainer:
         epochs: int = 200,
         progress: bool = False,
     ) -> list[dict[str, float]]:
-        """Trains for so many more epochs, or until patience ends, and returns the history.
+        """Trains for `epochs` more epochs, or until early stopping, and returns the history.
 
         Args:
-            x, y: (N, inputs), and (N, outputs), or (N,) class numbers of any integer type for
+            x, y: (N, inputs), and (N, outputs), or (N,) class indices of any integer type for
                 "cross_entropy".
-            validation: the same of other samples.
-            progress: shows a bar.
+            validation: x and y of other samples.
+            progress: whether to show a progress bar.
 
         Raises:
-            ValueError: tensors that do not fit, are empty or not finite; classes that the model has
-                no output for; or patience without validation.
-            JobFailed: the loss is no finite number; with validation data the model has its best
-                weights so far then.
+            ValueError: tensors that do not fit, are empty or not finite; class indices without an
+                output; or patience without validation data.
+            JobFailed: the loss is not finite; with validation data, the model then has its best
+                weights so far.
         """
         if self.patience is not None and validation is None:
-            raise ValueError("patience needs validation data, or early stopping has nothing to see")
+            raise ValueError("patience needs validation data")
         x, y = self._on_device(x, y)
         held_out = None if validation is None else self._on_device(*validation)
         best_loss, best, waited = math.inf, _weights(self.model), 0
@@ -144,13 +151,15 @@ class KANTrainer:
         return self.history
 
     def predict(self, x: Tensor, batch_size: int = 4096) -> Tensor:
-        """Output for x (N, inputs), see `predict`."""
+        """Output of the model in eval mode for x (N, inputs), batch by batch."""
         return predict(self.model, x, batch_size)
 
     def _on_device(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Checks samples, and moves them to where the model is."""
+        """Checks samples, and moves them to the model's device and dtype."""
         if len(x) != len(y) or len(x) == 0:
-            raise ValueError(f"{len(x)} inputs and {len(y)} targets; they must be as many, not 0")
+            raise ValueError(
+                f"{len(x)} inputs and {len(y)} targets; there must be as many of both, and not 0"
+            )
         if not (x.isfinite().all() and y.isfinite().all()):
             raise ValueError("inputs and targets must be finite")
         like = next(self.model.parameters())
@@ -163,7 +172,7 @@ class KANTrainer:
     def _epoch(
         self, x: Tensor, y: Tensor, held_out: tuple[Tensor, Tensor] | None
     ) -> dict[str, float]:
-        """One pass over the samples in a new order, and what the history says of it."""
+        """Makes one pass over the samples in a new order, and returns its row of the history."""
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.model.train()
         order = torch.randperm(len(x), generator=self.generator).to(x.device)
@@ -185,7 +194,7 @@ class KANTrainer:
         return row
 
     def _step(self, x: Tensor, y: Tensor) -> float:
-        """One step of the optimizer, which may evaluate the loss more than once; the first loss."""
+        """One optimizer step, which may evaluate the loss repeatedly; returns the first loss."""
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
@@ -208,20 +217,20 @@ class KANTrainer:
         return float(loss.detach())
 
     def _check_targets(self, output: Tensor, y: Tensor) -> None:
-        """Raises a ValueError where a loss would stretch one of the two, or has no class y."""
+        """Raises a ValueError for shapes that would be broadcast, or class indices out of range."""
         if y.is_floating_point() and output.shape != y.shape:
             raise ValueError(f"targets are {tuple(y.shape)}, but outputs {tuple(output.shape)}")
         if not y.is_floating_point() and self.loss is F.cross_entropy:
             low, high, classes = int(y.min()), int(y.max()), output.shape[1]
             if low < 0 or high >= classes:
-                raise ValueError(f"classes are 0 to {classes - 1} here, not {low} to {high}")
+                raise ValueError(f"class indices must be 0 to {classes - 1}, not {low} to {high}")
 
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
-    """Output of a model in evaluation mode for x (N, inputs), batch by batch.
+    """Output of a model in eval mode for x (N, inputs), batch by batch.
 
-    The model's mode is what it was afterwards; the result is on the device of x.
+    The model's mode is restored; the result is on the device of x.
 
     Raises:
         ValueError: a batch size below 1.
@@ -241,9 +250,9 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
 
 
 def effective_weights(model: nn.Module) -> list[Tensor]:
-    """The weights that a penalty is for: of KAN layers base and coefficients, of linear ones all.
+    """The weights that are penalized: base weights and spline coefficients, and linear weights.
 
-    The coefficients come with their scaler: on the raw ones, the scaler would grow in their place.
+    Coefficients are multiplied by their scaler; otherwise the scaler would grow instead.
     """
     weights = []
     for module in model.modules():
@@ -264,7 +273,7 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with decay, and vectors without."""
+    """Parameter groups: matrices with weight decay, vectors without."""
     matrices = [p for p in _trainable(model) if p.ndim >= 2]
     vectors = [p for p in _trainable(model) if p.ndim < 2]
     return [

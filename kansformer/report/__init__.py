@@ -1,4 +1,4 @@
-"""One page on a finished training run: what it reached, where it errs, what it has learned."""
+"""One page on a finished training run: its accuracy, its mistakes, and its learned functions."""
 
 from kansformer.report.write import write_report
 

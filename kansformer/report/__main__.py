@@ -1,4 +1,4 @@
-"""Makes the report of a finished training run again.
+"""Writes the report of a finished training run, or rewrites it.
 
 python -m kansformer.report --output weights/digits --data-path digits
 """
@@ -13,7 +13,7 @@ from kansformer.files import refuse_within
 
 
 def main() -> None:
-    """Reads the flags, and writes report.html and plots/ into the run's folder."""
+    """Writes report.html and plots/ into the run's folder."""
     parser = argparse.ArgumentParser(
         prog="python -m kansformer.report", description=(__doc__ or "").split("\n\n")[0]
     )
@@ -21,19 +21,20 @@ def main() -> None:
         "--output", required=True, metavar="DIR", help="the run's folder, as for train.py"
     )
     parser.add_argument(
-        "--data-path", metavar="DIR|NAME", help="its pictures (default: where they were then)"
+        "--data-path", metavar="DIR|NAME", help="its pictures (default: the --data-path of the run)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ...")
     parser.add_argument(
-        "--download", action="store_true", help="fetch a built-in data set that is not there"
+        "--download", action="store_true", help="download a built-in data set if it is missing"
     )
     parser.add_argument(
-        "--download-dir", default="data", metavar="DIR", help="where those are (default data)"
-    )
+        "--download-dir", default="data", metavar="DIR",
+        help="folder of downloaded data sets (default data)",
+    )  # fmt: skip
     args = parser.parse_args()
     folder = Path(args.output)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give --output of a finished run")
+        raise UserError(f"{folder}: no such folder; give the --output of a finished run")
     data_path = args.data_path or data_path_of(folder)
     refuse_within(folder, Path(data_path))
 
@@ -48,16 +49,16 @@ def main() -> None:
 
 
 def data_path_of(folder: Path) -> str:
-    """Where the pictures of a run were when it was trained.
+    """The --data-path of a run, from its config.json.
 
     Raises:
-        UserError: its config.json does not tell.
+        UserError: config.json is missing or does not contain it.
     """
     path = folder / "config.json"
     try:
         return str(json.loads(path.read_text())["train"]["data_path"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: does not tell where the data are; give --data-path") from None
+        raise UserError(f"{path}: does not record where the data are; give --data-path") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the report tells of a run: figures and pictures, before anything is drawn or written."""
+"""Collects the contents of a run's report: figures and pictures, before anything is drawn."""
 
 import json
 from collections.abc import Sequence
@@ -29,20 +29,20 @@ from kansformer.interpret.blocks_drawing import LayerCurves
 from kansformer.interpret.edges import LAYERS
 from kansformer.interpret.inspection import accuracy, as_seen, block_curves
 
-MOST_JUDGED = 20_000  # pictures that are predicted; of more a seeded draw
-WITHOUT_SPLINES = 1000  # of those, predicted again with all splines at zero
-RECORDED = 256  # training pictures whose way through the blocks is recorded
-EDGES = 4  # functions of each layer
-BLOCKS = 6  # blocks whose functions are shown; of more, evenly chosen ones
+MOST_EVALUATED = 20_000  # most pictures that are evaluated; of more, a seeded sample
+WITHOUT_SPLINES = 1000  # of those, evaluated again with all splines set to zero
+RECORDED = 256  # training pictures for which the blocks' activations are recorded
+EDGES = 4  # functions shown per layer
+BLOCKS = 6  # most blocks whose functions are shown, evenly spaced
 MISTAKES = 8
-SAMPLES = 8  # training pictures, each with so many augmented versions:
-VERSIONS = 3
+SAMPLES = 8  # training pictures
+VERSIONS = 3  # augmented versions of each
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong prediction: the picture as the model sees it, and where its attention went."""
+    """A wrong prediction: the picture as the model sees it, and its attention map."""
 
     path: str
     true: str
@@ -54,7 +54,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Sample:
-    """A training picture as it is, and as training shows it in its first epochs."""
+    """A training picture, and its augmented versions in the first epochs."""
 
     label: str
     picture: Image.Image
@@ -66,10 +66,11 @@ class Inside:
     """What the learned functions do.
 
     Attributes:
-        facts: of each layer, by its name.
-        curves: of the blocks that are shown, by their numbers, the strongest functions.
-        pictures: how many the two shares are of.
-        with_splines, without_splines: share of them told right, as it is and with all splines zero.
+        facts: (layer name, facts) for each layer.
+        curves: the strongest functions of each block shown, by block index.
+        pictures: number of pictures for the two accuracies.
+        with_splines, without_splines: accuracy as trained, and with all splines set to zero, as
+            shares between 0 and 1.
     """
 
     facts: list[tuple[str, LayerFacts]]
@@ -81,11 +82,11 @@ class Inside:
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything on the page; names of classes and pictures are fit to be shown.
+    """Everything on the page; names of classes and pictures contain only printable characters.
 
     Attributes:
-        figures: of the judged pictures, as `evaluate.report.figures` gives them.
-        note: what one has to know about the choice of these pictures, or "".
+        figures: metrics on the evaluated pictures, from `evaluate.report.figures`.
+        note: remarks for the user about the choice of these pictures, or "".
         inside: None for MLP blocks.
     """
 
@@ -126,14 +127,14 @@ def read_run(folder: Path) -> tuple[TrainedModel, dict[str, Any], list[dict[str,
         raise UserError(f"{folder}: summary.json or metrics.jsonl is damaged ({error})") from None
 
 
-def look(folder: Path, data: PictureData, device: str = "cpu") -> Contents:
-    """Reads a run, and runs its model on its pictures.
+def collect(folder: Path, data: PictureData, device: str = "cpu") -> Contents:
+    """Reads a finished run, and evaluates its model on its pictures.
 
     Args:
-        data: what it was trained on; without val/, it is split as in the training.
+        data: the data of the run; without val/, they are split as in training.
 
     Raises:
-        UserError: a file of the run, or data that do not fit it.
+        UserError: a missing or damaged file of the run, or data that do not fit the model.
     """
     model, summary, history = read_run(folder)
     settings = model.training_settings
@@ -145,15 +146,17 @@ def look(folder: Path, data: PictureData, device: str = "cpu") -> Contents:
     chosen = choose_split(data, model)
     notes += [chosen.note] if chosen.note else []
     if chosen.split == "val":
-        notes.append("the best epoch was chosen by these very pictures, which flatters it a little")
-    pictures = some(chosen.pictures, MOST_JUDGED)
+        notes.append(
+            "the best epoch was chosen on these pictures, so the accuracy is slightly optimistic"
+        )
+    pictures = sample(chosen.pictures, MOST_EVALUATED)
     if len(pictures) < len(chosen.pictures):
-        notes.append(f"drawn from {len(chosen.pictures):,}")
-    found = predict_all(Predictor(model, choose_device(device)), pictures, BATCH)
-    if found.unreadable:
-        notes.append(f"{len(found.unreadable)} more could not be read")
+        notes.append(f"a random sample of {len(chosen.pictures):,}")
+    predictions = predict_all(Predictor(model, choose_device(device)), pictures, BATCH)
+    if predictions.unreadable:
+        notes.append(f"{len(predictions.unreadable)} more could not be read")
     model.cpu()
-    places = {pictures.name(index): index for index in range(len(pictures))}
+    indices = {pictures.name(index): index for index in range(len(pictures))}
     names = tuple(map(fit_to_show, model.class_names))
     return Contents(
         summary={**summary, "data": fit_to_show(data.name)},
@@ -161,49 +164,51 @@ def look(folder: Path, data: PictureData, device: str = "cpu") -> Contents:
         settings=settings,
         class_names=names,
         split={"val": "validation"}.get(chosen.split, chosen.split),
-        pictures=len(found.labels),
+        pictures=len(predictions.labels),
         note="; ".join(notes),
-        figures=figures(found.labels, found.probabilities, names),
-        reliability=reliability(found.labels, found.probabilities),
-        mistakes=surest_mistakes(model, names, pictures, places, found),
+        figures=figures(predictions.labels, predictions.probabilities, names),
+        reliability=reliability(predictions.labels, predictions.probabilities),
+        mistakes=confident_mistakes(model, names, pictures, indices, predictions),
         samples=augmented_samples(model, data),
-        inside=look_inside(model, data.train, pictures, places, found),
+        inside=inspect_blocks(model, data.train, pictures, indices, predictions),
     )
 
 
-def some(pictures: Pictures, count: int) -> Pictures:
-    """No more than so many of the pictures, drawn by a fixed seed, in their order."""
+def sample(pictures: Pictures, count: int) -> Pictures:
+    """At most `count` of the pictures, drawn with a fixed seed, in their original order."""
     if len(pictures) <= count:
         return pictures
     return pictures.take(np.sort(np.random.default_rng(0).permutation(len(pictures))[:count]))
 
 
-def surest_mistakes(
-    model: TrainedModel, names: Sequence[str], pictures: Pictures, places: dict[str, int],
-    found: Predictions,
+def confident_mistakes(
+    model: TrainedModel, names: Sequence[str], pictures: Pictures, indices: dict[str, int],
+    predictions: Predictions,
 ) -> list[Mistake]:  # fmt: skip
-    """The wrong predictions with the highest probability, and where the model looked."""
-    guesses, sure = found.probabilities.argmax(axis=1), found.probabilities.max(axis=1)
-    order = np.argsort(-sure, kind="stable")
-    wrong = [i for i in order if guesses[i] != found.labels[i]][:MISTAKES]
+    """The wrong predictions with the highest probability, with their attention maps."""
+    predicted = predictions.probabilities.argmax(axis=1)
+    confidence = predictions.probabilities.max(axis=1)
+    order = np.argsort(-confidence, kind="stable")
+    wrong = [i for i in order if predicted[i] != predictions.labels[i]][:MISTAKES]
     if not wrong:
         return []
-    seen = [as_seen(model, pictures.open(places[found.paths[i]])) for i in wrong]
+    paths = [predictions.paths[i] for i in wrong]
+    seen = [as_seen(model, pictures.open(indices[path])) for path in paths]
     rollout = attention_rollout(
         model, torch.stack([model.preprocessing.normalise(s) for s in seen])
     )
     return [
         Mistake(
-            "/".join(Path(fit_to_show(found.paths[i])).parts[-2:]),  # whose folder it is is private
-            names[found.labels[i]], names[guesses[i]], float(sure[i]), picture,
+            "/".join(Path(fit_to_show(path)).parts[-2:]),  # the full path is private
+            names[predictions.labels[i]], names[predicted[i]], float(confidence[i]), picture,
             overlay(picture, heat),
         )
-        for i, picture, heat in zip(wrong, seen, rollout, strict=True)
+        for i, path, picture, heat in zip(wrong, paths, seen, rollout, strict=True)
     ]  # fmt: skip
 
 
 def augmented_samples(model: TrainedModel, data: PictureData) -> list[Sample]:
-    """The first pictures of the training, one for each class, as its first epochs show them."""
+    """The first training pictures, one per class, with their versions in the first epochs."""
     settings = model.training_settings
     policy, seed = settings.get("augment"), settings.get("seed", 0)
     if policy not in POLICIES:
@@ -214,31 +219,31 @@ def augmented_samples(model: TrainedModel, data: PictureData) -> list[Sample]:
         train.labels, 1, seed=seed, balanced=settings.get("balanced_sampler", False)
     )
     chosen: dict[int, int] = {}  # by label
-    for place in sampler.order():
-        chosen.setdefault(int(train.labels[place]), place)
+    for index in sampler.order():
+        chosen.setdefault(int(train.labels[index]), index)
         if len(chosen) == SAMPLES:
             break
     seen = PictureDataset(train, augment, seed, at_least=least_side(policy, plain))
     return [
         Sample(
-            fit_to_show(data.class_names[train.labels[place]]),
-            as_seen(model, train.open(place)),
-            [plain.denormalise(seen[epoch, place][0]) for epoch in range(VERSIONS)],
+            fit_to_show(data.class_names[train.labels[index]]),
+            as_seen(model, train.open(index)),
+            [plain.denormalise(seen[epoch, index][0]) for epoch in range(VERSIONS)],
         )
-        for place in chosen.values()
+        for index in chosen.values()
     ]
 
 
-def look_inside(
-    model: TrainedModel, train: Pictures, pictures: Pictures, places: dict[str, int],
-    found: Predictions,
+def inspect_blocks(
+    model: TrainedModel, train: Pictures, pictures: Pictures, indices: dict[str, int],
+    predictions: Predictions,
 ) -> Inside | None:  # fmt: skip
-    """The strongest functions of the blocks, and what their splines are worth."""
+    """The strongest functions of the blocks, and the accuracy without their splines."""
     config = model.config
     if config.ffn == "mlp":
         return None
-    own = PictureDataset(some(train, RECORDED), model.preprocessing, skip_broken=True)
-    records = record(model, (images for images, _ in make_loader(own, BATCH)))
+    recorded = PictureDataset(sample(train, RECORDED), model.preprocessing, skip_broken=True)
+    records = record(model, (images for images, _ in make_loader(recorded, BATCH)))
     facts = [
         (f"block {block}, {layer}", layer_facts(model, block, layer, x))
         for block, seen in enumerate(records)
@@ -251,12 +256,12 @@ def look_inside(
         )
         for block in map(int, shown)
     }
-    order = np.random.default_rng(0).permutation(len(found.paths))[:WITHOUT_SPLINES]
-    again = replace(
-        pictures.take(np.array([places[found.paths[i]] for i in order])), labels=found.labels[order]
-    )
-    right = found.probabilities[order].argmax(axis=1) == found.labels[order]
+    order = np.random.default_rng(0).permutation(len(predictions.paths))[:WITHOUT_SPLINES]
+    labels = predictions.labels[order]
+    subset = pictures.take(np.array([indices[predictions.paths[i]] for i in order]))
+    subset = replace(subset, labels=labels)
+    correct = predictions.probabilities[order].argmax(axis=1) == labels
     return Inside(
-        facts, curves, len(order), float(right.mean()),
-        accuracy(without_splines(model), model, again) / 100,
+        facts, curves, len(order), float(correct.mean()),
+        accuracy(without_splines(model), model, subset) / 100,
     )  # fmt: skip

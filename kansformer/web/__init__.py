@@ -1,1 +1,1 @@
-"""A trained model as a page in the browser, and as a small JSON service beside it."""
+"""A web page to try a trained model, and a small JSON service."""

@@ -1,4 +1,4 @@
-"""Opens a page in the browser to try a trained model with your own pictures.
+"""Serves a web page to try a trained model with your own pictures.
 
 python -m kansformer.web --weights weights/digits.safetensors
 """
@@ -17,7 +17,7 @@ MOST_EXAMPLES = 12
 
 
 def main() -> None:
-    """Reads the flags, loads the model, and serves until it is told to stop."""
+    """Loads the model, and serves the page until a signal stops it."""
     args = parse_flags()
     from kansformer.infer import Predictor
     from kansformer.signals import StopSignals
@@ -27,9 +27,9 @@ def main() -> None:
     with (
         StopSignals() as stop,
         tempfile.TemporaryDirectory(prefix="kansformer-web-") as uploads,
-        listen(args.host, args.port) as door,
+        listen(args.host, args.port) as listener,
     ):
-        # before gradio is imported: it reads these then
+        # gradio reads these when it is imported
         os.environ.update(
             GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1"
         )
@@ -44,9 +44,9 @@ def main() -> None:
         from kansformer.web.service import Service
 
         app = make_app(
-            Service(predictor, Path(args.weights).name), examples, stays_here=is_loopback(door)
+            Service(predictor, Path(args.weights).name), examples, is_local=is_loopback(listener)
         )
-        PageServer(app, stop, welcome(door)).run(sockets=[door])
+        PageServer(app, stop, welcome(listener)).run(sockets=[listener])
         stop.raise_received("stopped")
 
 
@@ -58,14 +58,16 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument(
         "--weights", required=True, metavar="FILE", help="weights file, such as best.safetensors"
     )
-    parser.add_argument("--port", type=int, default=7860, help="(default 7860; 0: any free one)")
+    parser.add_argument(
+        "--port", type=int, default=7860, help="port of the page (default 7860; 0 for any free one)"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1",
-        help="address to listen on (default 127.0.0.1, which only this computer reaches)",
+        help="address to listen on (default 127.0.0.1, which only this computer can reach)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ...")
     parser.add_argument(
-        "--examples", metavar="DIR", help="offer pictures of this folder to those who have none"
+        "--examples", metavar="DIR", help="offer pictures from this folder as examples"
     )
     args = parser.parse_args()
     if not 0 <= args.port <= 65535:
@@ -74,48 +76,48 @@ def parse_flags() -> argparse.Namespace:
 
 
 def example_pictures(folder: str) -> list[str]:
-    """Some pictures of a folder, spread over it.
+    """Up to MOST_EXAMPLES pictures of a folder, spread over it.
 
     Raises:
         UserError: there are none.
     """
     from kansformer.data.listing import walk_pictures
 
-    found = walk_pictures(folder) if os.path.isdir(folder) else []
-    if not found:
+    pictures = walk_pictures(folder) if os.path.isdir(folder) else []
+    if not pictures:
         raise UserError(f"{folder}: no folder with pictures in it; check --examples")
-    step = max(len(found) / MOST_EXAMPLES, 1)
-    return [found[int(i * step)] for i in range(min(MOST_EXAMPLES, len(found)))]
+    step = max(len(pictures) / MOST_EXAMPLES, 1)
+    return [pictures[int(i * step)] for i in range(min(MOST_EXAMPLES, len(pictures)))]
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at an address of this computer.
+    """A socket that listens on an address of this computer.
 
     Raises:
-        UserError: the port is taken, or this computer has no such address.
+        UserError: the port is in use, or this computer has no such address.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return socket.create_server((host, port), family=found[0][0])
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return socket.create_server((host, port), family=addresses[0][0])
     except OSError as error:
         cause = error.strerror or str(error)
         raise UserError(
-            f"{host}, port {port}: cannot be listened on ({cause}); choose another --port or --host"
+            f"cannot listen on {host}, port {port} ({cause}); choose another --port or --host"
         ) from None
 
 
-def is_loopback(door: socket.socket) -> bool:
+def is_loopback(listener: socket.socket) -> bool:
     """Whether only this computer can reach a socket."""
-    return ipaddress.ip_address(door.getsockname()[0].split("%")[0]).is_loopback
+    return ipaddress.ip_address(listener.getsockname()[0].split("%")[0]).is_loopback
 
 
-def welcome(door: socket.socket) -> str:
-    """Where the page is, and who can see it."""
-    host, port = door.getsockname()[:2]
+def welcome(listener: socket.socket) -> str:
+    """The address of the page, and who can use it."""
+    host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    if is_loopback(door):
-        return f"{address}  (Ctrl-C ends it)"
-    return f"{address}  (Ctrl-C ends it; everyone who reaches this address can use it, unencrypted)"
+    if is_loopback(listener):
+        return f"{address}  (Ctrl-C to stop)"
+    return f"{address}  (Ctrl-C to stop; anyone who can reach it can use it, unencrypted)"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kansformer.web.page import MOST_FILES, STYLE, THEME, make_page
 from kansformer.web.service import Service
 
-MOST_BYTES = 32 * 2**20  # of one file on the page, and of all files of one request to /predict
-# The browser itself refuses whatever would load from, or send to, another place than this server.
+MOST_BYTES = 32 * 2**20  # limit of a file on the page, and of a request to /predict
+# forbids the browser to load from, or send to, any other server
 POLICY = "; ".join((
     "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
     "style-src 'self' 'unsafe-inline'", "img-src 'self' data: blob:", "font-src 'self' data:",
@@ -29,11 +29,12 @@ HEADERS = {
 }
 
 
-def make_app(service: Service, examples: Sequence[str] = (), stays_here: bool = True) -> FastAPI:
+def make_app(service: Service, examples: Sequence[str] = (), is_local: bool = True) -> FastAPI:
     """The application.
 
     Args:
-        examples, stays_here: of the page, see `make_page`.
+        examples: paths of pictures that the page offers.
+        is_local: whether only this computer can reach the page.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # their pages load from a CDN
 
@@ -49,7 +50,7 @@ def make_app(service: Service, examples: Sequence[str] = (), stays_here: bool = 
 
     @app.post("/predict")
     async def predict(request: Request, topk: int = 5) -> Response:
-        """Answers as `predict.py --json` gives them, to the files of a multipart form."""
+        """Classifies the files of a multipart form, with the output of `predict.py --json`."""
         if topk < 1:
             return _json({"error": f"topk must be at least 1, not {topk}"}, 400)
         limited = Request(request.scope, _limited(request.receive))
@@ -60,12 +61,12 @@ def make_app(service: Service, examples: Sequence[str] = (), stays_here: bool = 
         except HTTPException as error:
             return _json({"error": str(error.detail)}, error.status_code)
         if not files:
-            return _json({"error": "no files; send some as a form: curl -F file=@PICTURE"}, 400)
+            return _json({"error": "no files; send them as a form: curl -F file=@PICTURE"}, 400)
         answers = await anyio.to_thread.run_sync(service.answers, files, topk)
         return _json(answers, 200 if any("top" in answer for answer in answers) else 422)
 
     gr.mount_gradio_app(
-        app, make_page(service, examples, stays_here), path="/", theme=THEME, css=STYLE,
+        app, make_page(service, examples, is_local), path="/", theme=THEME, css=STYLE,
         max_file_size=MOST_BYTES, footer_links=[], run_history=False, show_error=False,
         enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False,
         app_kwargs={"openapi_url": None},
@@ -75,12 +76,12 @@ def make_app(service: Service, examples: Sequence[str] = (), stays_here: bool = 
 
 
 def _json(value: Any, status: int) -> Response:
-    """JSON in the very characters of predict.py."""
+    """A response with the same JSON formatting as predict.py."""
     return Response(json.dumps(value, indent=1) + "\n", status, media_type="application/json")
 
 
 def _limited(receive: Receive) -> Callable[[], Awaitable[Message]]:
-    """A request's messages, up to `MOST_BYTES`."""
+    """Wraps `receive` so that a request of more than `MOST_BYTES` fails with status 413."""
     total = 0
 
     async def limited() -> Message:
@@ -95,7 +96,7 @@ def _limited(receive: Receive) -> Callable[[], Awaitable[Message]]:
 
 
 class _WithHeaders:
-    """Adds `HEADERS` to every answer."""
+    """Adds `HEADERS` to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -103,8 +104,8 @@ class _WithHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_more(message: Message) -> None:
             if message["type"] == "http.response.start":
-                more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message.get("headers", []), *more]
+                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *added]
             await send(message)
 
         await self.app(scope, receive, send_more)

@@ -1,7 +1,7 @@
-"""The parts of the page that are our own HTML: functions, a table, a message.
+"""HTML of the page besides gradio's components: functions, a table, an error message.
 
-Every text that comes from outside, such as a class's or a file's name, is escaped here. Colours are
-variables of `STYLE`, so that the parts follow the page from light to dark.
+All text from outside, such as class and file names, is escaped here. Colours are CSS variables in
+`STYLE`, so that they follow the page's light or dark theme.
 """
 
 import base64
@@ -15,7 +15,7 @@ from PIL import Image
 
 from kansformer.interpret.decision import Decision, UnitVote
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; lines differ in their strokes too
+# Okabe and Ito's colours, safe for the colour-blind; lines also differ in dash pattern
 STYLE = """
 .kan { --function: #0072b2; --base: #d55e00; --grid: #5b6570; --shade: #eef1f4; --bar: #9cc8e3;
   --line: #d9dfe6; --bad: #b3261e; color: var(--body-text-color); font-size: 1rem;
@@ -52,45 +52,45 @@ STYLE = """
 .kan td.chance { background: linear-gradient(var(--bar), var(--bar)) left / var(--share) 100%
   no-repeat; white-space: nowrap; min-width: 6rem }
 """
-WIDTH, HEIGHT = 180, 120  # of a card's drawing, in its own units
+WIDTH, HEIGHT = 180, 120  # of a card's drawing, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 34, 175, 6, 101
 THUMBNAIL = 96  # pixels
 
 
 def message(text: str) -> str:
-    """An error's one line."""
+    """An error message of one line."""
     return f'<div class="kan"><p class="bad" role="alert">{escape(text)}</p></div>'
 
 
 def no_functions() -> str:
-    """What stands in the place of the functions where there are none."""
+    """The text for a model without learned functions."""
     return (
         '<div class="kan"><p class="note">This model has no learned functions to show: its blocks'
-        " are MLPs, or it knows one class only.</p></div>"
+        " are MLPs, or it has only one class.</p></div>"
     )
 
 
 def functions(decision: Decision, class_names: Sequence[str]) -> str:
-    """What the learned functions of the last block did to the decision, with a card for each."""
+    """How the learned functions of the last block contributed to the decision, a card per unit."""
     winner, rival = (escape(class_names[i]) for i in (decision.winner, decision.rival))
     times = math.exp(min(decision.lead, 20))
-    does = "add" if decision.gain >= 0 else "take"
-    where = "to it" if decision.gain >= 0 else "from it"
+    verb, preposition = ("add", "to") if decision.gain >= 0 else ("subtract", "from")
     limits = _limits(decision.votes)
     cards = "".join(_card(vote, limits) for vote in decision.votes)
-    return f"""<div class="kan"><h3>What the learned functions did</h3>
-<p><b>{winner}</b> leads <b>{rival}</b>, which comes second, by {decision.lead:.2f} in log-odds: it
-is {times:,.{0 if times > 10 else 1}f} times as likely. All learned functions of the last block
-together {does} {abs(decision.gain):.2f} {where}; the rest comes from what precedes them. The
-strongest, and the value of their hidden unit in this picture:</p>
+    return f"""<div class="kan"><h3>How the learned functions contributed</h3>
+<p><b>{winner}</b> leads the second class, <b>{rival}</b>, by {decision.lead:.2f} in log-odds: it is
+{times:,.{0 if times > 10 else 1}f} times as likely. Together, the learned functions of the last
+block {verb} {abs(decision.gain):.2f} {preposition} this lead; the rest comes from other parts of
+the model. These are the hidden units with the largest contributions, each with its value in this
+picture:</p>
 <div class="cards">{cards}</div>
-<p class="key">{_key("function", "lead that the unit's functions give")}
-{_key("base", "the same without their splines")}
+<p class="key">{_key("function", "contribution to the lead")}
+{_key("base", "without the splines")}
 <span><svg viewBox="0 0 28 10"><circle class="here" cx="14" cy="5" r="4"/></svg>this picture</span>
 <span><svg viewBox="0 0 28 10"><rect class="shade" width="28" height="10"/></svg>outside the
 splines' grid</span></p>
-<p class="note">All else stays as it is in this picture; 0 is the lead with these functions left
-out.</p></div>"""
+<p class="note">Each curve shows the contribution for every value of the unit; everything else is
+held as in this picture.</p></div>"""
 
 
 def _key(line: str, text: str) -> str:
@@ -99,7 +99,7 @@ def _key(line: str, text: str) -> str:
 
 
 def _limits(votes: Sequence[UnitVote]) -> tuple[float, float]:
-    """The lowest and the highest value of all cards, 0 among them."""
+    """The lowest and the highest value on all cards, including 0."""
     every = [float(f(line)) for v in votes for line in (v.gains, v.base_gains) for f in (min, max)]
     low, high = min(0.0, *every), max(0.0, *every)
     return low, max(high, low + 1e-6)
@@ -116,8 +116,8 @@ def _card(vote: UnitVote, limits: tuple[float, float]) -> str:
         return round(BOTTOM - (BOTTOM - TOP) * (y - low) / (high - low), 1)
 
     def path(line: Sequence[float]) -> str:
-        places = zip(vote.x.tolist(), line, strict=True)
-        return "M" + "L".join(f"{across(x)} {down(y)}" for x, y in places)
+        points = zip(vote.x.tolist(), line, strict=True)
+        return "M" + "L".join(f"{across(x)} {down(y)}" for x, y in points)
 
     gains = vote.gains.tolist()
     step = (last - first) / (len(gains) - 1)
@@ -125,7 +125,7 @@ def _card(vote: UnitVote, limits: tuple[float, float]) -> str:
     if len(dots) == 1:
         dots = [(dots[0][0], vote.gain)]
     shades = [(LEFT, across(vote.grid[0])), (across(vote.grid[1]), RIGHT)]
-    says = f"{'adds' if vote.gain >= 0 else 'takes'} {abs(vote.gain):.2f}"
+    effect = f"{'adds' if vote.gain >= 0 else 'subtracts'} {abs(vote.gain):.2f}"
     at = f" at {_number(round(dots[0][0], 1))}" if len(dots) == 1 else ""
     parts = [
         *(f'<rect class="shade" x="{a}" y="{TOP}" width="{b - a:.1f}" height="{BOTTOM - TOP}"/>'
@@ -141,14 +141,14 @@ def _card(vote: UnitVote, limits: tuple[float, float]) -> str:
           "/>" for x, y in dots),
     ]  # fmt: skip
     return (
-        f"<figure><figcaption>unit {vote.unit}{at} <b>{says}</b></figcaption>"
+        f"<figure><figcaption>unit {vote.unit}{at} <b>{effect}</b></figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Function of unit {vote.unit},'
-        f'{at} {says}">{"".join(parts)}</svg></figure>'
+        f'{at} {effect}">{"".join(parts)}</svg></figure>'
     )
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from low to high, three to six of them, with 0 if it is among them."""
+    """Three to six round numbers from low to high, including 0 if it is in the range."""
     rough = (high - low) / 3
     step = 10 ** math.floor(math.log10(rough))
     step *= next(factor for factor in (5, 2, 1) if factor * step <= rough)
@@ -160,20 +160,20 @@ def _number(value: float) -> str:
 
 
 def table(answers: Sequence[dict[str, Any]], thumbnails: Sequence[Image.Image | None]) -> str:
-    """Answers of `Predictor.stream`, a row for each, with a small picture where there is one."""
+    """A table of answers of `Predictor.stream`, a row per file, with thumbnails."""
     rows = []
     for answer, picture in zip(answers, thumbnails, strict=True):
-        shown = "" if picture is None else f'<img src="{_data_address(picture)}" alt="">'
+        image = "" if picture is None else f'<img src="{_data_uri(picture)}" alt="">'
         name = answer["path"]
         if "error" in answer:
             cause = answer["error"].removeprefix(f"{name}: ")
-            said = f'<td colspan="2" class="bad">{escape(cause)}</td>'
+            cells = f'<td colspan="2" class="bad">{escape(cause)}</td>'
         else:
             best = answer["top"][0]
             percent = f"{100 * best['probability']:.1f} %"
-            said = (f"<td><b>{escape(best['class'])}</b></td><td class=\"chance\""
-                    f' style="--share: {percent.replace(" ", "")}">{percent}</td>')  # fmt: skip
-        rows.append(f"<tr><td>{shown}</td><td>{escape(name)}</td>{said}</tr>")
+            cells = (f"<td><b>{escape(best['class'])}</b></td><td class=\"chance\""
+                     f' style="--share: {percent.replace(" ", "")}">{percent}</td>')  # fmt: skip
+        rows.append(f"<tr><td>{image}</td><td>{escape(name)}</td>{cells}</tr>")
     return (
         '<div class="kan"><table><thead><tr><th></th><th>file</th><th>answer</th>'
         f"<th>probability</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
@@ -181,13 +181,13 @@ def table(answers: Sequence[dict[str, Any]], thumbnails: Sequence[Image.Image | 
 
 
 def thumbnail(image: Image.Image) -> Image.Image:
-    """A small copy of a picture; tiny ones stay as they are."""
+    """A copy of a picture, of at most THUMBNAIL pixels a side."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     return small
 
 
-def _data_address(image: Image.Image) -> str:
+def _data_uri(image: Image.Image) -> str:
     packed = io.BytesIO()
     image.save(packed, format="PNG")
     return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()

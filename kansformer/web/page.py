@@ -1,4 +1,4 @@
-"""The page itself, in gradio."""
+"""The page, in gradio."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +12,18 @@ from kansformer.web import html
 from kansformer.web.service import Service
 from kansformer.words import number
 
-KEEP_SECONDS = 600  # uploads are removed after this, and all of them at the end
+KEEP_SECONDS = 600  # uploads are deleted after this, and when the server stops
 MOST_FILES = 100
 MOST_CLASSES = 10  # bars to show
-# on a phone the answer is below the picture: what an upload has changed is brought into sight
+# on a phone the answer is below the picture: scrolls to what an upload has changed
 SHOW = """() => requestAnimationFrame(() => requestAnimationFrame(() => {
   const shown = ["#message [role=alert]", "#answer h2", "#answers .kan"]
-    .map(name => document.querySelector(name)).find(found => found?.offsetParent);
+    .map(name => document.querySelector(name)).find(element => element?.offsetParent);
   shown?.closest(".block")?.scrollIntoView({block: "nearest"});
 }))"""
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
-# names of system fonts only: others would be asked of a server elsewhere
+# system fonts only: gradio would load others from another server
 THEME = gr.themes.Default(primary_hue="blue", font=SANS, font_mono=MONO)
 STYLE = (
     html.STYLE
@@ -36,27 +36,26 @@ STYLE = (
 """
 )
 PRIVATE: dict[str, Any] = {
-    "api_visibility": "private",  # the page alone calls it; others have /predict
+    "api_visibility": "private",  # only the page calls it; programs use /predict
     "concurrency_limit": 1,
     "concurrency_id": "model",
 }
 
 
 def as_uploaded(component: gr.Image | gr.File) -> None:
-    """Has the page's functions get a component's files as they were uploaded, path and name.
+    """Makes a component pass on its files as uploaded, with path and name.
 
-    Gradio's own reading would turn and convert pictures before we see them, and has its own words
-    for what is none.
+    By default gradio would rotate and convert pictures, and report unreadable files itself.
     """
     component.preprocess = lambda payload: payload  # type: ignore[method-assign]
 
 
-def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr.Blocks:
+def make_page(service: Service, examples: Sequence[str], is_local: bool) -> gr.Blocks:
     """The page of a model.
 
     Args:
-        examples: pictures to offer.
-        stays_here: whether nobody but this computer can reach the page.
+        examples: paths of pictures to offer.
+        is_local: whether only this computer can reach the page.
 
     Raises:
         UserError: an example cannot be read.
@@ -69,53 +68,55 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
         if picture is None:
             return gr.HTML("", visible=False), *nothing
         try:
-            found = service.look(picture.path, picture.orig_name or "the picture")
+            result = service.look(picture.path, picture.orig_name or "the picture")
         except UserError as error:
             return gr.HTML(html.message(one_line(error)), visible=True), *nothing
-        chances = {row["class"]: row["probability"] for row in found.top}
-        shown = (
-            html.no_functions() if found.decision is None else html.functions(found.decision, names)
-        )
-        return gr.HTML("", visible=False), chances, gr.Row(visible=True), found.attention, shown
+        probabilities = {row["class"]: row["probability"] for row in result.top}
+        if result.decision is None:
+            functions = html.no_functions()
+        else:
+            functions = html.functions(result.decision, names)
+        hidden, visible = gr.HTML("", visible=False), gr.Row(visible=True)
+        return hidden, probabilities, visible, result.attention, functions
 
-    def take(event: gr.SelectData) -> Image.Image:
+    def open_example(event: gr.SelectData) -> Image.Image:
         return preprocessing.open(examples[event.index])
 
     def classify(files: Any) -> str:
         if not files:
             return ""
         if len(files.root) > MOST_FILES:
-            return html.message(f"{len(files.root)} files: give at most {MOST_FILES} at once")
-        given = [(file.orig_name or Path(file.path).name, Path(file.path)) for file in files.root]
-        answers = service.table(given)
-        small = [
+            return html.message(f"{len(files.root)} files: choose at most {MOST_FILES} at a time")
+        named = [(file.orig_name or Path(file.path).name, Path(file.path)) for file in files.root]
+        answers = service.table(named)
+        thumbnails = [
             html.thumbnail(preprocessing.open(path, at_least=html.THUMBNAIL))
             if "top" in answer
             else None
-            for (_, path), answer in zip(given, answers, strict=True)
+            for (_, path), answer in zip(named, answers, strict=True)
         ]
-        return html.table(answers, small)
+        return html.table(answers, thumbnails)
 
     with gr.Blocks(
         title=f"{service.name}: what is in this picture?",
         analytics_enabled=False,
         delete_cache=(60, KEEP_SECONDS),
     ) as page:
-        where = "on this computer" if stays_here else "on the computer that runs this page"
+        where = "on this computer" if is_local else "on the computer that runs this page"
         gr.Markdown(
-            f"# What is in this picture?\n`{service.name}` tells {number(len(names), 'class')}"
-            " apart, and names one of them whatever the picture shows. Pictures stay"
-            f" {where}, and are removed from it {KEEP_SECONDS // 60} minutes later."
+            f"# What is in this picture?\n`{service.name}` knows {number(len(names), 'class')} and"
+            " always names one of them, whatever the picture shows. Pictures stay"
+            f" {where} and are deleted after {KEEP_SECONDS // 60} minutes."
         )
         with gr.Tab("One picture"):
-            wrong = gr.HTML(visible=False, elem_id="message")
+            error_message = gr.HTML(visible=False, elem_id="message")
             with gr.Row():
                 with gr.Column():
                     picture = gr.Image(
-                        label="Drop, paste or photograph a picture",
+                        label="Drop or paste a picture, or take a photo",
                         sources=["upload", "clipboard", "webcam"],
                         height=340,
-                        format="png",  # of an example, which loses nothing that way
+                        format="png",  # lossless, for examples
                         buttons=[],
                         elem_id="picture",
                     )
@@ -123,10 +124,10 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
                     if examples:
                         offered = gr.Gallery(
                             [html.thumbnail(preprocessing.open(path)) for path in examples],
-                            label="Or take one of these", object_fit="cover", allow_preview=False,
+                            label="Or try one of these", object_fit="cover", allow_preview=False,
                             interactive=False, buttons=[], elem_id="examples",
                         )  # fmt: skip
-                        offered.select(take, None, [picture], **PRIVATE)
+                        offered.select(open_example, None, [picture], **PRIVATE)
                 with gr.Column():
                     label = gr.Label(label="Answer", num_top_classes=MOST_CLASSES, elem_id="answer")
             with gr.Row(visible=False) as reasons:
@@ -136,11 +137,9 @@ def make_page(service: Service, examples: Sequence[str], stays_here: bool) -> gr
                         format="png", buttons=["download", "fullscreen"], elem_id="attention",
                     )  # fmt: skip
                 with gr.Column(scale=3, min_width=280):
-                    decided = gr.HTML(elem_id="functions")
-            looked = picture.change(
-                look, [picture], [wrong, label, reasons, attention, decided], **PRIVATE
-            )
-            looked.then(None, js=SHOW)
+                    contributions = gr.HTML(elem_id="functions")
+            outputs = [error_message, label, reasons, attention, contributions]
+            picture.change(look, [picture], outputs, **PRIVATE).then(None, js=SHOW)
         with gr.Tab("Several pictures"):
             files = gr.File(
                 label=f"Drop up to {MOST_FILES} pictures", file_count="multiple", height=160,

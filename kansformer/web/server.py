@@ -1,4 +1,4 @@
-"""The server: says when it can be reached, and ends at a signal whenever that comes."""
+"""A server that prints its address once it is reachable, and stops at a signal at any time."""
 
 import socket
 
@@ -8,18 +8,18 @@ from kansformer.signals import StopSignals
 
 
 class PageServer(uvicorn.Server):
-    """A server whose signals end up in `stop`, within which it runs.
+    """A uvicorn server that also respects signals received before it has started.
 
-    uvicorn catches signals from its start on, and passes them on at the end. Those that came before
-    are seen here.
+    While it runs, uvicorn catches signals itself and re-raises them at the end.
 
     Args:
-        app: the application, for ASGI.
-        welcome: printed once the server can be reached.
+        app: the ASGI application.
+        stop: the active signal handler, which records earlier signals.
+        welcome: text to print once the server is reachable.
     """
 
     def __init__(self, app: object, stop: StopSignals, welcome: str) -> None:
-        # a page that stays open in a browser must not hold up the end for longer than a second
+        # a page that is still open in a browser may delay the end by at most a second
         super().__init__(
             uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)  # type: ignore[arg-type]
         )
@@ -27,7 +27,7 @@ class PageServer(uvicorn.Server):
         self.welcome = welcome
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Opens for requests."""
+        """Starts to accept requests, or stops at once if a signal has been received."""
         await super().startup(sockets)
         if self.stop.received:
             self.should_exit = True

@@ -1,4 +1,4 @@
-"""What the page and the JSON endpoint ask of the model, one question at a time."""
+"""The model behind the page and the JSON endpoint, for one request at a time."""
 
 import io
 import os
@@ -17,12 +17,12 @@ from kansformer.interpret.decision import Decision, explain_decision, has_functi
 
 @dataclass(frozen=True)
 class Look:
-    """One picture, looked at closely.
+    """The classification of one picture, and its explanation.
 
     Attributes:
-        top: the likeliest classes, as in `Predictor.stream`.
-        attention: where the model looks.
-        decision: what its learned functions did; None if it has none.
+        top: the most likely classes, [{"class", "index", "probability"}, ...].
+        attention: the attention map over the picture.
+        decision: the contributions of the learned functions; None if there are none.
     """
 
     top: list[dict[str, Any]]
@@ -31,34 +31,34 @@ class Look:
 
 
 class Service:
-    """A model that answers several threads, each in its turn.
+    """A model that several threads can use; a lock serializes their requests.
 
     Args:
-        name: what to call the model.
+        name: name of the model on the page.
     """
 
     def __init__(self, predictor: Predictor, name: str) -> None:
         self.predictor = predictor
         self.name = name
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def answers(self, files: Sequence[tuple[str, bytes]], topk: int = 5) -> list[dict[str, Any]]:
-        """Answers of `Predictor.stream` to files in memory, each with its name."""
-        with self._turn:
+        """Classifies (name, contents) pairs; the answers are those of `Predictor.stream`."""
+        with self._lock:
             return self.predictor([(name, io.BytesIO(data)) for name, data in files], topk)
 
     def look(self, path: str | os.PathLike[str], name: str | None = None) -> Look:
         """Classifies and explains one picture.
 
         Args:
-            name: what to call it in an error.
+            name: name of the picture in error messages.
 
         Raises:
             UserError: the picture cannot be read.
         """
         model = self.predictor.model
         image = model.preprocessing.open(path, name)
-        with self._turn:
+        with self._lock:
             (answer,) = self.predictor(image)
             decision = None
             if has_functions(model):
@@ -68,5 +68,5 @@ class Service:
             return Look(answer["top"], explain(model, image), decision)
 
     def table(self, files: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
-        """Answers to files by name and path, read one after the other, as they may be large."""
+        """Classifies (name, path) pairs; files are read one by one, because they may be large."""
         return [self.answers([(name, path.read_bytes())], topk=1)[0] for name, path in files]

@@ -1,4 +1,4 @@
-"""The examples run, draw what they say, and end at what they show; training is cut short."""
+"""The examples run, draw their pictures, and reach the results they show; training is shortened."""
 
 import importlib.util
 import json
@@ -20,8 +20,8 @@ EXAMPLES = ROOT / "examples"
 
 
 def example(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> ModuleType:
-    """An example as a module, with the command line that its main() is to see."""
-    monkeypatch.setattr(sys, "path", [*sys.path])  # examples put the project on it
+    """An example as a module, with these arguments on the command line."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # examples add the project to it
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     assert spec is not None
@@ -71,14 +71,14 @@ def test_the_example_ends_at_the_formula() -> None:
         text=True,
         check=True,
     )
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert found.keys() == {"formula", "train_rmse", "test_rmse", "seconds"}
-    assert found["formula"] == "exp(x_2**2 + sin(3.1416*x_1))"
-    assert found["test_rmse"] <= 1e-12
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert result.keys() == {"formula", "train_rmse", "test_rmse", "seconds"}
+    assert result["formula"] == "exp(x_2**2 + sin(3.1416*x_1))"
+    assert result["test_rmse"] <= 1e-12
     assert done.stderr == ""
 
 
-def test_the_table_of_formulas_is_put_where_it_belongs(
+def test_the_table_of_formulas_is_written_into_the_readme(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     module = example("find_formulas", monkeypatch, "--only", 2, "--write")
@@ -95,7 +95,7 @@ def test_the_table_of_formulas_is_put_where_it_belongs(
     assert readme.read_text().split(module.END)[1] == original.split(module.END)[1]
 
 
-def test_the_notebook_still_gives_what_it_shows(
+def test_the_notebook_gives_the_output_it_shows(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(EXAMPLES)

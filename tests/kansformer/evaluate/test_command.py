@@ -1,4 +1,4 @@
-"""python -m kansformer.evaluate: the right pictures by the right names, and what it writes."""
+"""python -m kansformer.evaluate: the choice of pictures, labels by class name, and its files."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ def evaluate(command: Callable[..., tuple[int, str, str]], trained: Path) -> Eva
     return run
 
 
-def test_its_predictions_are_those_of_predict(
+def test_predictions_equal_those_of_predict(
     evaluate: Evaluate, command: Callable[..., tuple[int, str, str]], colours: Path, trained: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -55,17 +55,17 @@ def test_its_predictions_are_those_of_predict(
         assert (row["path"], row["predicted"]) == (answer["path"], best["class"])
         assert float(row["probability"]) == pytest.approx(best["probability"], abs=1e-6)
         assert row["true"] == Path(row["path"]).parent.name
-    right = np.mean([row["true"] == row["predicted"] for row in rows])
-    assert report["accuracy"] == pytest.approx(right)
-    assert right > 0.9  # labels go by name
+    correct = np.mean([row["true"] == row["predicted"] for row in rows])
+    assert report["accuracy"] == pytest.approx(correct)
+    assert correct > 0.9  # labels are matched by name
     for name in ("confusion.png", "reliability.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "out" / "classes.csv").open() as file:
         assert [row["class"] for row in csv.DictReader(file)] == sorted(COLOURS)
 
 
-def test_a_subset_of_the_classes_is_right_by_name(evaluate: Evaluate, colours: Path) -> None:
-    shutil.rmtree(colours / "green")  # red is the second class of the folder, the third of the file
+def test_a_subset_of_the_classes_is_matched_by_name(evaluate: Evaluate, colours: Path) -> None:
+    shutil.rmtree(colours / "green")  # red is the folder's second class, the model's third
     status, out, _ = evaluate(colours, "--json")
     report = json.loads(out)
     assert (status, report["pictures"]) == (0, 20)
@@ -73,22 +73,22 @@ def test_a_subset_of_the_classes_is_right_by_name(evaluate: Evaluate, colours: P
     assert [row["support"] for row in report["per_class"]] == [10, 0, 10]
 
 
-def test_labels_go_by_name_in_any_order() -> None:
+def test_labels_are_matched_by_name_in_any_order() -> None:
     labels = np.array([0, 2, 1, 1])
     assert labels_by_name(labels, "cab", "abcd", "x").tolist() == [2, 1, 0, 0]
-    with pytest.raises(UserError, match="x: the weights do not know the class 'e', only a, b, c"):
+    with pytest.raises(UserError, match="x: the model does not know the class 'e', only a, b, c"):
         labels_by_name(labels, "cae", "abcd", "x")
-    assert labels_by_name(labels[:1], "cae", "abcd", "x").tolist() == [2]  # of e there is nothing
+    assert labels_by_name(labels[:1], "cae", "abcd", "x").tolist() == [2]  # no label is e
 
 
 def test_an_unknown_class_is_named(evaluate: Evaluate, colours: Path) -> None:
     write_picture(colours / "yellow" / "1.png", (250, 250, 0), 0)
     status, out, err = evaluate(colours)
     assert (status, out) == (2, "")
-    assert "do not know the class 'yellow', only blue, green, red" in err
+    assert "does not know the class 'yellow', only blue, green, red" in err
 
 
-def test_the_validation_split_is_that_of_the_training(evaluate: Evaluate, trained: Path) -> None:
+def test_the_validation_set_is_that_of_the_training(evaluate: Evaluate, trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
     pictures = {}
     for split in ("val", "train"):
@@ -96,7 +96,7 @@ def test_the_validation_split_is_that_of_the_training(evaluate: Evaluate, traine
         report = json.loads(out)
         assert (status, report["split"]) == (0, split)
         assert report["pictures"] == summary["pictures"][split]
-        assert report["note"] == "split as in training: a share of 0.2 validates, seed 0"
+        assert report["note"] == "validation set drawn as in training: share 0.2, seed 0"
         if split == "val":
             assert report["accuracy"] == pytest.approx(summary["val_acc1"] / 100)
             assert report["nll"] == pytest.approx(summary["val_loss"], abs=1e-5)
@@ -104,7 +104,7 @@ def test_the_validation_split_is_that_of_the_training(evaluate: Evaluate, traine
     assert sum(pictures.values()) == 30
 
 
-def test_which_pictures_by_default(trained: Path) -> None:
+def test_the_default_choice_of_pictures(trained: Path) -> None:
     model = load_model(trained / "best.safetensors")
     parts = [Pictures([f"{n}.png"] * 20, np.arange(20) % 3) for n in range(3)]
     names = tuple(sorted(COLOURS))
@@ -116,22 +116,22 @@ def test_which_pictures_by_default(trained: Path) -> None:
     flat = choose_split(PictureData("x", names, parts[0]), model)
     assert (flat.split, flat.pictures.items, flat.note) == ("all", parts[0].items, "")
     known = choose_split(PictureData("colours", names, parts[0]), model)
-    assert "may be among" in known.note
-    its_own = load_data(str(trained.parent / "colours"))
-    validating = choose_split(its_own, model)
+    assert "may contain these pictures" in known.note
+    trained_on = load_data(str(trained.parent / "colours"))
+    validating = choose_split(trained_on, model)
     assert (validating.split, len(validating.pictures)) == ("val", 6)
-    assert validating.pictures.items == choose_split(its_own, model, "val").pictures.items
+    assert validating.pictures.items == choose_split(trained_on, model, "val").pictures.items
     in_memory = Pictures(np.zeros((20, 8, 8, 3), np.uint8), parts[0].labels)
     other = choose_split(PictureData("x", names, in_memory), model, "val")
-    assert "but it was trained on colours" in other.note
+    assert "but the model was trained on colours" in other.note
     with pytest.raises(UserError, match="no test pictures"):
         choose_split(PictureData("x", names, parts[0]), model, "test")
     model.training_info = {}
-    with pytest.raises(UserError, match="does not say how"):
+    with pytest.raises(UserError, match="does not record how"):
         choose_split(PictureData("x", names, parts[0]), model, "val")
 
 
-def test_a_broken_picture_is_named_and_left_out(
+def test_a_broken_picture_is_reported_and_not_counted(
     evaluate: Evaluate, colours: Path, tmp_path: Path
 ) -> None:
     (colours / "blue" / "new.png").write_bytes((colours / "blue" / "blue 0.png").read_bytes())
@@ -142,7 +142,7 @@ def test_a_broken_picture_is_named_and_left_out(
     assert status == 1
     assert [row["path"] for row in report["unreadable"]] == [str(bad)]
     assert err.startswith(f"error: {bad}: damaged")
-    assert (report["split"], report["pictures"]) == ("all", 30)  # not those of the training
+    assert (report["split"], report["pictures"]) == ("all", 30)  # not the training run's pictures
     assert [row["support"] for row in report["per_class"]] == [11, 9, 10]
     table = (tmp_path / "out" / "predictions.csv").read_text()
     assert str(bad) not in table
@@ -150,7 +150,7 @@ def test_a_broken_picture_is_named_and_left_out(
 
 
 def mislabelled(folder: Path) -> Path:
-    """train/, val/ and test/ of colours, in which some pictures lie in a wrong folder."""
+    """train/, val/ and test/ of colours, with some pictures in a wrong folder."""
     for number, split in enumerate(("train", "val", "test")):
         write_folder(folder / split, 10, 100 * number)
         for i in range(3):
@@ -158,7 +158,9 @@ def mislabelled(folder: Path) -> Path:
     return folder
 
 
-def test_a_temperature_is_kept_and_used(evaluate: Evaluate, trained: Path, tmp_path: Path) -> None:
+def test_a_temperature_is_stored_and_used(
+    evaluate: Evaluate, trained: Path, tmp_path: Path
+) -> None:
     weights = tmp_path / "best.safetensors"
     shutil.copy(trained / "best.safetensors", weights)
     old = safetensors.torch.load_file(weights)
@@ -187,12 +189,12 @@ def test_a_temperature_is_kept_and_used(evaluate: Evaluate, trained: Path, tmp_p
     for row, answer in zip(rows, answers, strict=True):
         expected = answer["top"][0]["probability"]
         assert float(row["probability"]) == pytest.approx(expected, abs=1e-6)
-    status, out, _ = evaluate(data, "--weights", weights, "--calibrate")  # it is the best already
+    status, out, _ = evaluate(data, "--weights", weights, "--calibrate")  # already optimal
     assert load_model(weights).temperature == pytest.approx(model.temperature, rel=1e-3)
     assert "fitted on 33 validation pictures" in out
 
 
-def test_nothing_is_kept_where_nothing_can_be_fitted(
+def test_the_file_is_unchanged_if_no_temperature_can_be_fitted(
     evaluate: Evaluate, trained: Path, tmp_path: Path
 ) -> None:
     weights = tmp_path / "best.safetensors"
@@ -213,7 +215,7 @@ def test_nothing_is_kept_where_nothing_can_be_fitted(
         (("--data-path", "nowhere"), "nowhere: no such folder"),
         (("--split", "test"), "colours: has no test pictures"),
         (("--device", "abacus"), "--device abacus"),
-        (("--tta", "--calibrate"), "leave out --tta"),
+        (("--tta", "--calibrate"), "remove --tta"),
         (("--output", "colours/out"), "colours/out: lies within"),
     ],
 )

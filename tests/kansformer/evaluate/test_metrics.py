@@ -1,4 +1,4 @@
-"""What `evaluate` says of a model, and how it runs it."""
+"""The results of `evaluate`, and how it runs the model."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from models.engine import operators
 
 
 class Probe(nn.Module):
-    """Always says class 0, and notes how a KAN layer would run."""
+    """Always predicts class 0, and records in which mode a KAN layer would run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,8 +24,8 @@ def test_large_batches_run_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KAN_MODE", raising=False)
     model, labels = Probe(), torch.tensor([0, 0, 0, 1])
     large, small = torch.zeros(4, operators.COMPILE_ELEMENTS // 4), torch.zeros(4, 2)
-    found = evaluate(model, [(large, labels), (small, labels)], torch.device("cpu"))
+    result = evaluate(model, [(large, labels), (small, labels)], torch.device("cpu"))
     assert model.modes == ["compiled", "eager"]
-    assert (found["acc1"], found["count"]) == (75.0, 8)
+    assert (result["acc1"], result["count"]) == (75.0, 8)
     model(large)
-    assert model.modes[-1] == "eager", "outside it is as it was"
+    assert model.modes[-1] == "eager", "the mode is restored after evaluate"

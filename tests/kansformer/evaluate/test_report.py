@@ -1,4 +1,4 @@
-"""Figures are scikit-learn's and those of their definitions; a temperature is the best there is."""
+"""Metrics equal scikit-learn's and their definitions; the fitted temperature is optimal."""
 
 from itertools import pairwise
 
@@ -25,7 +25,7 @@ from tests.drawn import assert_drawn_within_bounds
 
 
 def predictions(classes: int, count: int = 300, sharpness: float = 1.0) -> tuple[np.ndarray, ...]:
-    """Labels (N,), whose last class never occurs, and probabilities that are right now and then."""
+    """Labels (N,), without the last class, and probabilities that are sometimes correct."""
     random = np.random.default_rng(classes)
     labels = random.integers(0, classes - 1, count)
     logits = random.normal(size=(count, classes))
@@ -40,9 +40,9 @@ def test_figures_are_scikit_learns(classes: int) -> None:
         labels[:100] = 1
     names = [f"class {index}" for index in range(classes)]
     predicted = probabilities.argmax(1)
-    found = figures(labels, probabilities, names)
-    assert found["accuracy"] == pytest.approx(np.mean(predicted == labels))
-    assert found["nll"] == pytest.approx(
+    report = figures(labels, probabilities, names)
+    assert report["accuracy"] == pytest.approx(np.mean(predicted == labels))
+    assert report["nll"] == pytest.approx(
         F.cross_entropy(torch.tensor(probabilities).log(), torch.tensor(labels)).item()
     )
     present = [name for index, name in enumerate(names) if index in labels]
@@ -50,59 +50,59 @@ def test_figures_are_scikit_learns(classes: int) -> None:
         labels, predicted, labels=range(classes), target_names=names, output_dict=True,
         zero_division=0,
     )  # fmt: skip
-    for row in found["per_class"]:
-        own = expected[row["class"]]
-        assert row["support"] == own["support"]
+    for row in report["per_class"]:
+        expected_row = expected[row["class"]]
+        assert row["support"] == expected_row["support"]
         if row["class"] in present:
             for name, key in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
-                assert row[name] == pytest.approx(own[key])
+                assert row[name] == pytest.approx(expected_row[key])
         else:
             assert row["recall"] is None  # 0 / 0
-    assert found["balanced_accuracy"] == pytest.approx(
+    assert report["balanced_accuracy"] == pytest.approx(
         np.mean([expected[name]["recall"] for name in present])
     )
     if classes > 5:
         best = np.argsort(probabilities, axis=1)[:, -5:]
-        assert found["top5_accuracy"] == pytest.approx(np.mean((best == labels[:, None]).any(1)))
+        assert report["top5_accuracy"] == pytest.approx(np.mean((best == labels[:, None]).any(1)))
     else:
-        assert found["top5_accuracy"] is None
+        assert report["top5_accuracy"] is None
     counts = np.zeros((classes, classes), dtype=int)
-    for true, taken in zip(labels, predicted, strict=True):
-        counts[true, taken] += 1
-    assert found["confusion"] == counts.tolist()
+    for row, column in zip(labels, predicted, strict=True):
+        counts[row, column] += 1
+    assert report["confusion"] == counts.tolist()
     np.fill_diagonal(counts, 0)
-    assert found["most_confused"][0]["count"] == counts.max()
-    assert sum(pair["count"] for pair in found["most_confused"]) <= counts.sum()
+    assert report["most_confused"][0]["count"] == counts.max()
+    assert sum(pair["count"] for pair in report["most_confused"]) <= counts.sum()
 
 
 def test_the_interval_is_wilsons() -> None:
     labels = np.zeros(50, dtype=int)
     probabilities = np.tile([0.9, 0.1], (50, 1))
     probabilities[:3] = [0.2, 0.8]
-    found = figures(labels, probabilities, ["a", "b"])
+    report = figures(labels, probabilities, ["a", "b"])
     p, n, z = 47 / 50, 50, 1.959963984540054
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert found["accuracy_interval"] == pytest.approx([middle - reach, middle + reach])
+    assert report["accuracy_interval"] == pytest.approx([middle - reach, middle + reach])
 
 
-def test_ece_is_that_of_a_loop_over_intervals() -> None:
+def test_ece_equals_a_loop_over_intervals() -> None:
     labels, probabilities = predictions(4, 500)
     probabilities[0] = [1, 0, 0, 0]
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     expected = 0.0
     for number in range(15):
         inside = (confidence > number / 15) & (confidence <= (number + 1) / 15)
         if inside.any():
-            gap = abs(right[inside].mean() - confidence[inside].mean())
+            gap = abs(correct[inside].mean() - confidence[inside].mean())
             expected += inside.mean() * gap
-    found = reliability(labels, probabilities)
-    assert found.expected_calibration_error == pytest.approx(expected)
-    assert found.count.sum() == 500
+    curve = reliability(labels, probabilities)
+    assert curve.expected_calibration_error == pytest.approx(expected)
+    assert curve.count.sum() == 500
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 6.0])
-def test_the_temperature_is_what_torch_finds(sharpness: float) -> None:
+def test_the_temperature_equals_the_one_fitted_by_torch(sharpness: float) -> None:
     labels, probabilities = predictions(5, sharpness=sharpness)
     logits = torch.tensor(probabilities).log()
     slope = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -115,19 +115,19 @@ def test_the_temperature_is_what_torch_finds(sharpness: float) -> None:
         return value
 
     optimizer.step(loss)
-    found = fit_temperature(labels, probabilities)
-    assert found == pytest.approx((-slope).exp().item(), rel=1e-4)
-    after = rescaled(probabilities, found)
-    np.testing.assert_allclose(after, (logits / found).softmax(1).numpy(), atol=1e-12)
+    temperature = fit_temperature(labels, probabilities)
+    assert temperature == pytest.approx((-slope).exp().item(), rel=1e-4)
+    after = rescaled(probabilities, temperature)
+    np.testing.assert_allclose(after, (logits / temperature).softmax(1).numpy(), atol=1e-12)
     assert metrics.log_loss(labels, after, labels=range(5)) <= metrics.log_loss(
         labels, probabilities, labels=range(5)
     )
     assert fit_temperature(labels, after) == pytest.approx(1, rel=1e-4)
 
 
-def test_where_no_temperature_is_best_there_is_none() -> None:
+def test_without_an_optimal_temperature_the_fit_fails() -> None:
     probabilities = np.array([[0.6, 0.4], [0.3, 0.7]] * 20)
-    with pytest.raises(JobFailed, match="all right"):
+    with pytest.raises(JobFailed, match="all correct"):
         fit_temperature(np.array([0, 1] * 20), probabilities)
     with pytest.raises(JobFailed, match="no better than chance"):
         fit_temperature(np.array([1, 0] * 20), probabilities)
@@ -135,8 +135,8 @@ def test_where_no_temperature_is_best_there_is_none() -> None:
 
 def test_certain_mistakes_stay_finite() -> None:
     probabilities = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    found = figures(np.array([0, 1, 1]), probabilities, ["a", "b"])
-    assert np.isfinite(found["nll"])
+    report = figures(np.array([0, 1, 1]), probabilities, ["a", "b"])
+    assert np.isfinite(report["nll"])
     assert np.isfinite(fit_temperature(np.array([0, 1, 1]), probabilities))
 
 
@@ -148,14 +148,14 @@ def test_the_printed_table_of_many_classes_is_short() -> None:
         "note": "", "pictures_per_second": 1.0, "device": "cpu", "threads": 1, "batch_size": 32,
     }  # fmt: skip
     text = as_text(report)
-    assert "the 50 classes of the lowest F1" in text
+    assert "the 50 classes with the lowest F1" in text
     assert len(text.splitlines()) < 80
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["file", "page"])
 @pytest.mark.parametrize("classes", [1, 2, 10, 25, 40, 100, 1000])
 def test_a_confusion_matrix_stays_in_its_box(classes: int, narrow: bool) -> None:
-    """However many classes, and however they are called, all text is inside and apart."""
+    """With any number of classes and any names, no text is cut or overlaps."""
     labels = np.arange(3 * classes) % classes
     predicted = np.where(np.arange(len(labels)) % 3, labels, labels[::-1])
     confusion = np.zeros((classes, classes), dtype=int)
@@ -192,7 +192,7 @@ def test_a_long_title_stays_in_its_box() -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 100, 101, 255, 1000])
-def test_neighbours_in_a_cell_show_their_largest_share(classes: int) -> None:
+def test_a_cell_shows_the_largest_share_of_its_classes(classes: int) -> None:
     confusion = np.random.default_rng(classes).poisson(0.01, (classes, classes))
     shares, together = pooled_shares(confusion)
     assert len(shares) <= 100
@@ -222,19 +222,19 @@ def test_one_epoch_is_drawn_as_one_epoch() -> None:
     assert history_in_words([row]).startswith("Curves over 1 epoch:")
 
 
-def test_text_says_which_class_is_the_true_one_and_counts_in_the_singular() -> None:
-    found = figures(np.array([0]), np.array([[0.2, 0.8]]), ["a\nb", "c"])
+def test_texts_name_the_true_class_and_use_the_singular() -> None:
+    report = figures(np.array([0]), np.array([[0.2, 0.8]]), ["a\nb", "c"])
     text = as_text({
-        **found, "data": "x", "split": "test", "pictures": 1, "note": "", "device": "cpu",
+        **report, "data": "x", "split": "test", "pictures": 1, "note": "", "device": "cpu",
         "pictures_per_second": 1.0, "threads": 1, "batch_size": 32,
     })  # fmt: skip
     assert "1 picture, 2 classes" in text
     assert ", 1 thread," in text
     assert "1  true a\N{REPLACEMENT CHARACTER}b, predicted c (100.00 % of a" in text
-    assert "true a\nb, predicted c: 1" in confusion_in_words(found)
+    assert "true a\nb, predicted c: 1" in confusion_in_words(report)
 
 
-def test_the_ring_is_at_the_epoch_that_is_kept() -> None:
+def test_the_circle_marks_the_best_epoch() -> None:
     rows = [(50.0, 2.0), (90.0, 0.4), (90.0, 0.3), (90.0, 0.5), (80.0, 0.2)]
     history = [
         {"epoch": number, "train_loss": 1.0, "val_acc1": accuracy, "val_loss": loss, "lr": 0.1}

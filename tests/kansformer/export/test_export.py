@@ -1,4 +1,4 @@
-"""An exported file gives the model's logits, says what it needs, and is not kept if it does not."""
+"""An exported file gives the model's logits and holds its metadata, or else is not written."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from torch import Tensor
 from kansformer.checkpoint import TrainedModel, load_model, save_model
 from kansformer.data import Preprocessing, load_data
 from kansformer.export import onnx_runner, pt2_runner, quantised, to_onnx, to_pt2
-from kansformer.export.__main__ import made_up_pictures
+from kansformer.export.__main__ import synthetic_pictures
 from kansformer.infer import Predictor
 from models.vit_model import create_model
 from tests.conftest import ROOT, write_folder
@@ -34,28 +34,28 @@ SETTINGS = {
 
 
 def save_small(path: Path, ffn: str) -> Path:
-    """Weights of a small model of a kind, none of whose parts are zero."""
+    """Saves a small model of the given kind, with noise on all parameters."""
     torch.manual_seed(0)
-    made = create_model(
+    model = create_model(
         "kansformer_micro_patch8_16", num_classes=4, depth=1, embed_dim=48, ffn=ffn,
         **SETTINGS[ffn],
     )  # fmt: skip
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    save_model(path, made, PREPROCESSING, NAMES, temperature=0.8)
+    save_model(path, model, PREPROCESSING, NAMES, temperature=0.8)
     return path
 
 
 def check(model: TrainedModel, run: Callable[[Tensor], Tensor]) -> None:
-    """64 pictures, one by one and by sevens, and what lies far outside every grid."""
-    images = made_up_pictures(model, 64)
+    """Compares logits on 64 pictures and on inputs far outside the grids, in batches of 1 and 7."""
+    images = synthetic_pictures(model, 64)
     images = torch.cat([images, 10 * torch.randn(6, *images.shape[1:])])
     with torch.no_grad():
         expected = model(images)
     for size in (1, 7):
-        found = torch.cat([run(batch) for batch in images.split(size)])
-        assert (found - expected).abs().max() < 1e-4
+        logits = torch.cat([run(batch) for batch in images.split(size)])
+        assert (logits - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("ffn", SETTINGS)
@@ -65,21 +65,21 @@ def test_onnx_gives_the_models_logits(ffn: str, tmp_path: Path) -> None:
     onnx.checker.check_model(onnx.load_from_string(packed), full_check=True)
     session = onnxruntime.InferenceSession(packed, providers=["CPUExecutionProvider"])
     check(model, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]))
-    (taken,), (given,) = session.get_inputs(), session.get_outputs()
-    assert (taken.name, taken.shape) == ("images", ["batch", 3, 16, 16])
-    assert (given.name, given.shape) == ("logits", ["batch", 4])
-    told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-    assert tuple(told["class_names"]) == NAMES
-    assert told["temperature"] == 0.8
-    assert Preprocessing(**told["preprocessing"]) == PREPROCESSING
+    (images,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.shape) == ("images", ["batch", 3, 16, 16])
+    assert (logits.name, logits.shape) == ("logits", ["batch", 4])
+    metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    assert tuple(metadata["class_names"]) == NAMES
+    assert metadata["temperature"] == 0.8
+    assert Preprocessing(**metadata["preprocessing"]) == PREPROCESSING
     assert str(ROOT).encode() not in packed
     assert b"site-packages" not in packed
     weights = sum(4 * value.numel() for value in model.state_dict().values())
-    assert len(packed) < 1.2 * weights + 100_000  # nothing is in it twice
+    assert len(packed) < 1.2 * weights + 100_000  # no tensor is stored twice
 
     small = quantised(packed)
-    assert len(small) < 0.75 * len(packed)  # the graph and the patches' embedding stay
-    images = made_up_pictures(model, 64)
+    assert len(small) < 0.75 * len(packed)  # the graph and the patch embedding stay in float32
+    images = synthetic_pictures(model, 64)
     exact, near = onnx_runner(packed)(images), onnx_runner(small)(images)
     assert 0 < (near - exact).abs().mean() < 0.1 * exact.std()
     kept = {entry.key: entry.value for entry in onnx.load_from_string(small).metadata_props}
@@ -90,11 +90,11 @@ def test_pt2_gives_the_models_logits(tmp_path: Path) -> None:
     model = load_model(save_small(tmp_path / "w", "group-kan"))
     packed = to_pt2(model)
     check(model, pt2_runner(packed))
-    told = {"kansformer.json": ""}
-    torch.export.load(BytesIO(packed), extra_files=told)
-    values = {name: json.loads(text) for name, text in json.loads(told["kansformer.json"]).items()}
-    assert tuple(values["class_names"]) == NAMES
-    assert values["preprocessing"]["crop_pct"] == 0.875
+    files = {"kansformer.json": ""}
+    torch.export.load(BytesIO(packed), extra_files=files)
+    metadata = json.loads(files["kansformer.json"])
+    assert tuple(json.loads(metadata["class_names"])) == NAMES
+    assert json.loads(metadata["preprocessing"])["crop_pct"] == 0.875
     assert str(ROOT).encode() not in packed
 
 
@@ -105,7 +105,9 @@ def export(command: Command, tmp_path: Path) -> Command:
     return lambda *arguments: command(name, "--weights", weights, *arguments)
 
 
-def test_the_command_checks_writes_and_says_how_good_it_is(export: Command, tmp_path: Path) -> None:
+def test_the_command_verifies_writes_and_reports_the_accuracy(
+    export: Command, tmp_path: Path
+) -> None:
     folder = write_folder(tmp_path / "colours", 4)
     bad = folder / "red" / "red 1.png"
     bad.write_text("no picture")
@@ -113,30 +115,30 @@ def test_the_command_checks_writes_and_says_how_good_it_is(export: Command, tmp_
     status, out, err = export(*arguments)
     assert status == 0
     lines = out.splitlines()
-    assert lines[0].startswith("checked: logits differ from the model's by")
+    assert lines[0].startswith("verified: logits differ from the model's by")
     assert lines[1].startswith("int8: the same class as the model for")
     assert lines[3].startswith("written: m.onnx, 0.1 MB")
     assert f"{bad.relative_to(tmp_path)}: not a picture" in err
 
     model, data = load_model(tmp_path / "w"), load_data(str(folder)).train
     run = onnx_runner((tmp_path / "m.onnx").read_bytes())
-    right = {"int8": [], "model": []}
+    correct = {"int8": [], "model": []}
     for path, label in zip(data.items, data.labels, strict=True):
         if path != str(bad):
             image = model.preprocessing(data.open(data.items.index(path)))[None]
             name = sorted(p.name for p in folder.iterdir())[label]
-            right["int8"].append(NAMES[run(image).argmax()] == name)
-            right["model"].append(NAMES[model(image).argmax()] == name)
-    shares = {kind: sum(found) / 11 for kind, found in right.items()}
+            correct["int8"].append(NAMES[run(image).argmax()] == name)
+            correct["model"].append(NAMES[model(image).argmax()] == name)
+    shares = {kind: sum(hits) / 11 for kind, hits in correct.items()}
     assert lines[2].startswith(
         f"accuracy on 11 pictures (all): {shares['int8']:.2%}, the model's {shares['model']:.2%};"
     )
 
 
-def test_the_example_answers_as_predict_does(
+def test_the_example_gives_the_answers_of_predict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without torch, from the file's own metadata."""
+    """It runs without torch, with the metadata in the file."""
     weights = save_small(tmp_path / "w", "mlp")
     (tmp_path / "m.onnx").write_bytes(to_onnx(load_model(weights)))
     random = np.random.default_rng(0)
@@ -154,12 +156,12 @@ def test_the_example_answers_as_predict_does(
         capsys.readouterr().out.splitlines(), Predictor.load(weights)(pictures), strict=True
     ):
         (best, *_) = answer["top"]
-        start, _, chance = line.rpartition(", ")
+        start, _, probability = line.rpartition(", ")
         assert start == f"{answer['path']}: {best['class']}"
-        assert float(chance) == pytest.approx(best["probability"], abs=1e-3)
+        assert float(probability) == pytest.approx(best["probability"], abs=1e-3)
 
 
-def test_a_file_that_disagrees_is_not_kept(
+def test_a_file_with_other_logits_is_not_written(
     export: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "m.pt2").write_text("the old one")
@@ -167,7 +169,7 @@ def test_a_file_that_disagrees_is_not_kept(
     def other(model: TrainedModel) -> bytes:
         bias = model.get_parameter("head.bias")
         with torch.no_grad():
-            bias += 4e-4  # half of it in the mean of the two heads
+            bias += 4e-4  # halved in the mean of the two heads
             packed = to_pt2(model)
             bias -= 4e-4
         return packed
@@ -175,7 +177,7 @@ def test_a_file_that_disagrees_is_not_kept(
     monkeypatch.setattr("kansformer.export.__main__.to_pt2", other)
     status, out, err = export("--format", "pt2", "--output", "m.pt2")
     assert (status, out) == (1, "")
-    assert "m.pt2: not written, since its logits differ from the model's by 2.0e-04" in err
+    assert "m.pt2: not written, because its logits differ from the model's by 2.0e-04" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.pt2", "w"]
     assert (tmp_path / "m.pt2").read_text() == "the old one"
 
@@ -190,9 +192,9 @@ def test_a_missing_package_is_one_line(export: Command, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--format", "pt2", "--output", "x", "--int8"), "--int8 goes with --format onnx"),
-        (("--format", "pt2", "--output", "no/x"), "no/x: not a file in a folder"),
-        (("--format", "pt2", "--output", "."), ".: not a file in a folder"),
+        (("--format", "pt2", "--output", "x", "--int8"), "--int8 requires --format onnx"),
+        (("--format", "pt2", "--output", "no/x"), "no/x: not a file in an existing folder"),
+        (("--format", "pt2", "--output", "."), ".: not a file in an existing folder"),
         (("--format", "onnx", "--output", "x", "--weights", "y"), "y: no such weights file"),
         (("--format", "tflite", "--output", "x"), "invalid choice"),
     ],

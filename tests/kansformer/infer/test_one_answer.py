@@ -16,7 +16,7 @@ from kansformer.web.service import Service
 from tests.conftest import ROOT
 
 ORIENTATIONS = range(1, 9)
-# how a scan of a digit is stored in each mode: as black on white, or in the place named
+# the file format for each mode
 MODES = {
     "L": "png", "1": "png", "P": "png", "RGB": "png", "RGBA": "png", "LA": "png", "PA": "tif",
     "CMYK": "tif", "LAB": "tif", "YCbCr": "jpg", "I;16": "png", "I": "tif", "F": "tif",
@@ -58,7 +58,7 @@ def in_mode(digit: np.ndarray, mode: str) -> Image.Image:
 
 
 def stored(image: Image.Image, path: Path, orientation: int) -> Path:
-    """The picture in a file that says how to turn it upright."""
+    """Saves the picture rotated, with the EXIF orientation that turns it upright."""
     back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)
     image = image if back is None else image.transpose(Image.Transpose(back))
     exif = Image.Exif()
@@ -84,16 +84,17 @@ def ways(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def assert_one_answer(predictor: Predictor, path: Path) -> list[float]:
-    """All ways give the same probabilities, to the bit; which they are."""
-    found = {name: predictor(way, topk=10)[0] for name, way in ways(path)}
-    assert "top" in found["path"], found["path"]
-    for name, answer in found.items():
-        assert answer.get("top") == found["path"]["top"], (path.name, name, answer)
-    by_index = {row["index"]: row["probability"] for row in found["path"]["top"]}
+    """Asserts that all ways give exactly the same probabilities, and returns them."""
+    answers = {name: predictor(way, topk=10)[0] for name, way in ways(path)}
+    expected = answers["path"]
+    assert "top" in expected, expected
+    for name, answer in answers.items():
+        assert answer.get("top") == expected["top"], (path.name, name, answer)
+    by_index = {row["index"]: row["probability"] for row in expected["top"]}
     return [by_index[index] for index in sorted(by_index)]
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of files that the test leaves open
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the test leaves files open
 @pytest.mark.parametrize("mode", MODES)
 def test_every_way_gives_one_answer(
     predictor: Predictor, digits: np.ndarray, tmp_path: Path, mode: str
@@ -102,14 +103,16 @@ def test_every_way_gives_one_answer(
         orientation = ORIENTATIONS[number % 8]
         name = f"{number}.{MODES[mode]}"
         path = stored(in_mode(digit, mode), tmp_path / name, orientation)
-        chances = assert_one_answer(predictor, path)
+        probabilities = assert_one_answer(predictor, path)
         if mode in ("L", "P", "RGB", "CMYK", "RGBA", "LA", "I;16", "I", "F"):
             (plain,) = predictor(digit, topk=10)
             expected = {row["index"]: row["probability"] for row in plain["top"]}
-            assert chances == pytest.approx([expected[i] for i in range(10)], abs=1e-6)
+            assert probabilities == pytest.approx([expected[i] for i in range(10)], abs=1e-6)
 
 
-def test_arrays_are_taken_or_refused_by_name(predictor: Predictor, digits: np.ndarray) -> None:
+def test_arrays_are_accepted_or_rejected_with_the_reason(
+    predictor: Predictor, digits: np.ndarray
+) -> None:
     digit = digits[0]
     (expected,) = predictor(Image.fromarray(digit))
     colour = np.repeat(digit[:, :, None], 3, axis=2)
@@ -139,7 +142,7 @@ def test_bad_pictures_in_memory_get_an_error_each(predictor: Predictor, tmp_path
 
 
 def test_all_digits_in_every_mode_and_orientation(predictor: Predictor, tmp_path: Path) -> None:
-    """Of each mode 200 digits and each orientation, as path, open file, bytes and PIL image."""
+    """200 digits per mode, in all orientations, as path, open file, bytes and PIL image."""
     train = load_data("digits").train.items
     for mode in ("I;16", "LA", "PA", "CMYK", "LAB"):
         suffix = MODES[mode]
@@ -157,7 +160,7 @@ def test_all_digits_in_every_mode_and_orientation(predictor: Predictor, tmp_path
         assert [a["top"] for a in upright] == [a["top"] for a in by_path]
 
 
-def test_explanations_and_the_page_go_the_same_way(
+def test_explanations_and_the_page_use_the_same_picture(
     predictor: Predictor, digits: np.ndarray, tmp_path: Path
 ) -> None:
     for number, mode in enumerate(("I;16", "LA")):

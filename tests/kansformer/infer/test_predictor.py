@@ -1,4 +1,4 @@
-"""Predictions are evaluation's, in the order of the paths, with an answer for every one."""
+"""Predictions equal those of evaluate, in the order of the paths, with an answer for each."""
 
 from io import BytesIO
 from pathlib import Path
@@ -36,10 +36,10 @@ def test_predict_equals_evaluate(predictor: Predictor, trained: Path) -> None:
         for top in answer["top"]:
             assert top["class"] == data.class_names[top["index"]]
             assert top["probability"] == pytest.approx(row[top["index"]].item(), abs=1e-6)
-    right = [Path(a["path"]).parent.name == a["top"][0]["class"] for a in answers]
+    correct = [Path(a["path"]).parent.name == a["top"][0]["class"] for a in answers]
     measured = evaluate(model, loader, torch.device("cpu"))
-    assert measured["acc1"] == pytest.approx(100 * np.mean(right))
-    assert measured["acc1"] > 90  # the colours can be told apart
+    assert measured["acc1"] == pytest.approx(100 * np.mean(correct))
+    assert measured["acc1"] > 90  # the colours are easy to distinguish
     assert measured["count"] == 30
 
 

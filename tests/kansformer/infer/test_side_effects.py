@@ -1,4 +1,4 @@
-"""What the library leaves as it was: the caller's model, and the process that imports it."""
+"""The library changes neither the caller's model nor the process that imports it."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 DIGITS = ROOT / "weights" / "digits.safetensors"
 
 
-def test_a_predictor_leaves_the_callers_model_as_it_is() -> None:
+def test_a_predictor_does_not_change_the_callers_model() -> None:
     model = load_model(DIGITS).train()
     predictor = Predictor(model)
     assert model.training
@@ -24,7 +24,7 @@ def test_a_predictor_leaves_the_callers_model_as_it_is() -> None:
     assert not evaluated.pos_embed.is_meta
 
 
-def test_imports_change_nothing_of_the_process() -> None:
+def test_imports_do_not_change_the_process() -> None:
     code = """
 import warnings, torch
 torch.set_float32_matmul_precision("highest")

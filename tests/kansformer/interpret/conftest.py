@@ -1,4 +1,4 @@
-"""Models of every kind of feed-forward block."""
+"""Models with every kind of feed-forward block."""
 
 import pytest
 from torch import nn
@@ -17,9 +17,9 @@ KINDS = {
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
 def model(request: pytest.FixtureRequest) -> VisionTransformer:
-    made = vit(**request.param)
-    for module in made.modules():
-        if isinstance(module, nn.LayerNorm):  # gains and shifts that are not at their start
+    model = vit(**request.param)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):  # gains and shifts other than 1 and 0
             nn.init.normal_(module.weight, 1, 0.3)
             nn.init.normal_(module.bias, 0, 0.3)
-    return made
+    return model

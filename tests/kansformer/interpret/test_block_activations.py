@@ -12,11 +12,16 @@ def test_records_reproduce_the_block() -> None:
     records = record(model, pictures.split(4), tokens=3)
     assert model.training
     model.eval()
-    assert [len(own.inputs) for own in records] == [30, 10]  # only the class token matters at last
-    for block, own in enumerate(records):
+    assert [len(recorded.inputs) for recorded in records] == [
+        30,
+        10,
+    ]  # only the class token matters at last
+    for block, recorded in enumerate(records):
         ffn = model.get_submodule(f"blocks.{block}.mlp")
-        torch.testing.assert_close(ffn(own.inputs), own.outputs, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(ffn.norm(ffn.fc1(own.inputs)), own.hidden, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ffn(recorded.inputs), recorded.outputs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            ffn.norm(ffn.fc1(recorded.inputs)), recorded.hidden, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_other_tokens_of_the_last_block_change_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Masked equals removed; refits only help; what is saved comes back."""
+"""Masked equals removed; refitting reduces the error; saved models load unchanged."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ PICTURES = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 def halves(model: VisionTransformer) -> list[Tensor]:
     records = record(model, [PICTURES])
-    scores = [score_block(model, block, own) for block, own in enumerate(records)]
+    scores = [score_block(model, block, recorded) for block, recorded in enumerate(records)]
     return strongest_units(model.config, scores, 0.5)
 
 
@@ -51,15 +51,15 @@ class MaskedNorm(nn.Module):
 
 @torch.no_grad()
 def masked(model: VisionTransformer, kept: list[Tensor]) -> VisionTransformer:
-    """The model in its full size, with the other units hidden from norm and second layer."""
+    """The full-size model, with units outside `kept` masked in the norm and second layer."""
     for block, units in enumerate(kept):
         ffn = model.get_submodule(f"blocks.{block}.mlp")
         mask = torch.zeros(model.config.block_widths[block])
         mask[units] = 1
         for name in ("base_weight", "spline_weight", "weight"):
-            own = getattr(ffn.fc2, name, None)
-            if own is not None and own.ndim > 1 and own.shape[1] == len(mask):
-                own[:, mask == 0] = 0
+            weight = getattr(ffn.fc2, name, None)
+            if weight is not None and weight.ndim > 1 and weight.shape[1] == len(mask):
+                weight[:, mask == 0] = 0
         if isinstance(ffn.norm, nn.LayerNorm):
             ffn.norm = MaskedNorm(ffn.norm, mask)
     return model
@@ -79,20 +79,20 @@ def test_keeping_all_changes_nothing(model: VisionTransformer) -> None:
     torch.testing.assert_close(compact(model, kept)(PICTURES), model(PICTURES))
 
 
-def test_a_refit_comes_nearer_to_the_blocks(model: VisionTransformer) -> None:
+def test_a_refit_reduces_the_error_of_the_blocks(model: VisionTransformer) -> None:
     records = record(model, [PICTURES], tokens=99)
     smaller = compact(model, halves(model))
     fitted = refit(smaller, records)
-    for block, own in enumerate(records):
+    for block, recorded in enumerate(records):
         name = f"blocks.{block}.mlp"
         errors = [
-            (made.get_submodule(name)(own.inputs) - own.outputs).square().mean().item()
-            for made in (smaller, fitted)
+            (changed.get_submodule(name)(recorded.inputs) - recorded.outputs).square().mean().item()
+            for changed in (smaller, fitted)
         ]
         assert errors[1] < 0.8 * errors[0]
 
 
-def test_a_refit_of_the_whole_model_leaves_it(model: VisionTransformer) -> None:
+def test_a_refit_of_an_unpruned_model_keeps_its_outputs(model: VisionTransformer) -> None:
     records = record(model, [PICTURES])
     torch.testing.assert_close(
         refit(model, records)(PICTURES), model(PICTURES), rtol=1e-3, atol=1e-3
@@ -116,7 +116,7 @@ def test_files_keep_widths_and_grids(model: VisionTransformer, tmp_path: Path) -
 
 def test_removed_edges_are_the_weak_ones(model: VisionTransformer) -> None:
     records = record(model, [PICTURES])
-    scores = [score_block(model, block, own) for block, own in enumerate(records)]
+    scores = [score_block(model, block, recorded) for block, recorded in enumerate(records)]
     cut = remove_edges(model, scores, 0.25)
     assert removed_share(model) == 0
     assert removed_share(cut) == pytest.approx(0.75, abs=0.01)
@@ -147,7 +147,7 @@ def test_cost_of_half_the_units() -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_units_that_cannot_be_kept_are_refused() -> None:
+def test_units_that_cannot_be_kept_are_rejected() -> None:
     model = vit(ffn="group-kan", groups=4, mlp_ratio=2.0)
     whole = torch.arange(32)
     for kept in ([whole], [whole, torch.tensor([5, 3])], [whole, torch.tensor([1, 40])],

@@ -1,4 +1,4 @@
-"""Pictures of blocks can be made in both themes, and say in words what they show."""
+"""Plots of blocks are legible in both themes, and have alternative texts."""
 
 import re
 from io import BytesIO
@@ -81,7 +81,7 @@ def test_inks_stand_out_from_the_paper(theme: str) -> None:
     assert contrast(look.base, look.paper) > 3
 
 
-def test_functions_are_drawn_and_told() -> None:
+def test_functions_are_drawn_and_described() -> None:
     layers = [LayerCurves("fc1: edges", [curve_of(T), curve_of(T**2)]),
               LayerCurves("fc2: edges", [curve_of(-T)])]  # fmt: skip
     light, dark = (rgb(draw_functions(1, layers, theme)) for theme in ("light", "dark"))
@@ -93,7 +93,7 @@ def test_functions_are_drawn_and_told() -> None:
     assert "25 % of its inputs outside the grid" in text
 
 
-def test_units_are_drawn_and_told() -> None:
+def test_units_are_drawn_and_described() -> None:
     means = torch.tensor([[0.1, 2.0], [0.5, -1.0], [torch.nan, torch.nan]])
     empty = torch.zeros(2, 0)
     use = UnitUse(means, empty, empty, empty)
@@ -129,9 +129,7 @@ ANSWERS = [
 
 @pytest.mark.parametrize("count", [1, 4, 8])
 @pytest.mark.parametrize("theme", THEMES)
-def test_titles_say_which_class_is_true_and_fit_above_their_pictures(
-    count: int, theme: str
-) -> None:
+def test_titles_name_the_true_class_and_fit_above_their_pictures(count: int, theme: str) -> None:
     answers = (2 * ANSWERS)[:count]
     rows = [(name, [Image.new("RGB", (8, 8))] * count) for name in ("picture", "attention")]
     figure = draw_attention(rows, answers, theme)
@@ -157,13 +155,13 @@ def test_titles_say_which_class_is_true_and_fit_above_their_pictures(
 
 
 def test_percentages_are_whole_and_nothing_uncertain_is_called_certain() -> None:
-    given = (0.0, 0.001, 0.0051, 0.5, 0.994, 0.9951, 1.0)
-    assert [in_percent(p) for p in given] == [
+    probabilities = (0.0, 0.001, 0.0051, 0.5, 0.994, 0.9951, 1.0)
+    assert [in_percent(p) for p in probabilities] == [
         "0 %", "< 1 %", "1 %", "50 %", "99 %", "> 99 %", "100 %"
     ]  # fmt: skip
 
 
-def test_the_overview_is_drawn_and_told() -> None:
+def test_the_overview_is_drawn_and_described() -> None:
     facts = [("block 0, fc1", LayerFacts(0.02, 0.4)), ("block 0, fc2", LayerFacts(0.0, 0.1))]
     assert rgb(draw_overview(facts)).std() > 5
     assert "block 0, fc1: 2 % of the inputs outside the grid, 40 %" in overview_alt_text(facts)
@@ -171,6 +169,6 @@ def test_the_overview_is_drawn_and_told() -> None:
 
 def test_a_function_of_a_constant_has_one_value() -> None:
     counts = torch.zeros(48)
-    counts[20:22] = 50.0  # its inputs are nearly all the same
+    counts[20:22] = 50.0  # its inputs are nearly all equal
     curve = Curve(3, 7, T, T, 0 * T, T, counts, torch.linspace(-2, 2, 49), (-1.5, 1.5), 0.0)
     assert re.fullmatch(r"is -0\.(28|3) throughout", shape_in_words(curve))

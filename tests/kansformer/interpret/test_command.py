@@ -1,4 +1,4 @@
-"""python -m kansformer.interpret, from a weights file to pictures and a smaller model."""
+"""python -m kansformer.interpret, from a weights file to plots and a smaller model."""
 
 import json
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_shows_prunes_and_the_result_trains_on(
+def test_it_draws_and_prunes_and_the_result_can_be_trained(
     inside: Command, weights: Path, colours: Path, tmp_path: Path
 ) -> None:
     data = colours
@@ -50,17 +50,17 @@ def test_it_shows_prunes_and_the_result_trains_on(
     )  # fmt: skip
     assert (status, err) == (0, "")
     assert "times as fast, on one thread" in out
-    says = json.loads((tmp_path / "out" / "interpretation.json").read_text())
-    names = {figure["file"] for figure in says["figures"]}
+    facts = json.loads((tmp_path / "out" / "interpretation.json").read_text())
+    names = {figure["file"] for figure in facts["figures"]}
     assert {"layers.png", "attention.png", "functions-0.png", "units-1.png"} <= names
-    for figure in says["figures"]:
+    for figure in facts["figures"]:
         assert len(figure["alt"]) > 40
         with Image.open(tmp_path / "out" / figure["file"]) as picture:
             assert min(picture.size) > 200
-    steps = [step["step"] for step in says["surgery"]]
-    assert steps == ["as it was", "functions as formulas", "units removed",
+    steps = [step["step"] for step in facts["surgery"]]
+    assert steps == ["before", "functions as formulas", "units removed",
                      "second layers refitted", "edges removed", "grids refined"]  # fmt: skip
-    assert says["surgery"][0]["accuracy"] == says["accuracy"]
+    assert facts["surgery"][0]["accuracy"] == facts["accuracy"]
 
     changed = tmp_path / "out" / "changed.safetensors"
     config = load_model(changed).config
@@ -79,7 +79,7 @@ def test_bad_input_is_one_line(
     good = ("--weights", weights, "--data-path", data, "--output", tmp_path / "out")
     for arguments, words in (
         (("--weights", tmp_path / "no.safetensors", "--data-path", data), "no such weights file"),
-        (("--weights", weights, "--data-path", "digits"), "do not know the class"),
+        (("--weights", weights, "--data-path", "digits"), "does not know the class"),
         ((*good, "--prune-units", 1.5), "between 0 and 1"),
         ((*good, "--refine", 2), "smaller than the present"),
         ((*good, "--blocks", 0), "add --refine"),

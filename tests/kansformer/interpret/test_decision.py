@@ -1,4 +1,4 @@
-"""What the last block's functions did: the same as changing the model and running it again."""
+"""Explained contributions equal those of running a changed model."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ CONFIGS = {
 
 
 def model_of(folder: Path, **config: object) -> TrainedModel:
-    """A model with every parameter away from its start, back from its weights file."""
+    """A model with noise on every parameter, reloaded from its weights file."""
     model = create_model(
         "kansformer_micro_patch4_8",
         **{"num_classes": 4, "embed_dim": 24, "depth": 2, "kan_hidden": 40, **config},
@@ -49,17 +49,17 @@ def picture() -> Tensor:
     return torch.randn(3, 8, 8)
 
 
-def lead(model: TrainedModel, picture: Tensor, found: Decision) -> float:
-    """The lead of the same two classes, by a run of the model."""
+def lead(model: TrainedModel, picture: Tensor, decision: Decision) -> float:
+    """The lead between the decision's two classes, from the model's logits."""
     with torch.no_grad():
         logits = model(picture[None])[0] / model.temperature
-    return float(logits[found.winner] - logits[found.rival])
+    return float(logits[decision.winner] - logits[decision.rival])
 
 
 def changed(
     model: TrainedModel, change: Callable[[KANLinear | GroupKANLinear], None]
 ) -> TrainedModel:
-    """A copy of the model with another second layer in the last block."""
+    """A copy of the model whose last block has a changed second layer."""
     other = copy.deepcopy(model)
     with torch.no_grad():
         change(other.get_submodule("blocks.1.mlp.fc2"))
@@ -77,54 +77,54 @@ def without_unit(unit: int) -> Callable[[KANLinear | GroupKANLinear], None]:
     return change
 
 
-def test_the_lead_is_the_probabilities(model: TrainedModel, picture: Tensor) -> None:
-    found = explain_decision(model, picture)
-    chances = Predictor(model).probabilities(picture[None])[0]
-    assert chances.topk(2).indices.tolist() == [found.winner, found.rival]
-    ratio = float(chances[found.winner] / chances[found.rival])
-    assert found.lead == pytest.approx(math.log(ratio), abs=1e-4)
+def test_the_lead_follows_from_the_probabilities(model: TrainedModel, picture: Tensor) -> None:
+    decision = explain_decision(model, picture)
+    probabilities = Predictor(model).probabilities(picture[None])[0]
+    assert probabilities.topk(2).indices.tolist() == [decision.winner, decision.rival]
+    ratio = float(probabilities[decision.winner] / probabilities[decision.rival])
+    assert decision.lead == pytest.approx(math.log(ratio), abs=1e-4)
 
 
-def test_gains_are_those_of_models_without_the_functions(
+def test_gains_equal_those_of_models_without_the_functions(
     model: TrainedModel, picture: Tensor
 ) -> None:
     hidden = model.config.block_widths[-1]
-    found = explain_decision(model, picture, count=hidden)
-    assert sorted(vote.unit for vote in found.votes) == list(range(hidden))
-    sizes = [abs(vote.gain) for vote in found.votes]
+    decision = explain_decision(model, picture, count=hidden)
+    assert sorted(vote.unit for vote in decision.votes) == list(range(hidden))
+    sizes = [abs(vote.gain) for vote in decision.votes]
     assert sizes == sorted(sizes, reverse=True)
-    for vote in found.votes[::9]:
-        less = found.lead - lead(changed(model, without_unit(vote.unit)), picture, found)
+    for vote in decision.votes[::9]:
+        less = decision.lead - lead(changed(model, without_unit(vote.unit)), picture, decision)
         assert vote.gain == pytest.approx(less, abs=1e-4)
     nothing = changed(model, lambda layer: [without_unit(unit)(layer) for unit in range(hidden)])
-    less = found.lead - lead(nothing, picture, found)
-    assert found.gain == pytest.approx(less, abs=1e-4)
+    less = decision.lead - lead(nothing, picture, decision)
+    assert decision.gain == pytest.approx(less, abs=1e-4)
 
 
-def test_curves_are_those_of_units_that_are_given_the_values(
+def test_curves_equal_those_of_units_set_to_the_values(
     model: TrainedModel, picture: Tensor
 ) -> None:
-    found = explain_decision(model, picture, count=2)
-    for vote in found.votes:
-        zero = lead(changed(model, without_unit(vote.unit)), picture, found)
-        for place in (0, 37, 100):
+    decision = explain_decision(model, picture, count=2)
+    for vote in decision.votes:
+        zero = lead(changed(model, without_unit(vote.unit)), picture, decision)
+        for point in (0, 37, 100):
 
-            def given(_: object, args: tuple[Tensor], u: int = vote.unit,
-                      x: float = float(vote.x[place])) -> tuple[Tensor]:  # fmt: skip
+            def set_unit(_: object, args: tuple[Tensor], u: int = vote.unit,
+                         x: float = float(vote.x[point])) -> tuple[Tensor]:  # fmt: skip
                 hidden = args[0].clone()
                 hidden[..., u] = x
                 return (hidden,)
 
             layer = model.get_submodule("blocks.1.mlp.fc2")
-            handle = layer.register_forward_pre_hook(given)
-            gain = lead(model, picture, found) - zero
+            handle = layer.register_forward_pre_hook(set_unit)
+            gain = lead(model, picture, decision) - zero
             handle.remove()
-            assert float(vote.gains[place]) == pytest.approx(gain, abs=1e-4)
+            assert float(vote.gains[point]) == pytest.approx(gain, abs=1e-4)
         assert vote.x[0] <= min(vote.grid[0], float(vote.values.min()))
         assert vote.x[-1] >= max(vote.grid[1], float(vote.values.max()))
 
 
-def test_base_curves_are_those_of_layers_without_splines(tmp_path: Path, picture: Tensor) -> None:
+def test_base_curves_equal_those_of_layers_without_splines(tmp_path: Path, picture: Tensor) -> None:
     model = model_of(tmp_path)
     (vote,) = explain_decision(model, picture, count=1).votes
 
@@ -139,11 +139,11 @@ def test_base_curves_are_those_of_layers_without_splines(tmp_path: Path, picture
 
 
 @pytest.mark.parametrize("config", [{"ffn": "mlp"}, {"num_classes": 1}])
-def test_without_functions_or_a_rival_there_is_nothing_to_explain(
+def test_models_without_functions_or_a_second_class_are_rejected(
     tmp_path: Path, picture: Tensor, config: dict[str, object]
 ) -> None:
     model = create_model("kansformer_micro_patch4_8", **{"num_classes": 4, **config})
     save_model(tmp_path / "m.safetensors", model, Preprocessing(8),
                "abcd"[: model.config.num_classes])  # fmt: skip
-    with pytest.raises(ValueError, match="straight lines"):
+    with pytest.raises(ValueError, match="only models with KAN blocks"):
         explain_decision(load_model(tmp_path / "m.safetensors"), picture)

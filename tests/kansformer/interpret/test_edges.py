@@ -1,4 +1,4 @@
-"""Layers taken apart: contributions sum to outputs, curves are the layer's own."""
+"""Contributions of edges sum to the layer's outputs, and curves equal the edges' functions."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from models.vit_model import VisionTransformer, create_model
 
 
 def trained_like(layer: EdgeLayer) -> EdgeLayer:
-    """The layer with every parameter, splines too, away from its start."""
+    """The layer with noise on every parameter, including splines."""
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -58,18 +58,18 @@ def test_contributions_sum_to_the_output(layer: EdgeLayer, x: Tensor) -> None:
     torch.testing.assert_close(base + spline + bias, y, rtol=1e-5, atol=1e-5)
 
 
-def test_a_contribution_is_what_changes_with_its_input(layer: EdgeLayer, x: Tensor) -> None:
+def test_a_contribution_changes_as_the_output_does(layer: EdgeLayer, x: Tensor) -> None:
     moved = x.clone()
     moved[:, 3] += 0.7
     change = input_contributions(layer, moved, 3) - input_contributions(layer, x, 3)
     torch.testing.assert_close(change, layer(moved) - layer(x), rtol=1e-5, atol=2e-5)
 
 
-def test_deviations_are_those_of_contributions(layer: EdgeLayer, x: Tensor) -> None:
-    found = edge_deviations(layer, x)
+def test_deviations_equal_those_of_contributions(layer: EdgeLayer, x: Tensor) -> None:
+    deviations = edge_deviations(layer, x)
     for output in range(5):
         expected = output_contributions(layer, x, output).std(dim=0)
-        torch.testing.assert_close(found[output], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(deviations[output], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_share_outside_the_grid() -> None:
@@ -81,7 +81,7 @@ def test_share_outside_the_grid() -> None:
 
 
 def vit(**config: object) -> VisionTransformer:
-    """A small ViT whose splines are not at their start."""
+    """A small ViT with noise on every parameter of its blocks' layers."""
     sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
     model = create_model("kansformer_micro", num_classes=3, **{**sizes, **config})
     for block in range(2):
@@ -90,7 +90,7 @@ def vit(**config: object) -> VisionTransformer:
     return model.eval()
 
 
-def test_an_edge_function_is_the_edge() -> None:
+def test_an_edge_function_equals_the_edge() -> None:
     model = vit(kan_hidden=6)
     inputs = torch.randn(500, 16)
     curve = edge_function(model, 1, "fc1", 4, 11, inputs)
@@ -101,7 +101,7 @@ def test_an_edge_function_is_the_edge() -> None:
     zero = output_contributions(layer, torch.zeros(1, 16), 4)[0, 11]
     torch.testing.assert_close(curve.y, expected + zero, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(curve.base + curve.spline, curve.y)
-    assert curve.counts.sum() >= 498  # all but a thousandth
+    assert curve.counts.sum() >= 498  # 99.9 % of the inputs, rounded
     assert curve.grid == pytest.approx((-3, 3))
     assert curve.outside == pytest.approx(float((inputs[:, 11].abs() > 3).float().mean()))
 
@@ -118,7 +118,7 @@ def test_group_functions_are_what_their_weights_multiply() -> None:
     torch.testing.assert_close(curve.y * layer.weight[0, channel], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_not_there_is_refused() -> None:
+def test_unknown_layers_and_edges_are_rejected() -> None:
     with pytest.raises(ValueError, match="no layer 'fc3'"):
         edge_layer(vit(), 0, "fc3")
     with pytest.raises(ValueError, match="blocks 0 to 1"):
@@ -127,5 +127,5 @@ def test_what_is_not_there_is_refused() -> None:
         edge_function(vit(), 0, "fc1", 99, 0, torch.zeros(9, 16))
     with pytest.raises(ValueError, match="straight lines"):
         edge_function(vit(ffn="mlp"), 0, "fc1", 0, 0, torch.zeros(9, 16))
-    with pytest.raises(ValueError, match="no group-kan"):
+    with pytest.raises(ValueError, match="not a group-kan"):
         group_functions(vit(), 0, "fc1", torch.zeros(9, 16))

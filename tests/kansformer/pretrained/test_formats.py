@@ -1,4 +1,4 @@
-"""Each format's model, built and run by its own library, gives the same in ours."""
+"""Our model's outputs equal those of each format's library."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,92 +12,92 @@ from kansformer.pretrained import load_pretrained
 from kansformer.pretrained.formats import _grid, _ratio, convert
 from kansformer.pretrained.read import read_file
 from models.vit_model import ViTConfig
-from tests.kansformer.pretrained import judges
-from tests.kansformer.pretrained.judges import Judge
+from tests.kansformer.pretrained import foreign
+from tests.kansformer.pretrained.foreign import Reference
 
-Build = Callable[[Path], Judge]
+Build = Callable[[Path], Reference]
 HALF, IMAGENET = 0.5, (0.485, 0.456, 0.406)
-# name: (how the file is made, its suffix, the format that the report names, mean of its pixels)
+# name: (function that writes the file, its suffix, the reported format, the reported mean)
 CASES: dict[str, tuple[Build, str, str, object]] = {
-    "timm": (judges.timm_vit, "pth", "timm ViT", HALF),
-    "timm without biases": (lambda p: judges.timm_vit(p, qkv_bias=False), "bin", "timm ViT", HALF),
+    "timm": (foreign.timm_vit, "pth", "timm ViT", HALF),
+    "timm without biases": (lambda p: foreign.timm_vit(p, qkv_bias=False), "bin", "timm ViT", HALF),
     "timm with registers and mean": (
-        lambda p: judges.timm_vit(
+        lambda p: foreign.timm_vit(
             p, reg_tokens=4, class_token=False, no_embed_class=True, global_pool="avg",
             init_values=1e-5,
         ), "pt", "timm ViT", HALF,
     ),
     "timm in a trainer's file": (
-        lambda p: judges.timm_vit(p, "state_dict_ema"), "tar", "timm ViT", HALF
+        lambda p: foreign.timm_vit(p, "state_dict_ema"), "tar", "timm ViT", HALF
     ),
     "timm's DINOv2": (
-        lambda p: judges.timm_vit(p, num_classes=0, init_values=1e-5), "pth", "DINOv2", IMAGENET
+        lambda p: foreign.timm_vit(p, num_classes=0, init_values=1e-5), "pth", "DINOv2", IMAGENET
     ),
     "timm's DINOv2 with registers": (
-        lambda p: judges.timm_vit(
+        lambda p: foreign.timm_vit(
             p, num_classes=0, init_values=1e-5, reg_tokens=4, no_embed_class=True
         ), "pth", "DINOv2", IMAGENET,
     ),
     "registers with positions": (
-        lambda p: judges.timm_vit(p, reg_tokens=4), "pth", "timm ViT", HALF
+        lambda p: foreign.timm_vit(p, reg_tokens=4), "pth", "timm ViT", HALF
     ),
-    "DeiT": (lambda p: judges.timm_vit(p, "model"), "pth", "DeiT", IMAGENET),
-    "DeiT distilled": (judges.deit_distilled, "pth", "DeiT, distilled", IMAGENET),
-    "DeiT III": (judges.deit3, "pth", "DeiT III", IMAGENET),
-    "DINO": (judges.dino, "pth", "DINO", IMAGENET),
-    "DINOv2": (judges.dinov2, "pth", "DINOv2", IMAGENET),
-    "DINOv2 with registers": (lambda p: judges.dinov2(p, 4), "pth", "DINOv2", IMAGENET),
-    "DINOv2 in chunks": (lambda p: judges.dinov2(p, 4, True), "pth", "DINOv2", IMAGENET),
-    "MAE": (lambda p: judges.mae(p, False), "pth", "MAE, pretrained", IMAGENET),
-    "MAE with decoder": (lambda p: judges.mae(p, True), "pth", "MAE, pretrained", IMAGENET),
+    "DeiT": (lambda p: foreign.timm_vit(p, "model"), "pth", "DeiT", IMAGENET),
+    "DeiT distilled": (foreign.deit_distilled, "pth", "DeiT, distilled", IMAGENET),
+    "DeiT III": (foreign.deit3, "pth", "DeiT III", IMAGENET),
+    "DINO": (foreign.dino, "pth", "DINO", IMAGENET),
+    "DINOv2": (foreign.dinov2, "pth", "DINOv2", IMAGENET),
+    "DINOv2 with registers": (lambda p: foreign.dinov2(p, 4), "pth", "DINOv2", IMAGENET),
+    "DINOv2 in chunks": (lambda p: foreign.dinov2(p, 4, True), "pth", "DINOv2", IMAGENET),
+    "MAE": (lambda p: foreign.mae(p, False), "pth", "MAE, pretrained", IMAGENET),
+    "MAE with decoder": (lambda p: foreign.mae(p, True), "pth", "MAE, pretrained", IMAGENET),
     "MAE fine-tuned": (
-        lambda p: judges.timm_vit(p, "model", global_pool="avg"), "pth", "MAE, fine", IMAGENET
+        lambda p: foreign.timm_vit(p, "model", global_pool="avg"), "pth", "MAE, fine", IMAGENET
     ),
-    "older trainer": (judges.pre_logits, "pth", "timm ViT", HALF),
-    "torchvision": (judges.torchvision_vit, "pth", "torchvision ViT", IMAGENET),
+    "older trainer": (foreign.pre_logits, "pth", "timm ViT", HALF),
+    "torchvision": (foreign.torchvision_vit, "pth", "torchvision ViT", IMAGENET),
     "torchvision with pre_logits": (
-        lambda p: judges.torchvision_vit(p, representation_size=64), "pth", "torchvision", IMAGENET
+        lambda p: foreign.torchvision_vit(p, representation_size=64), "pth", "torchvision", IMAGENET
     ),
     "HF ViT": (
-        lambda p: judges.hugging_face(p, "ViTForImageClassification"), "", "Hugging Face ViT", HALF
+        lambda p: foreign.hugging_face(p, "ViTForImageClassification"), "", "Hugging Face ViT", HALF
     ),
     "HF ViT of transformers 5": (
-        lambda p: judges.hugging_face(p, "ViTForImageClassification", saved=False),
+        lambda p: foreign.hugging_face(p, "ViTForImageClassification", saved=False),
         "safetensors", "Hugging Face ViT", HALF,
     ),
-    "HF ViT, bare": (lambda p: judges.hugging_face(p, "ViTModel"), "", "Hugging Face ViT", HALF),
+    "HF ViT, bare": (lambda p: foreign.hugging_face(p, "ViTModel"), "", "Hugging Face ViT", HALF),
     "HF ViT, 4 heads": (
-        lambda p: judges.hugging_face(p, "ViTModel", num_attention_heads=4, layer_norm_eps=1e-3),
+        lambda p: foreign.hugging_face(p, "ViTModel", num_attention_heads=4, layer_norm_eps=1e-3),
         "", "Hugging Face ViT", HALF,
     ),
     "HF DeiT": (
-        lambda p: judges.hugging_face(p, "DeiTForImageClassificationWithTeacher"),
+        lambda p: foreign.hugging_face(p, "DeiTForImageClassificationWithTeacher"),
         "", "Hugging Face DeiT", IMAGENET,
     ),
     "HF DeiT, one classifier": (
-        lambda p: judges.hugging_face(p, "DeiTForImageClassification"),
+        lambda p: foreign.hugging_face(p, "DeiTForImageClassification"),
         "", "Hugging Face DeiT", IMAGENET,
     ),
-    "HF ViT-MAE": (judges.hf_mae, "", "Hugging Face ViT-MAE", IMAGENET),
+    "HF ViT-MAE": (foreign.hf_mae, "", "Hugging Face ViT-MAE", IMAGENET),
     "HF DINOv2": (
-        lambda p: judges.hugging_face(p, "Dinov2Model"), "", "Hugging Face DINOv2", IMAGENET
+        lambda p: foreign.hugging_face(p, "Dinov2Model"), "", "Hugging Face DINOv2", IMAGENET
     ),
     "HF DINOv2 of transformers 5": (
-        lambda p: judges.hugging_face(p, "Dinov2Model", saved=False),
+        lambda p: foreign.hugging_face(p, "Dinov2Model", saved=False),
         "safetensors", "Hugging Face DINOv2", IMAGENET,
     ),
     "HF DINOv2 classifier": (
-        lambda p: judges.hugging_face(p, "Dinov2ForImageClassification"),
+        lambda p: foreign.hugging_face(p, "Dinov2ForImageClassification"),
         "", "Hugging Face DINOv2", IMAGENET,
     ),
     "HF DINOv2 with registers": (
-        lambda p: judges.hugging_face(p, "Dinov2WithRegistersModel"),
+        lambda p: foreign.hugging_face(p, "Dinov2WithRegistersModel"),
         "", "Hugging Face DINOv2 with registers", IMAGENET,
     ),
-    "JAX": (judges.jax, "npz", "Google's JAX ViT", HALF),
-    "JAX with pre_logits": (lambda p: judges.jax(p, pre_logits=True), "npz", "Google's", HALF),
-    "JAX big_vision": (lambda p: judges.jax(p, big_vision=True), "npz", "Google's", HALF),
-    "vision_kansformer": (judges.vision_kansformer, "pth", "ViT with efficient-kan", IMAGENET),
+    "JAX": (foreign.jax, "npz", "Google's JAX ViT", HALF),
+    "JAX with pre_logits": (lambda p: foreign.jax(p, pre_logits=True), "npz", "Google's", HALF),
+    "JAX big_vision": (lambda p: foreign.jax(p, big_vision=True), "npz", "Google's", HALF),
+    "vision_kansformer": (foreign.vision_kansformer, "pth", "ViT with efficient-kan", IMAGENET),
 }  # fmt: skip
 
 
@@ -105,15 +105,15 @@ CASES: dict[str, tuple[Build, str, str, object]] = {
 @torch.no_grad()
 def test_features_and_logits_are_the_librarys(name: str, tmp_path: Path) -> None:
     build, suffix, what, mean = CASES[name]
-    judge = build(tmp_path / f"file.{suffix}")
-    model, report = load_pretrained(judge.path, **judge.config)
+    reference = build(tmp_path / f"file.{suffix}")
+    model, report = load_pretrained(reference.path, **reference.config)
     assert not model.training
     x = torch.randn(3, 3, 32, 32)
-    differences = [(model.forward_features(x) - judge.features(x)).abs().max()]
-    if judge.logits is None:
+    differences = [(model.forward_features(x) - reference.features(x)).abs().max()]
+    if reference.logits is None:
         assert model.config.num_classes == 0
     else:
-        differences.append((model(x) - judge.logits(x)).abs().max())
+        differences.append((model(x) - reference.logits(x)).abs().max())
     assert max(differences) < 1e-5
 
     assert report.format.startswith(what)
@@ -133,9 +133,9 @@ def test_another_number_of_classes_gives_a_fresh_head_and_nothing_else(
     name: str, tmp_path: Path
 ) -> None:
     build, suffix, _, _ = CASES[name]
-    judge = build(tmp_path / f"file.{suffix}")
-    whole, _ = load_pretrained(judge.path, **judge.config)
-    model, report = load_pretrained(judge.path, num_classes=7, **judge.config)
+    reference = build(tmp_path / f"file.{suffix}")
+    whole, _ = load_pretrained(reference.path, **reference.config)
+    model, report = load_pretrained(reference.path, num_classes=7, **reference.config)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
     assert set(report.fresh) == {n for n in model.state_dict() if n.startswith("head")}
     assert report.parameters["fresh"] == sum(
@@ -148,7 +148,7 @@ def test_another_number_of_classes_gives_a_fresh_head_and_nothing_else(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_conversions_change_nothing_they_are_given(name: str, tmp_path: Path) -> None:
+def test_conversions_do_not_change_their_input(name: str, tmp_path: Path) -> None:
     build, suffix, _, _ = CASES[name]
     raw = read_file(build(tmp_path / f"file.{suffix}").path)
     before = {key: value.clone() for key, value in raw.tensors.items()}
@@ -164,18 +164,18 @@ def test_conversions_change_nothing_they_are_given(name: str, tmp_path: Path) ->
 
 
 @given(hidden=st.integers(1, 20_000), embed_dim=st.integers(1, 4096))
-def test_the_hidden_width_comes_back_from_its_ratio(hidden: int, embed_dim: int) -> None:
+def test_the_hidden_width_follows_from_its_ratio(hidden: int, embed_dim: int) -> None:
     assume(hidden < 999 * embed_dim)  # what a config allows
     config = ViTConfig(embed_dim=embed_dim, num_heads=1, mlp_ratio=_ratio(hidden, embed_dim))
     assert config.mlp_hidden == hidden
 
 
 @given(side=st.integers(1, 128), prefix=st.integers(0, 9), no_embed_class=st.booleans())
-def test_the_grid_comes_back_from_the_number_of_positions(
+def test_the_grid_follows_from_the_number_of_positions(
     side: int, prefix: int, no_embed_class: bool
 ) -> None:
     positions = side**2 + (0 if no_embed_class else prefix)
-    found, without = _grid(positions, prefix)
-    assert found**2 + (0 if without else prefix) == positions
-    if prefix == 1 and positions > 1:  # no two squares are one apart
-        assert (found, without) == (side, no_embed_class)
+    inferred_side, without = _grid(positions, prefix)
+    assert inferred_side**2 + (0 if without else prefix) == positions
+    if prefix == 1 and positions > 1:  # no two squares differ by one
+        assert (inferred_side, without) == (side, no_embed_class)

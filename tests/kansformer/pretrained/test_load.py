@@ -1,4 +1,4 @@
-"""Heads, our own files, what a caller may change, and the report."""
+"""Heads, our weights files, the settings that a caller may change, and the report."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from kansformer.pretrained import load_for_classes, load_pretrained
 from kansformer.pretrained.load import LEAST_SHARE
 from models.vit_model import VisionTransformer, create_model
 from tests.conftest import ROOT
-from tests.kansformer.pretrained import judges
+from tests.kansformer.pretrained import foreign
 
 NAMES = ("ant", "bee", "cat")
 
@@ -33,7 +33,7 @@ def saved(tmp_path: Path) -> tuple[Path, VisionTransformer]:
     return path, model
 
 
-def test_our_own_head_is_kept_only_for_the_same_classes(
+def test_our_head_is_kept_only_for_the_same_classes(
     saved: tuple[Path, VisionTransformer],
 ) -> None:
     path, old = saved
@@ -58,7 +58,7 @@ def test_our_own_head_is_kept_only_for_the_same_classes(
         load_for_classes(path, NAMES, img_size=9)
 
 
-def test_our_own_files_keep_their_blocks_and_can_be_resized(
+def test_our_files_keep_their_blocks_and_can_be_resized(
     saved: tuple[Path, VisionTransformer],
 ) -> None:
     path, old = saved
@@ -74,9 +74,9 @@ def test_our_own_files_keep_their_blocks_and_can_be_resized(
     model, report = load_pretrained(path, img_size=16)
     assert model(torch.randn(2, 1, 16, 16)).shape == (2, 3)
     assert report.preprocessing == Preprocessing(16, 1, 0.3, 0.4)
-    with pytest.raises(UserError, match="do not fit mlp blocks"):
+    with pytest.raises(UserError, match="cannot become mlp blocks"):
         load_for_classes(path, NAMES, ffn="mlp")
-    with pytest.raises(UserError, match="only MLP blocks can become others"):
+    with pytest.raises(UserError, match="only MLP blocks can be converted"):
         load_pretrained(path, ffn="mlp")
     assert load_pretrained(path, ffn=old.config.ffn)[0].config == old.config
     model, report = load_for_classes(path, NAMES, head="linear")
@@ -106,13 +106,13 @@ def test_the_shipped_weights_load_unchanged() -> None:
     assert torch.equal(model(x), load_model(path)(x))
 
 
-def test_a_model_of_others_goes_through_our_own_file(tmp_path: Path) -> None:
-    for name, judge in (
-        ("deit", judges.deit_distilled(tmp_path / "deit.pth")),
-        ("tanh", judges.pre_logits(tmp_path / "tanh.pth")),
-        ("dino", judges.dinov2(tmp_path / "dino.pth", registers=4)),
+def test_a_foreign_model_survives_saving_and_loading(tmp_path: Path) -> None:
+    for name, reference in (
+        ("deit", foreign.deit_distilled(tmp_path / "deit.pth")),
+        ("tanh", foreign.pre_logits(tmp_path / "tanh.pth")),
+        ("dino", foreign.dinov2(tmp_path / "dino.pth", registers=4)),
     ):
-        model, report = load_pretrained(judge.path)
+        model, report = load_pretrained(reference.path)
         names = [str(index) for index in range(model.config.num_classes)]
         save_model(tmp_path / f"{name}.safetensors", model, report.preprocessing, names)
         again = load_model(tmp_path / f"{name}.safetensors")
@@ -122,87 +122,85 @@ def test_a_model_of_others_goes_through_our_own_file(tmp_path: Path) -> None:
         assert torch.equal(again(x), model(x))
 
 
-def test_class_names_of_a_file_decide_where_known(tmp_path: Path) -> None:
+def test_a_files_class_names_decide_whether_its_head_is_kept(tmp_path: Path) -> None:
     labels = {0: "ant", 1: "bee", 2: "cat"}
-    judge = judges.hugging_face(tmp_path / "x", "ViTForImageClassification", id2label=labels)
-    _, report = load_for_classes(judge.path, NAMES)
+    reference = foreign.hugging_face(tmp_path / "x", "ViTForImageClassification", id2label=labels)
+    _, report = load_for_classes(reference.path, NAMES)
     assert report.fresh == ()
-    _, report = load_for_classes(judge.path, NAMES[::-1])
+    _, report = load_for_classes(reference.path, NAMES[::-1])
     assert set(report.fresh) == {"head.weight", "head.bias"}
-    assert report.model["head.bias"].reason == "other class names, or in another order"
+    assert report.model["head.bias"].reason == "the class names or their order differ"
 
-    unknown = judges.timm_vit(tmp_path / "file.pth")
+    unknown = foreign.timm_vit(tmp_path / "file.pth")
     for names in ("abcde", "edcba"):
         _, report = load_for_classes(unknown.path, tuple(names))
         assert report.fresh == ()
         assert any("does not name its classes" in note for note in report.notes)
 
 
-def test_timms_config_tells_mean_and_std(tmp_path: Path) -> None:
-    judge = judges.timm_vit(tmp_path / "file.pth")
+def test_mean_and_std_come_from_timms_config(tmp_path: Path) -> None:
+    reference = foreign.timm_vit(tmp_path / "file.pth")
     cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     (tmp_path / "config.json").write_text(json.dumps({"num_features": 64, "pretrained_cfg": cfg}))
-    _, report = load_pretrained(judge.path)
+    _, report = load_pretrained(reference.path)
     assert (report.preprocessing.mean, report.preprocessing.std) == (
         (0.1, 0.2, 0.3),
         (0.4, 0.5, 0.6),
     )
-    assert "the config.json beside it was read" in report.notes
-    assert not any("0.5 is taken" in note for note in report.notes)
-    _, report = load_pretrained(judge.path, preprocessing="imagenet")
+    assert "settings were read from the config.json next to the file" in report.notes
+    assert not any("assuming 0.5" in note for note in report.notes)
+    _, report = load_pretrained(reference.path, preprocessing="imagenet")
     assert report.preprocessing.mean == (0.485, 0.456, 0.406)
     for other in ({"num_features": 32, "pretrained_cfg": cfg}, {"hidden_size": 64}):
         (tmp_path / "config.json").write_text(json.dumps(other))
-        _, report = load_pretrained(judge.path)
+        _, report = load_pretrained(reference.path)
         assert report.preprocessing.mean == 0.5
-        assert any("0.5 is taken" in note for note in report.notes)
+        assert any("assuming 0.5" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_rpn_224", "vit_base_patch32_siglip_gap_256"])
-def test_models_that_only_look_alike_are_refused_where_their_name_is_known(
-    name: str, tmp_path: Path
-) -> None:
-    path = judges.timm_vit(tmp_path / "file.pth").path
+def test_models_that_only_look_like_a_vit_are_rejected_by_name(name: str, tmp_path: Path) -> None:
+    path = foreign.timm_vit(tmp_path / "file.pth").path
     values = {"architecture": name, "num_features": 64, "pretrained_cfg": {}}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=f"not supported: {name}, says its config.json"):
+    with pytest.raises(UserError, match=f"not supported: {name}, named in its config.json"):
         load_pretrained(path)
 
 
-def test_the_caller_can_say_what_the_file_does_not(tmp_path: Path) -> None:
-    judge = judges.timm_vit(tmp_path / "file.pth", num_heads=4)
+def test_the_caller_can_set_what_the_file_does_not_contain(tmp_path: Path) -> None:
+    reference = foreign.timm_vit(tmp_path / "file.pth", num_heads=4)
     x = torch.randn(2, 3, 32, 32)
-    model, report = load_pretrained(judge.path, num_heads=4)
-    assert torch.allclose(model(x), judge.logits(x), rtol=0, atol=1e-5)  # type: ignore[misc]
-    assert not any("heads are assumed" in note for note in report.notes)
-    odd = judges.timm_vit(tmp_path / "odd.pth", embed_dim=48, num_heads=3, mlp_ratio=100.5 / 48)
-    with pytest.raises(UserError, match="give num_heads"):
+    model, report = load_pretrained(reference.path, num_heads=4)
+    assert torch.allclose(model(x), reference.logits(x), rtol=0, atol=1e-5)  # type: ignore[misc]
+    assert not any(note.startswith("assuming 1 attention head") for note in report.notes)
+    odd = foreign.timm_vit(tmp_path / "odd.pth", embed_dim=48, num_heads=3, mlp_ratio=100.5 / 48)
+    with pytest.raises(UserError, match="set num_heads"):
         load_pretrained(odd.path)
     model, _ = load_pretrained(odd.path, num_heads=3, drop_path_rate=0.3)
     assert torch.allclose(model(x), odd.logits(x), rtol=0, atol=1e-5)  # type: ignore[misc]
-    huge = judges.timm_vit(tmp_path / "huge.pth", embed_dim=1280, depth=1, mlp_ratio=0.1)
+    huge = foreign.timm_vit(tmp_path / "huge.pth", embed_dim=1280, depth=1, mlp_ratio=0.1)
     assert load_pretrained(huge.path)[0].config.num_heads == 16
     with pytest.raises(UserError, match="unknown model settings: colour"):
-        load_pretrained(judge.path, colour=1)
+        load_pretrained(reference.path, colour=1)
     with pytest.raises(UserError, match="preprocessing 'vgg': unknown"):
-        load_pretrained(judge.path, preprocessing="vgg")
+        load_pretrained(reference.path, preprocessing="vgg")
     with pytest.raises(UserError, match="multiple of num_heads"):
-        load_pretrained(judge.path, num_heads=5)
+        load_pretrained(reference.path, num_heads=5)
 
 
-def test_parts_can_be_added_and_left_out(tmp_path: Path) -> None:
-    path = judges.timm_vit(tmp_path / "file.pth").path
+def test_parts_can_be_added_and_removed(tmp_path: Path) -> None:
+    path = foreign.timm_vit(tmp_path / "file.pth").path
     model, report = load_pretrained(path, depth=1)
     assert len(model.blocks) == 1
-    assert report.file["blocks.1.norm1.bias"].reason == "depth=1 was asked for"
+    assert report.file["blocks.1.norm1.bias"].reason == "depth=1 was requested"
     assert report.parameters["fresh"] == 0
 
     model, report = load_pretrained(path, depth=3)
     assert all(name.startswith("blocks.2.") for name in report.fresh)
-    assert report.model["blocks.2.norm1.bias"].reason == "depth=3 was asked for"
+    assert report.model["blocks.2.norm1.bias"].reason == "depth=3 was requested"
     filled = 1 - report.parameters["fresh"] / sum(report.parameters.values())
     assert filled > LEAST_SHARE
-    with pytest.raises(UserError, match=r"fills only \d+% of the model, and 50% is the least"):
+    with pytest.raises(UserError, match=r"fills only \d+% of the model, less than 50%"):
         load_pretrained(path, depth=6)
 
     model, report = load_pretrained(path, layer_scale=1e-3)
@@ -219,18 +217,18 @@ def test_parts_can_be_added_and_left_out(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="tensors do not fit the model"):
             load_pretrained(path, **changes)
 
-    with pytest.raises(UserError, match="17 positions do not fit 5 tokens and a square"):
+    with pytest.raises(UserError, match="17 positions do not fit 5 tokens and a square of patches"):
         load_pretrained(path, reg_tokens=4)
-    path = judges.deit3(tmp_path / "deit3.pth").path  # where only patches have positions
+    path = foreign.deit3(tmp_path / "deit3.pth").path  # only its patches have positions
     model, report = load_pretrained(path, reg_tokens=4)
     assert report.fresh == ("reg_token",)
-    assert report.model["reg_token"].reason == "reg_tokens=4 was asked for"
+    assert report.model["reg_token"].reason == "reg_tokens=4 was requested"
 
 
 def test_the_report_accounts_for_every_tensor(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    judge = judges.hugging_face(path, "ViTForImageClassification", saved=False)
-    model, report = load_pretrained(judge.path, num_classes=7, img_size=48)
+    reference = foreign.hugging_face(path, "ViTForImageClassification", saved=False)
+    model, report = load_pretrained(reference.path, num_classes=7, img_size=48)
     file = report.file
     assert len(file) == 40
     assert file["layernorm.bias"].status == "converted"
@@ -255,6 +253,6 @@ def test_the_report_accounts_for_every_tensor(tmp_path: Path) -> None:
         "Hugging Face ViT; ", "resized: pos_embed (4x4 to 6x6 patches)",
         "fresh: head.bias, head.weight (7 classes instead of 5)",
         "skipped: classifier.bias, classifier.weight (7 classes", "mean 0.5, std 0.5",
-        "note: 1 heads are assumed",
+        "note: assuming 1 attention head, ",
     ):  # fmt: skip
         assert words in text

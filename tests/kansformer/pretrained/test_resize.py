@@ -1,4 +1,4 @@
-"""Other pictures, patches and channels: the same tensors as in timm's own resized model."""
+"""Other picture sizes, patch sizes and channels give the same tensors as timm's resizing."""
 
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,19 @@ from kansformer.errors import UserError
 from kansformer.pretrained import load_pretrained
 from kansformer.pretrained.resize import resize_state
 from models.vit_model import ViTConfig
-from tests.kansformer.pretrained import judges
+from tests.kansformer.pretrained import foreign
 from tests.kansformer.pretrained.test_formats import CASES
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "JAX" not in name])
 def test_positions_are_timms(name: str, tmp_path: Path) -> None:
     build, suffix, _, _ = CASES[name]
-    judge = build(tmp_path / f"file.{suffix}")
-    whole, _ = load_pretrained(judge.path, **judge.config)
-    model, report = load_pretrained(judge.path, img_size=48, **judge.config)
+    reference = build(tmp_path / f"file.{suffix}")
+    whole, _ = load_pretrained(reference.path, **reference.config)
+    model, report = load_pretrained(reference.path, img_size=48, **reference.config)
     config = model.config
     theirs = TimmViT(
-        **{**judges.SIZES, "img_size": 48}, class_token=config.class_token,
+        **{**foreign.SIZES, "img_size": 48}, class_token=config.class_token,
         no_embed_class=config.no_embed_class, global_pool="avg", num_classes=0,
     )  # fmt: skip
     theirs.num_prefix_tokens = config.prefix_tokens
@@ -55,17 +55,15 @@ def test_positions_are_timms(name: str, tmp_path: Path) -> None:
     ids=str,
 )
 @torch.no_grad()
-def test_models_are_timms_by_its_whole_way_of_loading(
-    changes: dict[str, Any], tmp_path: Path
-) -> None:
-    judge = judges.timm_vit(tmp_path / "file.pth")
+def test_models_equal_those_that_timm_loads(changes: dict[str, Any], tmp_path: Path) -> None:
+    reference = foreign.timm_vit(tmp_path / "file.pth")
     fitting = {"num_classes": 5, **changes}
     theirs = timm.create_model(
         "vit_tiny_patch16_224", pretrained=True,
-        pretrained_cfg_overlay={"file": str(judge.path), "num_classes": 5},
-        **{**judges.SIZES, **fitting},
+        pretrained_cfg_overlay={"file": str(reference.path), "num_classes": 5},
+        **{**foreign.SIZES, **fitting},
     ).eval()  # fmt: skip
-    ours, report = load_pretrained(judge.path, **changes)
+    ours, report = load_pretrained(reference.path, **changes)
     x = torch.randn(2, ours.config.in_chans, ours.config.img_size, ours.config.img_size)
     features = (ours.forward_features(x) - theirs.forward_features(x)).abs().max()
     assert features < 1e-5
@@ -80,21 +78,19 @@ def test_models_are_timms_by_its_whole_way_of_loading(
 
 @pytest.mark.parametrize("changes", [{"img_size": 48}, {"patch_size": 16}], ids=str)
 @torch.no_grad()
-def test_jax_files_are_resized_as_timms_loader_of_them_does(
-    changes: dict[str, Any], tmp_path: Path
-) -> None:
-    judge = judges.jax(tmp_path / "file.npz", **changes)
-    model, _ = load_pretrained(judge.path, **changes)
+def test_jax_files_are_resized_as_by_timms_loader(changes: dict[str, Any], tmp_path: Path) -> None:
+    reference = foreign.jax(tmp_path / "file.npz", **changes)
+    model, _ = load_pretrained(reference.path, **changes)
     x = torch.randn(2, 3, model.config.img_size, model.config.img_size)
-    assert (model.forward_features(x) - judge.features(x)).abs().max() < 1e-5
-    assert judge.logits is not None
-    assert (model(x) - judge.logits(x)).abs().max() < 1e-5
+    assert (model.forward_features(x) - reference.features(x)).abs().max() < 1e-5
+    assert reference.logits is not None
+    assert (model(x) - reference.logits(x)).abs().max() < 1e-5
 
 
-def test_one_channel_is_the_grey_of_three(tmp_path: Path) -> None:
-    judge = judges.timm_vit(tmp_path / "file.pth", "model")
-    colour, three = load_pretrained(judge.path)
-    grey, one = load_pretrained(judge.path, in_chans=1)
+def test_grey_pictures_give_the_same_outputs_with_one_channel(tmp_path: Path) -> None:
+    reference = foreign.timm_vit(tmp_path / "file.pth", "model")
+    colour, three = load_pretrained(reference.path)
+    grey, one = load_pretrained(reference.path, in_chans=1)
     x = torch.randn(2, 1, 32, 32)
     torch.testing.assert_close(grey(x), colour(x.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)
     assert three.preprocessing.mean == (0.485, 0.456, 0.406)
@@ -103,13 +99,13 @@ def test_one_channel_is_the_grey_of_three(tmp_path: Path) -> None:
     assert one.preprocessing.in_chans == 1
 
 
-def test_what_cannot_be_resized_is_refused(tmp_path: Path) -> None:
-    grey = judges.timm_vit(tmp_path / "grey.pth", in_chans=1)
+def test_what_cannot_be_resized_is_rejected(tmp_path: Path) -> None:
+    grey = foreign.timm_vit(tmp_path / "grey.pth", in_chans=1)
     model, report = load_pretrained(grey.path)
     assert model.config.in_chans == report.preprocessing.in_chans == 1
-    with pytest.raises(UserError, match="1 channels cannot become 3"):
+    with pytest.raises(UserError, match="of 1 channel cannot be adapted to 3"):
         load_pretrained(grey.path, in_chans=3)
-    colour = judges.timm_vit(tmp_path / "colour.pth")
+    colour = foreign.timm_vit(tmp_path / "colour.pth")
     with pytest.raises(UserError, match="no pictures have size 32 and 4 channels"):
         load_pretrained(colour.path, in_chans=4)
     with pytest.raises(UserError, match="multiple of patch_size"):
@@ -133,9 +129,9 @@ def test_tokens_before_the_patches_keep_their_positions(
         "patch_embed.proj.weight": torch.randn(4, 3, 2, 2),
         "pos_embed": torch.randn(1, prefix + side**2, 4),
     }
-    new, done = resize_state(state, config, ("bicubic", True))
+    new, changes = resize_state(state, config, ("bicubic", True))
     assert new["pos_embed"].shape == (1, prefix + new_side**2, 4)
     assert torch.equal(new["pos_embed"][:, :prefix], state["pos_embed"][:, :prefix])
-    assert set(done) == ({"pos_embed"} if side != new_side else set())
+    assert set(changes) == ({"pos_embed"} if side != new_side else set())
     back, _ = resize_state(new, config, ("bicubic", True))
     assert torch.equal(back["pos_embed"], new["pos_embed"])

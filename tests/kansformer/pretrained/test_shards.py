@@ -1,4 +1,4 @@
-"""Weights in several files equal those in one; a wrong index is refused, and leads nowhere else."""
+"""Weights in several files equal those in one; an index cannot lead out of its folder."""
 
 import json
 import shutil
@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from kansformer.errors import UserError
 from kansformer.pretrained import load_for_classes, load_pretrained
-from tests.kansformer.pretrained import judges
-from tests.kansformer.pretrained.judges import HF_SIZES
+from tests.kansformer.pretrained import foreign
+from tests.kansformer.pretrained.foreign import HF_SIZES
 
 INDEX = "model.safetensors.index.json"
 
@@ -23,25 +23,25 @@ INDEX = "model.safetensors.index.json"
 def model() -> transformers.ViTForImageClassification:
     labels = dict(enumerate(("ant", "bee", "cat")))
     config = transformers.ViTConfig(**HF_SIZES, id2label=labels)
-    return judges.perturb(transformers.ViTForImageClassification(config))
+    return foreign.perturb(transformers.ViTForImageClassification(config))
 
 
 @pytest.fixture
 def folder(model: transformers.ViTForImageClassification, tmp_path: Path) -> Path:
-    """Shards as transformers itself writes them."""
+    """Shards written by transformers."""
     model.save_pretrained(tmp_path / "model", max_shard_size="50KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
     return tmp_path / "model"
 
 
 def as_torch_files(folder: Path) -> None:
-    """Makes the shards those of torch.save, as older releases write them."""
+    """Rewrites the shards with torch.save, as older releases do."""
     index = json.loads((folder / INDEX).read_text())
     for path in folder.glob("*.safetensors"):
         torch.save(load_file(path), folder / f"pytorch_{path.stem}.bin")
         path.unlink()
-    places = {n: f"pytorch_{Path(shard).stem}.bin" for n, shard in index["weight_map"].items()}
-    text = json.dumps({**index, "weight_map": places})
+    renamed = {n: f"pytorch_{Path(shard).stem}.bin" for n, shard in index["weight_map"].items()}
+    text = json.dumps({**index, "weight_map": renamed})
     (folder / "pytorch_model.bin.index.json").write_text(text)
     (folder / INDEX).unlink()
 
@@ -55,11 +55,11 @@ def test_shards_are_the_model(
     (index,) = folder.glob("*.index.json")
     x = torch.randn(2, 3, 32, 32)
     for path in (folder, index, str(index)):
-        own, report = load_pretrained(path)
+        loaded, report = load_pretrained(path)
         assert report.fresh == ()
         assert report.format == "Hugging Face ViT"
-        assert "the config.json beside it was read" in report.notes
-        torch.testing.assert_close(own(x), model(x).logits, rtol=0, atol=1e-5)
+        assert "settings were read from the config.json next to the file" in report.notes
+        torch.testing.assert_close(loaded(x), model(x).logits, rtol=0, atol=1e-5)
     assert load_for_classes(folder, ("ant", "bee", "cat"))[1].fresh == ()
 
 
@@ -73,7 +73,7 @@ def test_links_of_the_hubs_cache_are_followed(folder: Path) -> None:
 
 
 def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
-    """Changes the index; what the change returns takes its place, if anything."""
+    """Writes a changed index: the value that `change` returns, or else the dict it edited."""
 
     def write(folder: Path) -> None:
         index = json.loads((folder / INDEX).read_text())
@@ -83,7 +83,7 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
 
 
 def renamed(name: str) -> Callable[[Path], Any]:
-    """Gives the first shard another name in the index, and copies it there where that can be."""
+    """Renames the first shard in the index, and copies the file there if it is a valid path."""
     first = "model-00001-of-00009.safetensors"
 
     def write(folder: Path) -> None:
@@ -105,24 +105,24 @@ def add_to_last(name: str) -> Callable[[Path], Any]:
     return write
 
 
-OTHER_PLACE = "does not name a weights file in its folder"
+OTHER_FOLDER = "does not name a weights file in its folder"
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no shard": (lambda f: min(f.glob("*.safetensors")).unlink(), "model-00001-.* is missing"),
     "no shards": (
-        lambda f: [path.unlink() for path in f.glob("*.safetensors")], "and 8 more is missing"
+        lambda f: [path.unlink() for path in f.glob("*.safetensors")], "and 8 more are missing"
     ),
     "a damaged shard": (
         lambda f: min(f.glob("*.safetensors")).write_bytes(b"x"), "00001-of-00009.safetensors: not"
     ),
-    "above": (renamed("../x.safetensors"), OTHER_PLACE),
-    "below": (renamed("sub/x.safetensors"), OTHER_PLACE),
-    "from the root": (renamed("/etc/x.safetensors"), OTHER_PLACE),
-    "Windows": (renamed("..\\x.safetensors"), OTHER_PLACE),
-    "a drive": (renamed("C:x.safetensors"), OTHER_PLACE),
-    "NUL": (renamed("x\0.safetensors"), OTHER_PLACE),
-    "a long name": (renamed(300 * "x" + ".safetensors"), OTHER_PLACE),
-    "no suffix": (renamed("config.json"), OTHER_PLACE),
-    "no text": (edited(lambda i: i["weight_map"].update({"classifier.bias": 3})), OTHER_PLACE),
+    "above": (renamed("../x.safetensors"), OTHER_FOLDER),
+    "below": (renamed("sub/x.safetensors"), OTHER_FOLDER),
+    "from the root": (renamed("/etc/x.safetensors"), OTHER_FOLDER),
+    "Windows": (renamed("..\\x.safetensors"), OTHER_FOLDER),
+    "a drive": (renamed("C:x.safetensors"), OTHER_FOLDER),
+    "NUL": (renamed("x\0.safetensors"), OTHER_FOLDER),
+    "a long name": (renamed(300 * "x" + ".safetensors"), OTHER_FOLDER),
+    "no suffix": (renamed("config.json"), OTHER_FOLDER),
+    "no text": (edited(lambda i: i["weight_map"].update({"classifier.bias": 3})), OTHER_FOLDER),
     "listed only": (
         edited(lambda i: i["weight_map"].update(more=i["weight_map"]["classifier.bias"])),
         "more is not in model-00001",
@@ -132,9 +132,9 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no map": (edited(lambda i: {"metadata": {}}), "no weight_map"),
     "an empty map": (edited(lambda i: {"weight_map": {}}), "no weight_map"),
     "a list": (edited(lambda i: [1]), "no weight_map"),
-    "no JSON": (lambda f: (f / INDEX).write_text("{"), "no index of weights"),
-    "deep": (lambda f: (f / INDEX).write_text("[" * 10**5), "no index of weights"),
-    "bytes": (lambda f: (f / INDEX).write_bytes(b"\xff\xfe"), "no index of weights"),
+    "no JSON": (lambda f: (f / INDEX).write_text("{"), "not an index of weights"),
+    "deep": (lambda f: (f / INDEX).write_text("[" * 10**5), "not an index of weights"),
+    "bytes": (lambda f: (f / INDEX).write_bytes(b"\xff\xfe"), "not an index of weights"),
 }  # fmt: skip
 
 

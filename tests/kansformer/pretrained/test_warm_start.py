@@ -1,4 +1,4 @@
-"""The exact warm start: pretrained MLPs as KAN blocks, the same to the last digit, and alive."""
+"""The exact warm start: KAN blocks compute what the pretrained MLPs do, and can be trained."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from kansformer.train.optimizer import clip_gradients, make_optimizer, make_sche
 from models.kan import GroupKANLinear, KANLinear
 from models.vit_model import VisionTransformer, create_model
 from tests.conftest import tiny_settings
-from tests.kansformer.pretrained import judges
+from tests.kansformer.pretrained import foreign
 from tests.kansformer.pretrained.test_formats import CASES
 
 WARM = {"group-kan": {}, "kan": {"kan_hidden": "full"}}
@@ -27,12 +27,12 @@ WARM = {"group-kan": {}, "kan": {"kan_hidden": "full"}}
 @torch.no_grad()
 def test_logits_are_the_librarys(name: str, ffn: str, tmp_path: Path) -> None:
     build, suffix, _, _ = CASES[name]
-    judge = build(tmp_path / f"file.{suffix}")
-    model, report = load_pretrained(judge.path, ffn=ffn, **{**judge.config, **WARM[ffn]})
+    reference = build(tmp_path / f"file.{suffix}")
+    model, report = load_pretrained(reference.path, ffn=ffn, **{**reference.config, **WARM[ffn]})
     x = torch.randn(3, 3, 32, 32)
-    differences = [(model.forward_features(x) - judge.features(x)).abs().max()]
-    if judge.logits is not None:
-        differences.append((model(x) - judge.logits(x)).abs().max())
+    differences = [(model.forward_features(x) - reference.features(x)).abs().max()]
+    if reference.logits is not None:
+        differences.append((model(x) - reference.logits(x)).abs().max())
     assert max(differences) < 1e-5
     assert sum(report.parameters.values()) == sum(p.numel() for p in model.parameters())
     assert all("spline" in name or name.endswith("grid") for name in report.fresh)
@@ -47,7 +47,7 @@ def spline_layers(model: VisionTransformer) -> dict[str, KANLinear | GroupKANLin
 
 @pytest.mark.parametrize("ffn", WARM)
 def test_one_step_moves_every_spline(ffn: str, tmp_path: Path) -> None:
-    path = judges.timm_vit(tmp_path / "file.pth").path
+    path = foreign.timm_vit(tmp_path / "file.pth").path
     model, _ = load_pretrained(path, ffn=ffn, **WARM[ffn])
     optimizer = make_optimizer(model, tiny_settings("x", "y"))
     labels = torch.arange(16) % 5
@@ -61,7 +61,7 @@ def test_one_step_moves_every_spline(ffn: str, tmp_path: Path) -> None:
 
 
 def steps(model: VisionTransformer, pictures: Tensor, labels: Tensor, lr: float) -> list[float]:
-    """A hundred steps of train.py's kind on the same batches in every call; the losses."""
+    """The losses of a hundred steps as in train.py, on the same batches in every call."""
     config = tiny_settings("x", "y", lr=lr, epochs=5, warmup_epochs=1)
     optimizer = make_optimizer(model.train(), config)
     schedule = make_schedule(optimizer, config, steps_per_epoch=20)
@@ -79,7 +79,7 @@ def steps(model: VisionTransformer, pictures: Tensor, labels: Tensor, lr: float)
     return losses
 
 
-def test_a_hundred_steps_go_at_least_as_far_as_the_mlps(tmp_path: Path) -> None:
+def test_a_hundred_steps_end_no_worse_than_with_mlps(tmp_path: Path) -> None:
     digits = load_data("digits").train
     preprocessing = Preprocessing(8, 1)
     pictures = torch.stack([preprocessing(digits.open(i)) for i in range(len(digits))])
@@ -87,7 +87,7 @@ def test_a_hundred_steps_go_at_least_as_far_as_the_mlps(tmp_path: Path) -> None:
     names = [str(digit) for digit in range(10)]
     small = {"embed_dim": 48, "depth": 2}
     first = create_model("vit_micro_patch2_8", in_chans=1, num_classes=10, **small)
-    steps(first, pictures, labels, 1e-3)  # "pretrained", and far from done
+    steps(first, pictures, labels, 1e-3)  # "pretrained", but far from converged
     save_model(tmp_path / "mlp.safetensors", first, preprocessing, names)
     ends = {}
     for ffn in ("mlp", *WARM):
@@ -99,15 +99,15 @@ def test_a_hundred_steps_go_at_least_as_far_as_the_mlps(tmp_path: Path) -> None:
     assert ends["kan"] <= ends["mlp"]
 
 
-def test_what_cannot_start_as_an_mlp_is_said(tmp_path: Path) -> None:
-    path = judges.timm_vit(tmp_path / "file.pth").path
+def test_blocks_that_cannot_start_as_an_mlp_are_rejected(tmp_path: Path) -> None:
+    path = foreign.timm_vit(tmp_path / "file.pth").path
     with pytest.raises(UserError, match="kan_norm=False"):
         load_pretrained(path, ffn="group-kan", kan_norm=True)
     with pytest.raises(UserError, match="5 groups"):
         load_pretrained(path, ffn="group-kan", groups=5)
     model = create_model("kansformer_micro_patch4_8", num_classes=2)
     save_model(tmp_path / "kan.safetensors", model, Preprocessing(8, 3), ["a", "b"])
-    with pytest.raises(UserError, match="kan blocks do not fit group-kan blocks"):
+    with pytest.raises(UserError, match="kan blocks cannot become group-kan blocks"):
         load_pretrained(tmp_path / "kan.safetensors", ffn="group-kan")
 
 

@@ -1,4 +1,4 @@
-"""python -m kansformer.regression: what it writes, and one line for each bad input."""
+"""python -m kansformer.regression: its files, and one line for each bad input."""
 
 import csv
 import json
@@ -98,7 +98,7 @@ def test_classification(run: Run, flowers: Path, tmp_path: Path) -> None:
 
     status, _, err = run(*arguments)
     assert status == 2
-    assert "holds earlier results; replace them with --overwrite" in err
+    assert "contains earlier results; replace them with --overwrite" in err
     assert run(*arguments, "--overwrite")[0] == 0
     again = json.loads((folder / "results.json").read_text())
     assert again["inputs"] == ["sl", "sw", "pl", "pw"]
@@ -115,13 +115,13 @@ GOOD = "a,b,y\n" + "1,2,3\n4,5,6\n" * 5
         ("a,,y\n" + "1,2,3\n" * 10, "some have no name"),
         ("a,a,y\n" + "1,2,3\n" * 10, "two are named 'a'"),
         ("a,b\n" + "1,2\n" * 10, "no column 'y'; it has a, b"),
-        ("y\n" + "1\n" * 10, "other columns than the target"),
-        (GOOD[:30], "4 rows; give at least 10"),
-        ("a,b,y\n" + "1,2,3\n" * 10, "column 'y' holds one number only"),
+        ("y\n" + "1\n" * 10, "columns other than the target"),
+        (GOOD[:30], "4 rows; at least 10 are needed"),
+        ("a,b,y\n" + "1,2,3\n" * 10, "column 'y' has the same value everywhere"),
         (GOOD + "1,2\n", "line 12: 2 cells for 3 columns"),
-        (GOOD + "1,red,3\n", "line 12: column 'b' holds 'red', which is no number"),
-        (GOOD + "1,,3\n", "line 12: column 'b' holds '', which is no number"),
-        (GOOD + "1,2,inf\n", "column 'y' holds 'inf'"),
+        (GOOD + "1,red,3\n", "line 12: 'red' in column 'b' is not a number"),
+        (GOOD + "1,,3\n", "line 12: '' in column 'b' is not a number"),
+        (GOOD + "1,2,inf\n", "'inf' in column 'y'"),
         (b"\xff\xfe\x00", "not a CSV file in UTF-8"),
     ],
 )
@@ -140,7 +140,7 @@ def test_bad_tables_are_one_line(
     assert not (tmp_path / "weights").exists()
 
 
-def test_inputs_that_never_vary_are_no_fault_of_the_command(run: Run, tmp_path: Path) -> None:
+def test_constant_inputs_give_no_effects_plot(run: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "data.csv", ["a", "y"], [[1, number] for number in range(20)])
     flags = ("--task", "regression", "--data", path, "--target", "y", "--output", tmp_path / "out")
     status, out, _ = run(*flags, *QUICK)
@@ -153,9 +153,9 @@ def test_inputs_that_never_vary_are_no_fault_of_the_command(run: Run, tmp_path: 
 @pytest.mark.parametrize(
     ("column", "words"),
     [
-        (["same"] * 12, "one class only"),
+        (["same"] * 12, "only one class"),
         ([f"{i}" for i in range(12)], "12 different values in 12 rows"),
-        (["a"] * 11 + ["b"], "class 'b' of column 'y' has one row"),
+        (["a"] * 11 + ["b"], "class 'b' of column 'y' has only one row"),
         (["a"] * 11 + [""], "line 13: column 'y' is empty"),
     ],
 )
@@ -177,18 +177,18 @@ def test_bad_classes_are_one_line(run: Run, tmp_path: Path, column: list[str], w
         (("--test-share", 2), "--test-share must be between 0 and 1"),
         (("--test-share", 0.001), "choose another share"),
         (("--seed", -1), "--seed must be at least 0"),
-        (("--inputs", "a", "y"), "other columns than the target"),
+        (("--inputs", "a", "y"), "columns other than the target"),
         (("--inputs", "z"), "no column 'z'"),
         (("--task", "cooking"), "invalid choice"),
     ],
 )
-def test_bad_flags_are_refused(run: Run, numbers: Path, flags: tuple, words: str) -> None:
+def test_bad_flags_are_rejected(run: Run, numbers: Path, flags: tuple, words: str) -> None:
     status, _, err = run("--task", "regression", "--data", numbers, "--target", "y", *flags)
     assert status == 2
     assert words in err
 
 
-def test_an_output_that_cannot_be_made(run: Run, numbers: Path) -> None:
+def test_an_output_folder_that_cannot_be_made_is_one_line(run: Run, numbers: Path) -> None:
     status, _, err = run(
         "--task", "regression", "--data", numbers, "--target", "y", "--output", numbers, *QUICK
     )
@@ -196,7 +196,7 @@ def test_an_output_that_cannot_be_made(run: Run, numbers: Path) -> None:
     assert "cannot be created" in err
 
 
-def test_a_byte_order_mark_and_spaces_are_no_part_of_a_name(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_spaces_are_stripped_from_names(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("a,b", " a , b").encode())
     table = read_table(path, "y", "regression")

@@ -1,4 +1,4 @@
-"""The estimators keep scikit-learn's rules, and compute the same after every kind of copy."""
+"""The estimators follow scikit-learn's rules, and all copies of them compute the same."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ QUICK = {"hidden": (4,), "max_epochs": 25, "lr": 0.05}
 
 
 @parametrize_with_checks([KANRegressor(**QUICK), KANClassifier(**QUICK)])
-def test_scikit_learns_own_checks(estimator: object, check: object) -> None:
+def test_scikit_learns_checks(estimator: object, check: object) -> None:
     check(estimator)
 
 
@@ -69,7 +69,7 @@ def test_copies_compute_the_same(kind: str, request: pytest.FixtureRequest, tmp_
 
 
 @pytest.mark.parametrize("dtype", ["int64", "float32", "bool", "object", "<U3"])
-def test_labels_come_back_as_they_were(dtype: str, tmp_path: Path) -> None:
+def test_labels_keep_their_type(dtype: str, tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(30, 2))
     labels = (x[:, 0] > 0).astype(int)
     y = np.array(["no", "yes"])[labels] if dtype in ("object", "<U3") else labels
@@ -118,18 +118,18 @@ def test_few_samples_and_constant_inputs_give_numbers(count: int, scaling: str) 
         constant = KANRegressor(**options).fit(data, np.full(count, 2.5))
         np.testing.assert_allclose(constant.predict(data), 2.5, atol=2)
         labels = np.arange(count) % 2
-        chances = KANClassifier(**options).fit(data, labels).predict_proba(data)
-        assert np.isfinite(chances).all()
+        probabilities = KANClassifier(**options).fit(data, labels).predict_proba(data)
+        assert np.isfinite(probabilities).all()
 
 
-def test_classes_are_shared_out_between_fit_and_validation() -> None:
+def test_the_split_is_stratified_by_class() -> None:
     y = np.repeat([0, 1], [80, 20])
     fitted, held_out = KANClassifier()._split(y, 100, 0)
     assert sorted([*fitted, *held_out]) == list(range(100))
     assert np.bincount(y[held_out]).tolist() == [12, 3]
 
 
-def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
+def test_the_seed_decides_and_the_global_generator_is_not_used() -> None:
     x, y = friedman()
     state = torch.get_rng_state()
     options = {**QUICK, "max_epochs": 3}
@@ -141,7 +141,7 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
     assert (first != other).any()
 
 
-def test_fits_in_threads_equal_the_fit_alone() -> None:
+def test_fits_in_threads_equal_sequential_fits() -> None:
     x, y = friedman(60)
 
     def states() -> list[object]:
@@ -166,12 +166,12 @@ def test_parameters_may_be_numpys_numbers(number: type, tmp_path: Path) -> None:
     x, y = friedman()
     sizes = {"grid_size": 4, "spline_order": 2, "batch_size": 16, "max_epochs": 3, "patience": 2}
     expected = KANRegressor(hidden=(4,), lr=0.5, dropout=0.5, random_state=7, **sizes).fit(x, y)
-    own = KANRegressor(
+    estimator = KANRegressor(
         hidden=np.array([4], number), lr=np.float32(0.5), dropout=np.float32(0.5),
         random_state=np.int64(7), **{name: number(size) for name, size in sizes.items()},
     ).fit(x, y)  # fmt: skip
-    save_estimator(tmp_path / "model.safetensors", own)
-    for other in (own, load_estimator(tmp_path / "model.safetensors")):
+    save_estimator(tmp_path / "model.safetensors", estimator)
+    for other in (estimator, load_estimator(tmp_path / "model.safetensors")):
         np.testing.assert_allclose(other.predict(x), expected.predict(x), rtol=0, atol=1e-10)
         assert other.history_ == expected.history_
 
@@ -189,7 +189,7 @@ def test_no_hidden_layer_fits_a_sum_of_functions() -> None:
     ("options", "words"),
     [
         ({"hidden": (2,)}, "at least 3 for their LayerNorm"),
-        ({"hidden": 16}, r"hidden must be widths such as \(16,\), not 16"),
+        ({"hidden": 16}, r"hidden must be a sequence such as \(16,\), not 16"),
         ({"scaling": "robust"}, "method must be one of"),
         ({"base_activation": "sine"}, "base_activation must be"),
         ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\)"),
@@ -198,18 +198,18 @@ def test_no_hidden_layer_fits_a_sum_of_functions() -> None:
         ({"dropout": 2.0}, "dropout must be in"),
     ],
 )
-def test_bad_parameters_are_refused_with_the_reason(options: dict, words: str) -> None:
+def test_bad_parameters_are_rejected_with_the_reason(options: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         KANRegressor(**options).fit(*friedman())
 
 
-def test_one_class_is_refused() -> None:
+def test_a_single_class_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least two classes"):
         KANClassifier().fit(np.eye(3), [1, 1, 1])
 
 
 def with_metadata(path: Path, change: object) -> None:
-    """Writes the metadata of a file anew."""
+    """Rewrites a file with changed metadata."""
     header = path.read_bytes()
     size = struct.unpack("<Q", header[:8])[0]
     metadata = json.loads(json.loads(header[8 : 8 + size])["__metadata__"]["kansformer-regression"])
@@ -222,13 +222,13 @@ def with_metadata(path: Path, change: object) -> None:
     [
         (lambda m: m.update(format_version=9), "format version 9, not 1"),
         (lambda m: m.update(task="cooking"), "cooking"),
-        (lambda m: m.update(inputs=10**9), "other widths"),
-        (lambda m: m["parameters"].update(hidden=[5]), "other widths"),
-        (lambda m: m["parameters"].update(hidden=[4] * 10**6), "other widths"),
+        (lambda m: m.update(inputs=10**9), "do not match its tensors"),
+        (lambda m: m["parameters"].update(hidden=[5]), "do not match its tensors"),
+        (lambda m: m["parameters"].update(hidden=[4] * 10**6), "do not match its tensors"),
         (lambda m: m["parameters"].update(grid_size=10**9), "size mismatch"),
         (lambda m: m["parameters"].update(colour="red"), "colour"),
-        (lambda m: m["classes"].update(dtype="V8"), "classes do not fit"),
-        (lambda m: m["classes"].update(values=["a"]), "classes do not fit"),
+        (lambda m: m["classes"].update(dtype="V8"), "classes do not match"),
+        (lambda m: m["classes"].update(values=["a"]), "classes do not match"),
         (lambda m: m.pop("classes"), "classes"),
     ],
 )
@@ -245,7 +245,7 @@ def test_damaged_metadata_are_an_error_in_one_line(
     assert "give a model.safetensors" in str(caught.value)
 
 
-def test_what_is_no_model_is_an_error(regressor: KANRegressor, tmp_path: Path) -> None:
+def test_files_without_a_model_are_an_error(regressor: KANRegressor, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with pytest.raises(UserError, match="no such file"):
         load_estimator(path)
@@ -259,11 +259,11 @@ def test_what_is_no_model_is_an_error(regressor: KANRegressor, tmp_path: Path) -
     tensors = load_file(path)
     tensors["network.layers.0.base_weight"][0] = torch.nan
     save_file(tensors, path, {"kansformer-regression": "{}"})
-    with pytest.raises(UserError, match="finite numbers"):
+    with pytest.raises(UserError, match="must be finite"):
         load_estimator(path)
 
 
-def test_only_what_is_fitted_can_be_saved(tmp_path: Path) -> None:
+def test_only_fitted_estimators_can_be_saved(tmp_path: Path) -> None:
     with pytest.raises(NotFittedError):
         save_estimator(tmp_path / "model.safetensors", KANRegressor())
 

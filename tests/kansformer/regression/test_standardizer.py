@@ -1,4 +1,4 @@
-"""Scaling, its inverse, and its place in the model."""
+"""Scaling, its inverse, and its storage in the model."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ X = torch.randn(50, 3, dtype=torch.float64) * torch.tensor([1e-6, 1.0, 1e9]) + 5
     ("method", "other"),
     [("standard", StandardScaler()), ("min-max", MinMaxScaler(feature_range=(-1, 1)))],
 )
-def test_it_scales_as_scikit_learn_does_and_back(method: str, other: object) -> None:
+def test_it_scales_as_scikit_learn_and_back(method: str, other: object) -> None:
     scaling = Standardizer(3, method).fit(X)
     z = scaling(X)
     expected = torch.from_numpy(other.fit_transform(X.numpy()))
@@ -66,6 +66,6 @@ def test_it_is_stored_with_the_model() -> None:
         (lambda: Standardizer(3).fit(X * 1e290), "too large"),
     ],
 )
-def test_bad_arguments_are_refused_with_the_reason(make: object, words: str) -> None:
+def test_bad_arguments_are_rejected_with_the_reason(make: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()

@@ -1,4 +1,4 @@
-"""Data sets from functions."""
+"""Synthetic data sets."""
 
 import pytest
 import torch
@@ -24,14 +24,14 @@ def test_hello_is_the_papers_function() -> None:
     torch.testing.assert_close(y[:, 0], expected)
 
 
-def test_an_own_function_may_give_a_flat_result() -> None:
+def test_a_custom_function_may_return_a_flat_result() -> None:
     x, y = create_synthetic_dataset(lambda x: x.sum(dim=1), 30, inputs=4, ranges=(2, 3))
     assert torch.equal(y[:, 0], x.sum(dim=1))
     assert 2 <= x.min()
     assert x.max() <= 3
 
 
-def test_noise_is_in_units_of_the_spread() -> None:
+def test_noise_is_relative_to_the_spread() -> None:
     clean = create_synthetic_dataset("hello", 5000, seed=1)
     noisy = create_synthetic_dataset("hello", 5000, seed=1, noise=0.5)
     assert torch.equal(clean.x, noisy.x)
@@ -39,7 +39,7 @@ def test_noise_is_in_units_of_the_spread() -> None:
     assert float(ratio) == pytest.approx(0.5, rel=0.05)
 
 
-def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
+def test_the_seed_decides_and_the_global_generator_is_not_used() -> None:
     state = torch.get_rng_state()
     first, second = (create_synthetic_dataset("bumps", 50, noise=0.1, seed=3) for _ in range(2))
     other = create_synthetic_dataset("bumps", 50, noise=0.1, seed=4)
@@ -53,8 +53,8 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
     [
         ({"function": "none"}, "bumps, hello, product, additive, not 'none'"),
         ({"function": "hello", "inputs": 3}, "takes 2 inputs, not 3"),
-        ({"function": torch.sin}, "how many inputs"),
-        ({"function": torch.sin, "inputs": 2}, r"gives \(500, 2\)"),
+        ({"function": torch.sin}, "number of inputs"),
+        ({"function": torch.sin, "inputs": 2}, r"not shape \(500, 2\)"),
         ({"function": "hello", "samples": 0}, "at least 1"),
         ({"function": "hello", "noise": -1}, "noise at least 0"),
         ({"function": "hello", "noise": float("nan")}, "noise at least 0"),
@@ -62,6 +62,6 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
         ({"function": "hello", "ranges": (1, 1)}, "low < high"),
     ],
 )
-def test_bad_arguments_are_refused_with_the_reason(arguments: dict, words: str) -> None:
+def test_bad_arguments_are_rejected_with_the_reason(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         create_synthetic_dataset(**arguments)

@@ -1,4 +1,4 @@
-"""Training: any optimizer and schedule, penalties, clipping, and the best weights at the end."""
+"""Training: any optimizer and schedule, penalties, clipping, and restored best weights."""
 
 import copy
 from functools import partial
@@ -114,21 +114,21 @@ def test_the_best_weights_are_restored_after_early_stopping() -> None:
     assert trainer.best_epoch == best + 1
     assert all(torch.equal(states[best][k], v) for k, v in model.state_dict().items())
     assert any(not torch.equal(states[-1][k], v) for k, v in model.state_dict().items())
-    found = float((predict(model, noise[0]) - noise[1]).square().mean())
-    assert found == pytest.approx(min(losses), rel=1e-5)
+    loss = float((predict(model, noise[0]) - noise[1]).square().mean())
+    assert loss == pytest.approx(min(losses), rel=1e-5)
 
 
-def test_penalties_are_those_of_the_formula() -> None:
+def test_penalties_follow_the_formula() -> None:
     x, y = torch.ones(4, 1), torch.zeros(4, 1)
     options = {"optimizer": partial(SGD, lr=0.0)}
-    for l1, l2, wanted in ((0.0, 0.0, 4.0), (0.1, 0.0, 4.2), (0.0, 0.1, 4.4)):
+    for l1, l2, expected in ((0.0, 0.0, 4.0), (0.1, 0.0, 4.2), (0.0, 0.1, 4.4)):
         history = KANTrainer(line(), l1=l1, l2=l2, **options).fit(x, y, epochs=1)
-        assert history[0]["train_loss"] == pytest.approx(wanted)
+        assert history[0]["train_loss"] == pytest.approx(expected)
     penalty = KANTrainer(line(), penalty=lambda model: 5 * model.weight.sum(), **options)
     assert penalty.fit(x, y, epochs=1)[0]["train_loss"] == pytest.approx(14)
 
 
-def test_penalties_see_coefficients_with_their_scaler() -> None:
+def test_penalties_apply_to_coefficients_times_scaler() -> None:
     model = KAN([2, 3, 1])
     before = [weight.abs().sum() for weight in effective_weights(model)]
     assert len(before) == 4
@@ -151,7 +151,7 @@ def test_penalties_shrink_the_weights(name: str) -> None:
     assert sizes[1] < 0.8 * sizes[0]
 
 
-def test_a_penalty_of_the_models_own_makes_it_sparse() -> None:
+def test_the_models_group_penalty_makes_it_sparse() -> None:
     x, y = create_synthetic_dataset("additive", 200)
     x, y = x.float(), y.float()
     model = SparseKAN([5, 1], threshold=0.05)
@@ -168,7 +168,7 @@ def test_clipping_bounds_the_step() -> None:
         assert 2 - model.weight.item() == pytest.approx(moved, rel=1e-5)
 
 
-def test_runs_repeat_and_leave_the_global_generator_alone() -> None:
+def test_runs_repeat_without_the_global_generator() -> None:
     x, y = data()
     weights = []
     start = KAN([2, 3, 1])
@@ -182,7 +182,7 @@ def test_runs_repeat_and_leave_the_global_generator_alone() -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_prediction_in_batches_is_that_of_the_whole_and_changes_nothing() -> None:
+def test_prediction_does_not_depend_on_batches_and_changes_nothing() -> None:
     model = DeepKAN([2, 64, 1], dropout=0.5).double()
     x = data(50)[0].double()
     whole = predict(model, x)
@@ -195,7 +195,7 @@ def test_prediction_in_batches_is_that_of_the_whole_and_changes_nothing() -> Non
         predict(model, x, 0)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_the_best_weights() -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_best_weights() -> None:
     x, y = data()
     model = KAN([2, 1])
     bad = {"calls": 0}
@@ -212,7 +212,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_best_weights() -> None:
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_a_second_fit_goes_on() -> None:
+def test_a_second_fit_continues() -> None:
     x, y = data()
     trainer = KANTrainer(KAN([2, 1]))
     trainer.fit(x, y, epochs=2)
@@ -230,7 +230,7 @@ def test_a_second_fit_goes_on() -> None:
         ({"patience": 0}, "patience must be at least 1"),
     ],
 )
-def test_bad_options_are_refused_with_the_reason(options: dict, words: str) -> None:
+def test_bad_options_are_rejected_with_the_reason(options: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         KANTrainer(KAN([2, 1]), **options)
 
@@ -245,21 +245,21 @@ def test_bad_options_are_refused_with_the_reason(options: dict, words: str) -> N
         (torch.zeros(3, 2), torch.zeros(3).long(), r"targets are \(3,\), but outputs"),
     ],
 )
-def test_bad_samples_are_refused_with_the_reason(x: Tensor, y: Tensor, words: str) -> None:
+def test_bad_samples_are_rejected_with_the_reason(x: Tensor, y: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         KANTrainer(KAN([2, 1])).fit(x, y, epochs=1)
 
 
-def test_validation_data_are_checked_too() -> None:
+def test_validation_data_are_checked() -> None:
     x, y = data()
     with pytest.raises(ValueError, match="but outputs"):
         KANTrainer(KAN([2, 1])).fit(x, y, validation=(x, y[:, 0]), epochs=1)
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_classes_without_an_output_are_refused(label: int) -> None:
+def test_classes_without_an_output_are_rejected(label: int) -> None:
     y = torch.tensor([0, 1, label])
-    with pytest.raises(ValueError, match="classes are 0 to 2 here"):
+    with pytest.raises(ValueError, match="class indices must be 0 to 2"):
         KANTrainer(KAN([2, 3]), loss="cross_entropy").fit(torch.zeros(3, 2), y, epochs=1)
 
 

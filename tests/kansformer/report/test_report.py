@@ -1,4 +1,4 @@
-"""The report of a run: one safe, readable file, whose figures are evaluation's."""
+"""The report of a run: one safe, readable file, whose figures are those of evaluate."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from kansformer.figures import as_svg
 from kansformer.infer import Predictor
 from kansformer.interpret.block_scores import LayerFacts
 from kansformer.report import contents
-from kansformer.report.contents import Contents, Inside, fit_to_show, look
+from kansformer.report.contents import Contents, Inside, collect, fit_to_show
 from kansformer.report.page import duration, percent, render, worth_of_splines
 from kansformer.report.write import draw
 from kansformer.train import loop, train
@@ -38,7 +38,7 @@ class Reported(NamedTuple):
     folder: Path
     pictures: Path
     data: PictureData
-    said: list[str]
+    messages: list[str]
 
     @property
     def html(self) -> str:
@@ -46,7 +46,7 @@ class Reported(NamedTuple):
 
 
 class Page(HTMLParser):
-    """Elements as (tag, attributes), and the text outside of styles."""
+    """Elements as (tag, attributes), and all text of the page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 
 def train_and_report(base: Path, **changes: Any) -> Reported:
-    """A run on classes with hostile names that look all alike, so that there are mistakes."""
+    """A run on classes with hostile names and identical pictures, so that there are mistakes."""
     folder = base / "pictures"
     for number, name in enumerate(NAMES):
         for i in range(12):
@@ -73,11 +73,11 @@ def train_and_report(base: Path, **changes: Any) -> Reported:
                           100 * number + i)  # fmt: skip
     config = tiny_settings(folder, base / "run", epochs=2, report=True, **changes)
     data = load_data(str(folder)).with_validation(config.val_split, config.seed)
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contents, "BLOCKS", 1)
-        train(config, data, said.append)
-    return Reported(base / "run", folder, data, said)
+        train(config, data, messages.append)
+    return Reported(base / "run", folder, data, messages)
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +86,12 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
 
 
 @pytest.fixture(scope="module")
-def looked(reported: Reported) -> Contents:
-    return look(reported.folder, reported.data)
+def collected(reported: Reported) -> Contents:
+    return collect(reported.folder, reported.data)
 
 
-def test_training_writes_it_and_says_where(reported: Reported) -> None:
-    (line,) = [line for line in reported.said if line.startswith("report ")]
+def test_training_writes_it_and_prints_its_path(reported: Reported) -> None:
+    (line,) = [line for line in reported.messages if line.startswith("report ")]
     assert str(reported.folder / "report.html") in line
     for name in ("curves", "confusion", "classes", "calibration", "layers", "functions-0",
                  "augmented", "mistakes"):  # fmt: skip
@@ -115,13 +115,13 @@ def test_it_is_one_file_that_needs_no_network_and_no_script(reported: Reported) 
     assert len(reported.html.encode()) < 2_000_000
 
 
-def test_every_picture_is_told_in_words(reported: Reported, looked: Contents) -> None:
+def test_every_picture_has_an_alternative_text(reported: Reported, collected: Contents) -> None:
     page = Page(reported.html)
     sheet = 1
-    assert len(page.all("img")) == sheet + 2 * len(looked.mistakes)
+    assert len(page.all("img")) == sheet + 2 * len(collected.mistakes)
     assert all((attributes.get("alt") or "").strip() for attributes in page.all("img"))
     drawn = page.all("svg")
-    assert len(drawn) == 6  # four of the figures, the layers, one of four blocks
+    assert len(drawn) == 6  # four plots of metrics, the layers, one of four blocks
     assert all(a["role"] == "img" and len(a["aria-label"] or "") > 40 for a in drawn)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert "strongest edges of\n1 of the 4 blocks" in page.text
@@ -130,18 +130,18 @@ def test_every_picture_is_told_in_words(reported: Reported, looked: Contents) ->
     assert set(links) <= set(ids)
 
 
-def test_names_are_text_whatever_is_in_them(reported: Reported) -> None:
+def test_names_are_escaped(reported: Reported) -> None:
     page = Page(reported.html)
     for name in NAMES:
         assert page.text.count(name) >= 2
         assert any(name in (a["aria-label"] or "") for a in page.all("svg"))
-    assert "<i>" in page.text  # of the files
+    assert "<i>" in page.text  # in file names
     assert "<i>" not in reported.html
     assert str(reported.folder.parent) not in reported.html
     assert fit_to_show("a\udcff\nb") == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}b"
 
 
-def test_its_figures_are_those_of_evaluation(
+def test_its_figures_equal_those_of_evaluate(
     reported: Reported, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     status, out, _ = command(
@@ -149,14 +149,15 @@ def test_its_figures_are_those_of_evaluation(
         "--data-path", reported.pictures, "--split", "val", "--json", "--device", "cpu",
     )  # fmt: skip
     assert status == 0
-    found, text = json.loads(out), Page(reported.html).text
-    low, high = found["accuracy_interval"]
-    for value in (found["accuracy"], low, high, found["balanced_accuracy"], found["ece"]):
+    evaluation, text = json.loads(out), Page(reported.html).text
+    low, high = evaluation["accuracy_interval"]
+    shares = (evaluation[name] for name in ("accuracy", "balanced_accuracy", "ece"))
+    for value in (low, high, *shares):
         assert percent(value) in text
-    for row in found["per_class"]:
+    for row in evaluation["per_class"]:
         cells = [row["class"], *(percent(row[name]) for name in ("precision", "recall", "f1"))]
         assert "".join([*cells, str(row["support"])]) in text.replace("\n", "")
-    for pair in found["most_confused"]:
+    for pair in evaluation["most_confused"]:
         cells = [pair["true"], pair["predicted"], str(pair["count"]), percent(pair["share"])]
         assert "".join(cells) in text.replace("\n", "")
     summary = json.loads((reported.folder / "summary.json").read_text())
@@ -165,7 +166,9 @@ def test_its_figures_are_those_of_evaluation(
     assert percent(summary["val_acc1"] / 100) in text
 
 
-def test_mistakes_are_the_surest_wrong_answers(reported: Reported, looked: Contents) -> None:
+def test_mistakes_are_the_most_confident_wrong_predictions(
+    reported: Reported, collected: Contents
+) -> None:
     predictor = Predictor.load(reported.folder / "best.safetensors")
     val = reported.data.val
     assert val is not None
@@ -175,42 +178,43 @@ def test_mistakes_are_the_surest_wrong_answers(reported: Reported, looked: Conte
         if best["index"] != label:
             wrong.append((best["probability"], str(path), NAMES_SORTED[label], best["class"]))
     wrong.sort(reverse=True)
-    assert 0 < len(looked.mistakes) == min(len(wrong), contents.MISTAKES)
-    for mistake, (probability, path, true, predicted) in zip(looked.mistakes, wrong, strict=False):
+    assert 0 < len(collected.mistakes) == min(len(wrong), contents.MISTAKES)
+    for mistake, (probability, path, true, predicted) in zip(
+        collected.mistakes, wrong, strict=False
+    ):
         assert mistake.probability == pytest.approx(probability, abs=1e-6)
         assert (mistake.true, mistake.predicted) == (true, predicted)
         assert path.endswith(mistake.path)
-        with Image.open(path) as image:  # 16 pixels, as the model's: seen as it is
+        with Image.open(path) as image:  # 16 pixels, the model's size, so it is not resized
             assert np.array_equal(np.asarray(mistake.picture), np.asarray(image.convert("RGB")))
 
 
-def test_samples_are_what_the_first_epochs_give(reported: Reported, looked: Contents) -> None:
+def test_samples_are_those_of_the_first_epochs(reported: Reported, collected: Contents) -> None:
     model = load_model(reported.folder / "best.safetensors")
     train_pictures, preprocessing = reported.data.train, model.preprocessing
     dataset = PictureDataset(train_pictures, make_augmentation("small", preprocessing), seed=0)
     sampler = TrainingSampler(train_pictures.labels, 8, seed=0)
-    shown: list[dict[int, bytes]] = []  # by epoch and place
+    shown: list[dict[int, bytes]] = []  # by epoch and index of the picture
     for epoch in range(contents.VERSIONS):
         sampler.epoch = epoch
-        places = [place for batch in sampler for _, place in batch]
+        indices = [index for batch in sampler for _, index in batch]
         tensors = torch.cat([images for images, _ in training_loader(dataset, sampler)])
         pixels = (255 * (0.5 * tensors + 0.5)).round().byte().permute(0, 2, 3, 1).numpy()
-        shown.append({p: row.tobytes() for p, row in zip(places, pixels, strict=True)})
-    assert sorted(sample.label for sample in looked.samples) == NAMES_SORTED
-    for sample in looked.samples:
-        places = [
-            [place for place, pixels in epoch.items() if pixels == version.tobytes()]
+        shown.append({i: row.tobytes() for i, row in zip(indices, pixels, strict=True)})
+    assert sorted(sample.label for sample in collected.samples) == NAMES_SORTED
+    for sample in collected.samples:
+        matches = [
+            [index for index, pixels in epoch.items() if pixels == version.tobytes()]
             for epoch, version in zip(shown, sample.augmented, strict=True)
         ]
-        # an epoch leaves a few pictures for another
-        known = [found for found in places if found]
-        assert places[0]
-        assert all(found == places[0] for found in known)
-        assert NAMES_SORTED[train_pictures.labels[places[0][0]]] == sample.label
+        # an epoch drops the pictures that do not fill a batch, so there may be no match
+        assert matches[0]
+        assert all(match == matches[0] for match in matches if match)
+        assert NAMES_SORTED[train_pictures.labels[matches[0][0]]] == sample.label
 
 
-def test_the_worth_of_splines_is_measured(reported: Reported, looked: Contents) -> None:
-    assert looked.inside is not None
+def test_the_contribution_of_splines_is_measured(reported: Reported, collected: Contents) -> None:
+    assert collected.inside is not None
     model = load_model(reported.folder / "best.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -219,11 +223,11 @@ def test_the_worth_of_splines_is_measured(reported: Reported, looked: Contents) 
     val = reported.data.val
     assert val is not None
     answers = Predictor(model)([val.open(i) for i in range(len(val))], topk=1)
-    right = [a["top"][0]["index"] == label for a, label in zip(answers, val.labels, strict=True)]
-    assert looked.inside.without_splines == pytest.approx(np.mean(right))
-    assert looked.inside.with_splines == pytest.approx(looked.figures["accuracy"])
-    assert looked.inside.pictures == len(val)
-    assert [name for name, _ in looked.inside.facts][-1] == "block 3, fc2"
+    correct = [a["top"][0]["index"] == label for a, label in zip(answers, val.labels, strict=True)]
+    assert collected.inside.without_splines == pytest.approx(np.mean(correct))
+    assert collected.inside.with_splines == pytest.approx(collected.figures["accuracy"])
+    assert collected.inside.pictures == len(val)
+    assert [name for name, _ in collected.inside.facts][-1] == "block 3, fc2"
 
 
 @pytest.mark.parametrize(
@@ -251,11 +255,11 @@ def test_a_report_that_fails_does_not_fail_the_training(
         raise RuntimeError("no paper\nleft")
 
     monkeypatch.setattr(loop, "write_report", fail)
-    said: list[str] = []
+    messages: list[str] = []
     config = tiny_settings(colours, tmp_path / "run", epochs=1, report=True)
-    summary = train(config, load_data(str(colours)).with_validation(0.2, 0), said.append)
+    summary = train(config, load_data(str(colours)).with_validation(0.2, 0), messages.append)
     assert summary["epochs"] == 1
-    assert "no report: no paper left" in said
+    assert "no report: no paper left" in messages
     assert (tmp_path / "run" / "summary.json").is_file()
 
 
@@ -266,7 +270,7 @@ def test_mlp_blocks_have_no_functions(tmp_path: Path) -> None:
     assert not list((run.folder / "plots").glob("functions-*.png"))
 
 
-def test_the_command_makes_it_again(
+def test_the_command_rewrites_it(
     reported: Reported, command: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -277,7 +281,7 @@ def test_the_command_makes_it_again(
     status, out, err = command(name, "--output", reported.folder, "--device", "cpu")
     assert status == 0
     lines = [line.rpartition("\r")[2] for line in err.splitlines()]
-    hint = "note: no font on this machine"  # for Japanese letters, if it has none
+    hint = "note: no font on this machine"  # if there is no Japanese font
     assert [line for line in lines if line and not line.startswith(hint)] == []
     assert out == f"wrote {reported.folder / 'report.html'}\n"
     assert reported.html == before
@@ -286,23 +290,23 @@ def test_the_command_makes_it_again(
 def test_bad_usage_is_one_line(
     reported: Reported, trained: Path, command: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    def refused(*arguments: object) -> str:
+    def error_of(*arguments: object) -> str:
         status, out, err = command("kansformer.report.__main__", *arguments)
         assert (status, out, err.count("\n")) == (2, "", 1)
         return err
 
-    assert "no such folder" in refused("--output", tmp_path / "nowhere")
+    assert "no such folder" in error_of("--output", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "does not tell where the data are" in refused("--output", tmp_path / "empty")
-    assert "no such weights file" in refused(
+    assert "does not record where the data are" in error_of("--output", tmp_path / "empty")
+    assert "no such weights file" in error_of(
         "--output", tmp_path / "empty", "--data-path", "digits"
     )
-    assert "the weights do not know the class" in refused(
+    assert "the model does not know the class" in error_of(
         "--output", reported.folder, "--data-path", trained.parent / "colours"
     )
     inside = reported.pictures / "run"
     inside.mkdir()
-    assert "never written" in refused("--output", inside, "--data-path", reported.pictures)
+    assert "never written" in error_of("--output", inside, "--data-path", reported.pictures)
     inside.rmdir()
 
 
@@ -332,29 +336,30 @@ def test_a_browser_shows_it_without_network_and_scripts(
         assert visited.problems() == []
 
 
-def with_names(looked: Contents, names: list[str]) -> Contents:
-    """The same run as if it had told other classes apart."""
+def with_names(collected: Contents, names: list[str]) -> Contents:
+    """The same run as if it had classified other classes."""
     random = np.random.default_rng(0)
     labels = random.integers(0, len(names), 4 * len(names))
     probabilities = random.random((len(labels), len(names))) ** 20
     probabilities[np.arange(len(labels)), labels] += 1
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    mistakes = [replace(m, true=names[0], predicted=names[1]) for m in looked.mistakes]
+    mistakes = [replace(m, true=names[0], predicted=names[1]) for m in collected.mistakes]
+    inside = collected.inside
     return replace(
-        looked, class_names=tuple(names), figures=figures(labels, probabilities, names),
-        mistakes=mistakes, samples=[replace(s, label=names[0]) for s in looked.samples],
-        summary={**looked.summary, "classes": len(names)},
-        inside=looked.inside and replace(looked.inside, curves={0: looked.inside.curves[0]}),
+        collected, class_names=tuple(names), figures=figures(labels, probabilities, names),
+        mistakes=mistakes, samples=[replace(s, label=names[0]) for s in collected.samples],
+        summary={**collected.summary, "classes": len(names)},
+        inside=inside and replace(inside, curves={0: inside.curves[0]}),
     )  # fmt: skip
 
 
-# what is drawn and lies outside the box of its column, or of the figure it belongs to
+# elements outside the box of their column, or parts of a figure outside the figure
 OUTSIDE = """
 [...document.querySelectorAll("body *")].filter(element => {
   const drawing = element.tagName !== "svg" && element.closest("svg");
   const column = (drawing || element).parentElement.getBoundingClientRect();
-  const own = element.getBoundingClientRect();
-  return own.width && (own.left < column.left - 1 || own.right > column.right + 1);
+  const box = element.getBoundingClientRect();
+  return box.width && (box.left < column.left - 1 || box.right > column.right + 1);
 }).map(element => element.outerHTML.slice(0, 200))
 """
 
@@ -362,13 +367,13 @@ OUTSIDE = """
 @needs_chromium
 @pytest.mark.parametrize("count", [25, 1000])
 def test_nothing_lies_outside_its_column(
-    browser: Any, looked: Contents, tmp_path: Path, count: int
+    browser: Any, collected: Contents, tmp_path: Path, count: int
 ) -> None:
     names = [f"{index} a class with a {'W' * 30}" for index in range(count)]
-    told = with_names(looked, names)
-    drawn = {name: as_svg(figure, words) for name, figure, words in draw(told, names)}
+    renamed = with_names(collected, names)
+    drawn = {name: as_svg(figure, alt_text) for name, figure, alt_text in draw(renamed, names)}
     page = tmp_path / "report.html"
-    page.write_text(render(told, drawn))
+    page.write_text(render(renamed, drawn))
     with visit(browser, page.as_uri()) as visited:
         for details in visited.page.query_selector_all("summary"):
             details.click()
@@ -383,35 +388,37 @@ def test_nothing_lies_outside_its_column(
             assert min(letters) > (4.4 if width == 320 else 5.4)  # pixels: small, but legible
 
 
-def test_counts_of_one_are_in_the_singular(looked: Contents) -> None:
+def test_counts_of_one_are_in_the_singular(collected: Contents) -> None:
     summary = {
-        **looked.summary, "epochs": 1, "classes": 1, "threads": 1,
-        "pictures": {**looked.summary["pictures"], "train": 1},
+        **collected.summary, "epochs": 1, "classes": 1, "threads": 1,
+        "pictures": {**collected.summary["pictures"], "train": 1},
     }  # fmt: skip
     one = replace(
-        looked, summary=summary, pictures=1, samples=looked.samples[:1], mistakes=[],
-        history=looked.history[:1],
+        collected, summary=summary, pictures=1, samples=collected.samples[:1], mistakes=[],
+        history=collected.history[:1],
     )  # fmt: skip
     plots = dict.fromkeys(["curves", "calibration", "confusion", "classes", "layers"], "")
     plots |= {f"functions-{block}": "" for block in range(4)}
     text = " ".join(Page(render(one, plots)).text.split())
     for words in (
-        "1 epoch of 1 picture,", "tells 1 class apart", "Judged on 1 validation picture.",
+        "1 epoch of 1 picture,", "into 1 class.", "Evaluated on 1 validation picture.",
         "on 1 picture.", ", 1 thread",
     ):  # fmt: skip
         assert words in text
     assert not re.search(r"\b1 (epochs|pictures|classes|threads)", text)
 
 
-def test_it_says_which_class_is_the_true_one(reported: Reported, looked: Contents) -> None:
+def test_mistakes_name_the_true_and_the_predicted_class(
+    reported: Reported, collected: Contents
+) -> None:
     text = " ".join(Page(reported.html).text.split())
-    for mistake in looked.mistakes:
-        said = f"predicted {mistake.predicted} ({percent(mistake.probability)})"
-        assert f"{said} true: {mistake.true}" in text
+    for mistake in collected.mistakes:
+        predicted = f"predicted {mistake.predicted} ({percent(mistake.probability)})"
+        assert f"{predicted} true: {mistake.true}" in text
     assert "Most confused pairs truepredictedpictures" in text  # the head of a table
 
 
-def test_letters_that_no_font_has_are_said_once_and_kept_on_the_page(
+def test_letters_without_a_font_are_reported_once_and_kept_on_the_page(
     reported: Reported, command: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -19,7 +19,7 @@ from kansformer.train.config import TrainConfig
 from models.vit_model import create_model
 from tests.conftest import COLOURS, ROOT, tiny_settings, write_folder
 from tests.kansformer.data.test_sources import fingerprint
-from tests.kansformer.pretrained import judges
+from tests.kansformer.pretrained import foreign
 from tests.kansformer.train.runs import final
 
 CLOCKS = ("seconds", "images_per_second", "waiting")  # columns that differ between equal runs
@@ -181,8 +181,8 @@ def test_starting_from_weights(tmp_path: Path, colours: Path, trained: Path) -> 
 
 
 def test_starting_from_another_librarys_weights(tmp_path: Path, colours: Path) -> None:
-    judge = judges.timm_vit(tmp_path / "deit.pth", "model", img_size=16)
-    config = tiny_settings(colours, tmp_path / "out", epochs=1, weights=str(judge.path))
+    reference = foreign.timm_vit(tmp_path / "deit.pth", "model", img_size=16)
+    config = tiny_settings(colours, tmp_path / "out", epochs=1, weights=str(reference.path))
     _, lines = run(config)
     assert any("deit.pth: DeiT; 30 tensors loaded" in line for line in lines)
     model = load_model(tmp_path / "out" / "best.safetensors")
@@ -193,7 +193,7 @@ def test_starting_from_another_librarys_weights(tmp_path: Path, colours: Path) -
     assert report["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
 
     again = tiny_settings(
-        colours, tmp_path / "again", epochs=1, weights=str(judge.path), freeze_layers=True,
+        colours, tmp_path / "again", epochs=1, weights=str(reference.path), freeze_layers=True,
         preprocessing="half", img_size=24,
     )  # fmt: skip
     run(again)

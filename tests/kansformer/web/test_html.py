@@ -1,4 +1,4 @@
-"""Our own pieces of the page: nothing from outside becomes markup, and drawings are true."""
+"""HTML of the page: text from outside never becomes markup, and drawings are accurate."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -15,7 +15,7 @@ EVIL = "<script>alert(1)</script> & \"'"
 
 
 def parse(text: str) -> ET.Element:
-    """The piece as XML, whose own text is then free of markup."""
+    """The piece parsed as XML."""
     return ET.fromstring(text.replace("&nbsp;", " "))
 
 
@@ -27,7 +27,7 @@ def vote(values: list[float]) -> UnitVote:
 
 
 @pytest.mark.parametrize("values", [[1.25], [-2.0, 0.5, 4.0]])
-def test_dots_lie_on_the_curve_where_the_values_are(values: list[float]) -> None:
+def test_dots_lie_on_the_curve_at_the_units_values(values: list[float]) -> None:
     drawn = parse(html.functions(Decision(0, 1, 2.0, -0.5, [vote(values)]), [EVIL, "b"]))
     card = drawn.find(".//figure")
     assert card is not None
@@ -46,18 +46,18 @@ def test_dots_lie_on_the_curve_where_the_values_are(values: list[float]) -> None
     )
 
 
-def test_it_says_for_whom_and_whether_functions_add_or_take() -> None:
-    taking = html.functions(Decision(0, 1, 2.0, -0.5, [vote([4.0])]), ["cat", "dog"])
-    words = " ".join("".join(parse(taking).itertext()).split())
-    assert "cat leads dog, which comes second, by 2.00 in log-odds: it is 7.4 times" in words
-    assert "together take 0.50 from it" in words
-    assert f"unit 7 at 4 takes {abs(np.sin(4)):.2f}" in words
+def test_texts_name_the_classes_and_the_sign_of_contributions() -> None:
+    subtracting = html.functions(Decision(0, 1, 2.0, -0.5, [vote([4.0])]), ["cat", "dog"])
+    words = " ".join("".join(parse(subtracting).itertext()).split())
+    assert "cat leads the second class, dog, by 2.00 in log-odds: it is 7.4 times" in words
+    assert "the last block subtract 0.50 from this lead" in words
+    assert f"unit 7 at 4 subtracts {abs(np.sin(4)):.2f}" in words
     adding = html.functions(Decision(0, 1, 2.0, 0.5, [vote([1.0])]), ["cat", "dog"])
-    assert "together add 0.50 to it" in " ".join(adding.split())
+    assert "the last block add 0.50 to this lead" in " ".join(adding.split())
     assert f"adds {np.sin(1):.2f}" in adding
 
 
-def test_names_from_outside_stay_text() -> None:
+def test_names_from_outside_are_escaped() -> None:
     answers = [
         {"path": EVIL, "top": [{"class": EVIL, "index": 0, "probability": 0.5}]},
         {"path": EVIL, "error": f"{EVIL}: damaged; replace it"},
@@ -68,12 +68,12 @@ def test_names_from_outside_stay_text() -> None:
         html.functions(Decision(0, 1, 2.0, -0.5, [vote([1.0])]), [EVIL, EVIL]),
         html.table(answers, [grey, None]).replace('alt="">', 'alt=""/>'),
     ):
-        found = parse(piece)
-        assert not list(found.iter("script"))
-        assert EVIL in "".join(found.itertext())
+        parsed = parse(piece)
+        assert not list(parsed.iter("script"))
+        assert EVIL in "".join(parsed.itertext())
 
 
-def test_flat_functions_are_drawn_too() -> None:
+def test_flat_functions_are_drawn() -> None:
     flat = UnitVote(0, 0.0, torch.linspace(0, 1, 101), torch.zeros(101), torch.zeros(101),
                     torch.tensor([0.5]), (0.0, 1.0))  # fmt: skip
     drawn = html.functions(Decision(0, 1, 0.0, 0.0, [flat]), ["a", "b"])

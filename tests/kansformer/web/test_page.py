@@ -1,4 +1,4 @@
-"""The page in a browser, and its JSON, against predict.py."""
+"""The page in a browser, and its JSON compared with predict.py."""
 
 import json
 import re
@@ -34,7 +34,7 @@ SOON = 30_000  # milliseconds
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A digit, upright and not, in three formats, and two files that are no pictures."""
+    """A digit in three formats, one of them upside down, and two files that are not pictures."""
     folder = tmp_path_factory.mktemp("pictures")
     with Image.open(DIGIT) as digit:
         for name in ("eight.png", "acht ü.tiff", "turned.jpg"):
@@ -66,7 +66,7 @@ def browser() -> Iterator["Browser"]:
 
 
 def post(address: str, files: list[tuple[str, bytes]]) -> tuple[int, str]:
-    """Sends files as a form: the status and the text of the answer."""
+    """Sends files as a form, and returns the status and text of the response."""
     mark = uuid.uuid4().hex
     parts = [
         f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
@@ -92,18 +92,18 @@ def test_a_picture_is_classified_and_explained_without_leaving(
     browser: "Browser", address: str, pictures: Path
 ) -> None:
     with visit(browser, "about:blank", width=390) as visited:
-        page, asked = visited.page, []
-        page.on("request", lambda request: asked.append(request.url))
+        page, requested = visited.page, []
+        page.on("request", lambda request: requested.append(request.url))
         page.goto(address)
         page.set_input_files("#picture input[type=file]", pictures / "eight.png")
         page.wait_for_selector("#functions figure", timeout=SOON)
         assert page.locator("#answer h2").inner_text() == "8"
         assert page.locator("#functions figure").count() == 6
-        assert re.search(r"8 leads \d", page.locator("#functions").inner_text())
+        assert re.search(r"8 leads the second class, \d", page.locator("#functions").inner_text())
         assert page.locator("#attention img").evaluate("i => i.decode().then(() => i.naturalWidth)")
         assert visited.overflow() <= 0
 
-        page.set_input_files("#picture input[type=file]", [])  # leaves what is there
+        page.set_input_files("#picture input[type=file]", [])  # keeps the picture
         page.get_by_label("Remove Image").click()
         page.wait_for_selector("#functions figure", state="hidden")
         page.set_input_files("#picture input[type=file]", pictures / "<b>broken.png")
@@ -125,13 +125,13 @@ def test_a_picture_is_classified_and_explained_without_leaving(
             assert name in row
             assert ("\t8\t" if name in ("eight.png", "acht ü.tiff") else "not a picture") in row
         assert visited.overflow() <= 0
-        assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} \
-            == {"127.0.0.1"}  # fmt: skip
+        loaded = [url for url in requested if not url.startswith(("data:", "blob:"))]
+        assert {urlsplit(url).hostname for url in loaded} == {"127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
 def long_names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page of a model whose classes have long names, one of them in one piece."""
+    """The page of a model whose classes have long names, with long words."""
     weights = tmp_path_factory.mktemp("long") / "long.safetensors"
     model = load_model(DIGITS)
     names = tuple(f"{digit} <b>{'is a long name ' * 3}{'W' * 60}" for digit in range(10))
@@ -176,16 +176,16 @@ def test_the_answer_is_in_sight_after_an_upload(
 
 
 @needs_chromium
-def test_the_browser_itself_refuses_other_places(browser: "Browser", address: str) -> None:
+def test_the_browser_refuses_to_contact_other_servers(browser: "Browser", address: str) -> None:
     with visit(browser, address) as visited:
-        said = visited.page.evaluate(
+        outcome = visited.page.evaluate(
             "fetch('http://127.0.0.2:9/').then(() => 'went out', error => String(error))"
         )
-        assert "went out" not in said
+        assert "went out" not in outcome
         assert any("Content Security Policy" in error for error in visited.errors)
 
 
-def test_json_is_that_of_predict(address: str, pictures: Path) -> None:
+def test_json_equals_that_of_predict(address: str, pictures: Path) -> None:
     names = sorted(path.name for path in pictures.iterdir())
     assert len(names) == 5
     done = subprocess.run(
@@ -205,17 +205,17 @@ def test_bad_requests_get_one_line(address: str) -> None:
     status, text = post(predict, [("a.txt", b"no picture")])
     (answer,) = json.loads(text)
     assert (status, answer.keys()) == (422, {"path", "error"})
-    for given, expected, words in (
+    for response, expected, words in (
         (post(predict, []), 400, "no files"),
         (post(f"{predict}?topk=0", [("a.png", b"")]), 400, "topk must be at least 1"),
         (post(predict, [("a.png", bytes(2**25))]), 413, "more than 33,554,432 bytes"),
     ):
-        status, text = given
+        status, text = response
         assert status == expected
         assert words in json.loads(text)["error"]
 
 
-def test_health_and_nothing_more(address: str) -> None:
+def test_health_and_no_other_endpoints(address: str) -> None:
     def get(path: str) -> dict[str, object]:
         with urllib.request.urlopen(f"{address}/{path}") as answer:
             return json.load(answer)
@@ -224,37 +224,37 @@ def test_health_and_nothing_more(address: str) -> None:
     assert (health["status"], health["classes"]) == ("ok", list("0123456789"))
     assert get("gradio_api/info")["named_endpoints"] == {}
     for path in ("docs", "redoc", "openapi.json"):
-        with pytest.raises(urllib.error.HTTPError, match="404") as found:
+        with pytest.raises(urllib.error.HTTPError, match="404") as caught:
             get(path)
-        found.value.close()
+        caught.value.close()
 
 
-def test_ctrl_c_ends_it_quietly_and_uploads_go(tmp_path: Path) -> None:
+def test_ctrl_c_stops_it_quietly_and_deletes_uploads(tmp_path: Path) -> None:
     with served(PAGE, ROOT, TMPDIR=str(tmp_path)) as (address, process):
         status, text = post(f"{address}/gradio_api/upload", [("a.txt", b"something private")])
         assert status == 200
         (uploaded,) = map(Path, json.loads(text))
         assert uploaded.read_bytes() == b"something private"
         assert tmp_path in uploaded.parents
-        # a page that is open must not hold it up
+        # a page that is still open must not delay the end
         with urllib.request.urlopen(f"{address}/gradio_api/heartbeat/somebody") as heart:
             assert heart.status == 200
             assert stop(process, signal.SIGINT) == (130, "stopped\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_port_that_is_taken_is_one_line(address: str, command: Command) -> None:
+def test_a_port_in_use_gives_one_line(address: str, command: Command) -> None:
     port = urlsplit(address).port
     status, out, err = command("kansformer.web.__main__", *PAGE[2:], "--port", port)
     assert (status, out, len(err.splitlines())) == (2, "", 1)
-    assert f"127.0.0.1, port {port}: cannot be listened on" in err
+    assert f"cannot listen on 127.0.0.1, port {port}" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--port", "70000"), "--port must be between 0 and 65535"),
-        (("--host", "192.0.2.1"), "192.0.2.1, port 7860: cannot be listened on"),
+        (("--host", "192.0.2.1"), "cannot listen on 192.0.2.1, port 7860"),
         (("--host", "no.such.invalid"), "choose another --port or --host"),
         (("--examples", "nowhere"), "nowhere: no folder with pictures in it"),
         (("--weights", "missing"), "missing: no such weights file"),
@@ -266,7 +266,7 @@ def test_wrong_use_is_one_line(command: Command, arguments: tuple[str, ...], wor
     assert words in err
 
 
-def test_without_gradio_the_remedy_is_named(
+def test_without_gradio_the_error_names_the_remedy(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "kansformer.web.app", raising=False)

@@ -1,4 +1,4 @@
-"""The server ends at a signal, also at one that comes before it catches any itself."""
+"""The server stops at a signal, even if it comes before uvicorn catches signals."""
 
 import signal
 import socket
@@ -11,17 +11,17 @@ from kansformer.web.server import PageServer
 
 
 async def nothing(scope: object, receive: object, send: object) -> None:
-    """An application that has nothing to say."""
+    """An application that never responds."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_before_the_start_ends_it(
+def test_a_signal_before_the_start_stops_it(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as door, StopSignals() as stop:
+    with socket.create_server(("127.0.0.1", 0)) as listener, StopSignals() as stop:
         signal.raise_signal(number)
-        PageServer(nothing, stop, "welcome").run(sockets=[door])
-        with pytest.raises(Stopped) as ended:
+        PageServer(nothing, stop, "welcome").run(sockets=[listener])
+        with pytest.raises(Stopped) as caught:
             stop.raise_received()
-    assert ended.value.status == 128 + number
+    assert caught.value.status == 128 + number
     assert capsys.readouterr().out == ""

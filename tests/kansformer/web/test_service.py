@@ -1,4 +1,4 @@
-"""What the page asks of the model is what the predictor and the explanations say."""
+"""The service returns the same answers as the predictor and the explanations."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from models.vit_model import create_model
 from tests.conftest import write_picture
 
 
-def test_a_look_is_the_answer_and_where_the_model_looks(trained: Path, colours: Path) -> None:
+def test_a_look_is_the_answer_and_the_attention_map(trained: Path, colours: Path) -> None:
     predictor = Predictor.load(trained / "best.safetensors")
     service = Service(predictor, "colours")
     path = colours / "red" / "red 1.png"

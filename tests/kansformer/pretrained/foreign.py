@@ -1,4 +1,4 @@
-"""Small ViTs of other libraries with random weights, in files as those libraries write them."""
+"""Small random ViTs of other libraries, saved as those libraries save them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,43 +26,43 @@ HF_SIZES = {
 
 
 @dataclass
-class Judge:
-    """A file, and what its own library computes from it."""
+class Reference:
+    """A file, and the outputs that its library computes from it."""
 
     path: Path
     features: Callable[[Tensor], Tensor]
     logits: Callable[[Tensor], Tensor] | None
-    config: dict[str, Any] = field(default_factory=dict)  # what the file cannot tell
+    config: dict[str, Any] = field(default_factory=dict)  # settings that the file does not contain
 
 
 @torch.no_grad()
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Moves every parameter away from what it starts as: no zero bias, no norm or scale of one."""
+    """Adds noise to every parameter, so that no bias is zero and no norm or scale is one."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
 
 
-def timm_vit(path: Path, wrap: str | None = None, **options: Any) -> Judge:
-    """timm's own ViT, saved as its state dict, under a key if `wrap` is given."""
+def timm_vit(path: Path, wrap: str | None = None, **options: Any) -> Reference:
+    """timm's ViT, saved as its state dict, under a key if `wrap` is given."""
     model = perturb(TimmViT(**{**SIZES, "num_classes": 5, **options}))
     state = model.state_dict()
     torch.save({wrap: state} if wrap else state, path)
     return _of_timm(path, model)
 
 
-def _of_timm(path: Path, model: TimmViT) -> Judge:
-    return Judge(path, model.forward_features, model if model.num_classes else None)
+def _of_timm(path: Path, model: TimmViT) -> Reference:
+    return Reference(path, model.forward_features, model if model.num_classes else None)
 
 
-def deit_distilled(path: Path) -> Judge:
+def deit_distilled(path: Path) -> Reference:
     model = perturb(VisionTransformerDistilled(**SIZES, num_classes=5))
     torch.save({"model": model.state_dict()}, path)
     return _of_timm(path, model)
 
 
-def deit3(path: Path) -> Judge:
+def deit3(path: Path) -> Reference:
     """DeiT III as published: LayerScale under its old name, no position for the class token."""
     model = perturb(TimmViT(**SIZES, num_classes=5, init_values=1e-4, no_embed_class=True))
     state = {
@@ -73,7 +73,7 @@ def deit3(path: Path) -> Judge:
     return _of_timm(path, model)
 
 
-def dino(path: Path) -> Judge:
+def dino(path: Path) -> Reference:
     """A DINO training state: student and teacher with projection heads, all under prefixes."""
     model = perturb(TimmViT(**SIZES, num_classes=0))
     teacher = {f"backbone.{name}": value for name, value in model.state_dict().items()}
@@ -83,8 +83,8 @@ def dino(path: Path) -> Judge:
     return _of_timm(path, model)
 
 
-def reference(state: dict[str, Tensor], x: Tensor, heads: int = 1) -> Tensor:
-    """DINOv2's forward pass as its code has it, from a state dict with its names, to x_norm."""
+def dinov2_forward(state: dict[str, Tensor], x: Tensor, heads: int = 1) -> Tensor:
+    """DINOv2's published forward pass up to x_norm, from a state dict with its names."""
     patch = state["patch_embed.proj.weight"].shape[-1]
     x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], patch)
     x = x.flatten(2).transpose(1, 2)
@@ -115,7 +115,7 @@ def reference(state: dict[str, Tensor], x: Tensor, heads: int = 1) -> Tensor:
     return norm(x, "norm")
 
 
-def dinov2(path: Path, registers: int = 0, chunked: bool = False) -> Judge:
+def dinov2(path: Path, registers: int = 0, chunked: bool = False) -> Reference:
     """Facebook's DINOv2: its names, its mask token, and registers without positions."""
     model = perturb(TimmViT(**SIZES, num_classes=0, init_values=1e-5))
     state = {"mask_token": torch.randn(1, 64), **model.state_dict()}
@@ -124,10 +124,10 @@ def dinov2(path: Path, registers: int = 0, chunked: bool = False) -> Judge:
     if chunked:
         state = {n.replace("blocks.", "blocks.0."): value for n, value in state.items()}
     torch.save(state, path)
-    return Judge(path, lambda x: reference(state, x), None)
+    return Reference(path, lambda x: dinov2_forward(state, x), None)
 
 
-def mae(path: Path, decoder: bool) -> Judge:
+def mae(path: Path, decoder: bool) -> Reference:
     """MAE's pretraining file: fixed positions, zero for the class token, and perhaps a decoder."""
     model = perturb(TimmViT(**SIZES, num_classes=0))
     angles = torch.arange(16)[:, None] / torch.logspace(0, 4, 32)
@@ -146,7 +146,7 @@ def mae(path: Path, decoder: bool) -> Judge:
     return _of_timm(path, model)
 
 
-def pre_logits(path: Path) -> Judge:
+def pre_logits(path: Path) -> Reference:
     """The older trainer's ImageNet-21k files: a tanh layer before the head."""
     model = perturb(TimmViT(**SIZES, num_classes=5))
     fc = perturb(nn.Linear(64, 64))
@@ -156,10 +156,10 @@ def pre_logits(path: Path) -> Judge:
     def logits(x: Tensor) -> Tensor:
         return model.head(torch.tanh(fc(model.forward_features(x)[:, 0])))
 
-    return Judge(path, model.forward_features, logits)
+    return Reference(path, model.forward_features, logits)
 
 
-def torchvision_vit(path: Path, **options: Any) -> Judge:
+def torchvision_vit(path: Path, **options: Any) -> Reference:
     model = perturb(
         torchvision.models.VisionTransformer(
             image_size=32, patch_size=8, num_layers=2, num_heads=1, hidden_dim=64, mlp_dim=128,
@@ -172,15 +172,15 @@ def torchvision_vit(path: Path, **options: Any) -> Judge:
         x = model._process_input(x)
         return model.encoder(torch.cat([model.class_token.expand(len(x), -1, -1), x], dim=1))
 
-    return Judge(path, features, model)
+    return Reference(path, features, model)
 
 
-def hugging_face(path: Path, kind: str, *, saved: bool = True, **options: Any) -> Judge:
+def hugging_face(path: Path, kind: str, *, saved: bool = True, **options: Any) -> Reference:
     """A model of transformers, by the name of its class.
 
     Args:
-        saved: by save_pretrained, which gives earlier releases' names and a config.json; else a
-            state dict with the names that this release has in memory.
+        saved: True for save_pretrained, which writes the names of earlier releases and a
+            config.json; False for the state dict with the names of this release.
     """
     config = getattr(transformers, kind.split("For")[0].removesuffix("Model") + "Config")
     options = {**HF_SIZES, **options}
@@ -196,13 +196,13 @@ def hugging_face(path: Path, kind: str, *, saved: bool = True, **options: Any) -
     def features(x: Tensor) -> Tensor:
         return body(x).last_hidden_state
 
-    # classifiers of others are not heads of a ViT: on several tokens, or on one of two
-    own_head = kind in ("ViTForImageClassification", "DeiTForImageClassificationWithTeacher")
-    return Judge(path, features, (lambda x: model(x).logits) if own_head else None)
+    # other classifiers are no heads of a ViT: they use several tokens, or one of two
+    has_vit_head = kind in ("ViTForImageClassification", "DeiTForImageClassificationWithTeacher")
+    return Reference(path, features, (lambda x: model(x).logits) if has_vit_head else None)
 
 
-def hf_mae(path: Path) -> Judge:
-    """transformers' ViT-MAE with its decoder; its encoder masks nothing and keeps the order."""
+def hf_mae(path: Path) -> Reference:
+    """transformers' ViT-MAE with its decoder; nothing is masked, and patches keep their order."""
     small = {f"decoder_{name}": 16 for name in ("hidden_size", "intermediate_size")}
     config = transformers.ViTMAEConfig(
         **HF_SIZES, **small, decoder_num_hidden_layers=1, decoder_num_attention_heads=1,
@@ -214,13 +214,13 @@ def hf_mae(path: Path) -> Judge:
     def features(x: Tensor) -> Tensor:
         return model.vit(x, noise=torch.arange(16.0).expand(len(x), -1)).last_hidden_state
 
-    return Judge(path.parent / "model.safetensors", features, None)
+    return Reference(path.parent / "model.safetensors", features, None)
 
 
 def jax(
     path: Path, heads: int = 2, big_vision: bool = False, pre_logits: bool = False, **options: Any
-) -> Judge:
-    """Arrays under the names of google-research/vision_transformer; timm's loader is the judge."""
+) -> Reference:
+    """Arrays with the names of google-research/vision_transformer, read by timm's loader."""
     random = np.random.default_rng(0)
     dim, width, prefix = 64, 64 // heads, "params/" if big_vision else ""
 
@@ -263,7 +263,7 @@ def jax(
             pooled = torch.tanh(pooled @ kernel + bias)
         return model.head(pooled)
 
-    return Judge(path, model.forward_features, logits)
+    return Reference(path, model.forward_features, logits)
 
 
 class EfficientKAN(nn.Module):
@@ -288,8 +288,8 @@ class EfficientKAN(nn.Module):
         return y.float().reshape(*x.shape[:-1], -1)
 
 
-def vision_kansformer(path: Path) -> Judge:
-    """vision_kansformer's model: timm's ViT with `kan` in the place of `mlp` and a KAN as head."""
+def vision_kansformer(path: Path) -> Reference:
+    """vision_kansformer's model: timm's ViT with `kan` instead of `mlp` and a KAN as head."""
     model = perturb(TimmViT(**SIZES, num_classes=5))
     for block in model.blocks:
         block.mlp = EfficientKAN([64, 16, 64])
