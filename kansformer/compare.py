@@ -22,7 +22,7 @@ from kansformer.train import TrainConfig, train
 from kansformer.train.config import add_flags
 from kansformer.train.configure import configure
 from kansformer.train.distributed import discard
-from kansformer.words import number
+from kansformer.words import command, number
 from models.vit_model import FFNS
 
 BASELINE = "mlp"
@@ -33,7 +33,7 @@ LABEL_BOX = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1}  # legible on 
 def main() -> None:
     """Trains all arms with all seeds, then prints the table and writes it with the plot."""
     parser = argparse.ArgumentParser(
-        prog="python -m kansformer.compare",
+        prog=command("compare"),
         description="Trains KAN models and their MLP twin and compares them.",
     )
     add_flags(parser)

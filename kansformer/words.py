@@ -2,7 +2,13 @@
 
 import sys
 
-SCRIPTS = {"train": "train.py", "predict": "predict.py", "split": "split_data.py"}
+# How a command is run in the checkout, if not as `python -m kansformer.NAME`.
+IN_CHECKOUT = {
+    "train": "train.py",
+    "predict": "predict.py",
+    "split": "split_data.py",
+    "doctor": "-m kansformer.data.doctor",
+}
 
 
 def number(count: int, what: str) -> str:
@@ -12,6 +18,7 @@ def number(count: int, what: str) -> str:
 
 
 def command(name: str) -> str:
-    """A command of SCRIPTS as the user should run it: as `kansformer NAME` if that is running."""
-    is_installed = sys.argv[0].startswith("kansformer ")  # set in kansformer/__main__.py
-    return f"kansformer {name}" if is_installed else f"python {SCRIPTS[name]}"
+    """A command as the user should run it: `kansformer NAME` if `kansformer` is running."""
+    if sys.argv[0].startswith("kansformer "):  # set in kansformer/__main__.py
+        return f"kansformer {name}"
+    return f"python {IN_CHECKOUT.get(name, f'-m kansformer.{name}')}"

@@ -111,6 +111,8 @@ def test_commands_without_sense_are_one_line(installed: Path, tmp_path: Path) ->
     done = run(installed, tmp_path, "-m", "kansformer", "--help")
     assert done.returncode == 0
     assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+    done = run(installed, tmp_path, "-m", "kansformer", "evaluate", "--help")
+    assert done.stdout.startswith("usage: kansformer evaluate [-h]")
     done = run(installed, tmp_path, "-m", "kansformer", "--version")
     assert done.stdout.strip() == kansformer.__version__
 

@@ -20,7 +20,7 @@ from kansformer.data.inspection import inspect_array, inspect_files
 from kansformer.data.listing import Listing
 from kansformer.data.sources import Pictures, find_data, pictures_of
 from kansformer.errors import UserError, run_command
-from kansformer.words import number
+from kansformer.words import command, number
 
 ROWS = 60  # limit for the printed table, which shows the smallest classes of a larger data set
 
@@ -165,7 +165,7 @@ def count(
 def main() -> int:
     """Reads the flags and prints the report; returns the exit status."""
     parser = argparse.ArgumentParser(
-        "python -m kansformer.data.doctor",
+        command("doctor"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -18,7 +18,7 @@ from kansformer.data.listing import (
     is_dead_link,
     is_system_name,
 )
-from kansformer.words import number
+from kansformer.words import command, number
 
 SEVERITIES = ("error", "warning", "note")
 FEW_TO_SPLIT = 5  # pictures: with fewer, the default --val-split of 0.2 leaves none for validation
@@ -137,7 +137,7 @@ def passed_over(listing: Listing, data_path: str) -> list[Finding]:
 
 def doctor(data_path: str) -> str:
     """The shell command that examines a data set."""
-    return f"python -m kansformer.data.doctor --data-path {shlex.quote(data_path)}"
+    return f"{command('doctor')} --data-path {shlex.quote(data_path)}"
 
 
 def _why_ignored(path: str) -> str:

@@ -23,6 +23,7 @@ from kansformer.files import (
     write_csv,
     write_json,
 )
+from kansformer.words import command
 
 if TYPE_CHECKING:
     from kansformer.checkpoint import TrainedModel
@@ -95,7 +96,7 @@ def main() -> int:
 def parse_flags() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m kansformer.evaluate",
+        prog=command("evaluate"),
         description="Evaluates a model on labelled pictures.",
     )
     parser.add_argument("--weights", required=True, help="weights file, such as best.safetensors")

@@ -28,7 +28,7 @@ from kansformer.export.formats import (
 )
 from kansformer.files import refuse_within, write_bytes
 from kansformer.infer import Predictor
-from kansformer.words import number
+from kansformer.words import command, number
 
 TOLERANCE = 1e-4
 BATCHES = (1, 7)
@@ -68,7 +68,7 @@ def main() -> None:
 def parse_flags() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m kansformer.export",
+        prog=command("export"),
         description="Exports a model to a file that runs without this project.",
     )
     parser.add_argument("--weights", required=True, help="weights file, such as best.safetensors")

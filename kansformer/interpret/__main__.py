@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kansformer.errors import UserError, run_command
 from kansformer.figures import as_png, drawable_names, font_hint
 from kansformer.files import make_output_folder, write_bytes, write_json
+from kansformer.words import command, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +30,10 @@ MOST_UNITS = 12
 def main() -> None:
     """Inspects a model, changes it if requested, and writes the results."""
     args = parse_flags()
-    output = Path(args.output or Path("weights") / f"{Path(args.weights).stem}-inside")
+    weights = Path(args.weights)
+    # every training calls its file best.safetensors
+    name = weights.absolute().parent.name if weights.stem == "best" else weights.stem
+    output = Path(args.output or Path("weights") / f"{name}-inside")
     if (output / "interpretation.json").exists() and not args.overwrite:
         raise UserError(
             f"{output}: contains earlier results; replace them with --overwrite, or choose another"
@@ -45,7 +49,6 @@ def main() -> None:
         operate,
         results,
     )
-    from kansformer.words import command, number
 
     surgery = Surgery(
         args.prune_units, args.prune_edges, args.refine,
@@ -81,13 +84,15 @@ def main() -> None:
 def parse_flags() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m kansformer.interpret", description=(__doc__ or "").split("\n\n")[0]
+        prog=command("interpret"), description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--weights", required=True, metavar="FILE", help="a best.safetensors")
     parser.add_argument(
         "--data-path", required=True, metavar="DIR|NAME", help="pictures, as for train.py"
     )
-    parser.add_argument("--output", metavar="DIR", help="default weights/<weights>-inside")
+    parser.add_argument(
+        "--output", metavar="DIR", help="default weights/NAME-inside, after the run or the file"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
     parser.add_argument(
         "--download", action="store_true", help="download a built-in data set if it is missing"
@@ -181,7 +186,6 @@ def figures(
 
 def report(facts: dict[str, Any]) -> str:
     """A summary of interpretation.json in a few lines."""
-    from kansformer.words import number
 
     lines = [
         f"{facts['ffn']} model, {number(facts['pictures']['looked_at'], 'picture')} examined;"

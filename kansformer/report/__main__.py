@@ -10,12 +10,13 @@ from pathlib import Path
 
 from kansformer.errors import UserError, run_command
 from kansformer.files import refuse_within
+from kansformer.words import command
 
 
 def main() -> None:
     """Writes report.html and plots/ into the run's folder."""
     parser = argparse.ArgumentParser(
-        prog="python -m kansformer.report", description=(__doc__ or "").split("\n\n")[0]
+        prog=command("report"), description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="the run's folder, as for train.py"

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from kansformer.errors import UserError, run_command
+from kansformer.words import command
 
 MOST_EXAMPLES = 12
 
@@ -53,7 +54,7 @@ def main() -> None:
 def parse_flags() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m kansformer.web", description=(__doc__ or "").split("\n\n")[0]
+        prog=command("web"), description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument(
         "--weights", required=True, metavar="FILE", help="weights file, such as best.safetensors"

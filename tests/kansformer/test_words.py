@@ -13,7 +13,7 @@ from kansformer.data.split_folder import SplitReport
 from kansformer.evaluate.plots import history_in_words
 from kansformer.pretrained import load_pretrained
 from kansformer.pretrained.report import Fate, LoadReport
-from kansformer.words import number
+from kansformer.words import command, number
 from tests.conftest import ROOT, tiny_settings, write_folder
 from tests.kansformer.train.runs import do
 
@@ -37,6 +37,20 @@ WRONG = re.compile(
 )
 def test_a_count_and_its_noun(count: int, what: str, text: str) -> None:
     assert number(count, what) == text
+
+
+def test_commands_are_those_of_the_checkout_or_of_the_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = "train", "predict", "split", "doctor", "evaluate"
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    for name in names:
+        script = command(name).split()[-1]
+        module = ROOT / script.replace(".", "/")
+        paths = ROOT / script, module / "__main__.py", module.with_suffix(".py")
+        assert any(path.is_file() for path in paths), script
+    monkeypatch.setattr("sys.argv", ["kansformer train"])
+    assert [command(name) for name in names] == [f"kansformer {name}" for name in names]
 
 
 def test_there_is_one_implementation() -> None:
