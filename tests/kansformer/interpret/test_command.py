@@ -49,7 +49,7 @@ def test_it_draws_and_prunes_and_the_result_can_be_trained(
         "--prune-edges", 0.2, "--refine", 10, "--blocks", 1, "--formulas", 0.9,
     )  # fmt: skip
     assert (status, err) == (0, "")
-    assert "times as fast, on one thread" in out
+    assert "times as fast on one thread" in out
     facts = json.loads((tmp_path / "out" / "interpretation.json").read_text())
     names = {figure["file"] for figure in facts["figures"]}
     assert {"layers.png", "attention.png", "functions-0.png", "units-1.png"} <= names
