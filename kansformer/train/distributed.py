@@ -27,7 +27,8 @@ from models.vit_model import VisionTransformer
 TIMEOUT = timedelta(minutes=10)  # for a rank that does not answer; then the job ends
 # texts of the plain RuntimeError with which gloo reports a lost process
 LOST = "(?i)connection (closed|reset|refused)|read error|broken pipe|timed out|gloo.*timeout"
-FULL = checkpoint.StateDictOptions(full_state_dict=True, cpu_offload=True)
+# not cpu_offload, which would leave the state on the first rank alone
+FULL = checkpoint.StateDictOptions(full_state_dict=True)
 
 
 @dataclass(frozen=True)

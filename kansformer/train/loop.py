@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ def train(
 
     Raises:
         UserError: settings, weights or pictures that cannot be used.
-        JobFailed: loss or gradient are not finite, at lower learning rates either.
+        JobFailed: loss or gradient is not finite, even at lower learning rates.
         Stopped: by a signal; the state is saved.
     """
     started = time.monotonic()
@@ -113,7 +113,7 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
     """Takes the remaining steps of the current epoch.
 
     Returns:
-        True when the epoch is complete, False when an earlier state was restored instead.
+        True at the end of the epoch or of --time-budget, False if an earlier state was restored.
 
     Raises:
         Stopped: by a signal; the state is saved.
@@ -235,7 +235,7 @@ def recover(run: Run) -> None:
     )
 
 
-def save_and_stop(run: Run, signal_number: int) -> None:
+def save_and_stop(run: Run, signal_number: int) -> NoReturn:
     """Saves the state and raises `Stopped`."""
     save(run)
     position = f"epoch {run.progress.epoch + 1}, step {run.progress.step}"
@@ -256,7 +256,6 @@ def finish_epoch(run: Run, signals: StopSignals) -> None:
     val = evaluate_on_ranks(run, run.eval_model, run.val_loader, val_count, signals)
     if val is None:
         save_and_stop(run, signals.received)
-        return
     progress.total_seconds += val["seconds"]
     if not math.isfinite(val["loss"]):
         run.log(f"the validation loss of epoch {progress.epoch + 1} is not finite")

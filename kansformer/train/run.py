@@ -77,6 +77,7 @@ class Run:
     schedule: Any = field(init=False)  # has timm's `step_update`
     micro_batches: int = 1  # into which each batch is split, see `auto_batch`
     initial_state: dict[str, Any] | None = None  # of a fresh run, until a state is saved
+    folder_started: bool = False  # whether this run has replaced an earlier one in its folder
     progress: Progress = field(default_factory=Progress)
     wrapped_model: nn.Module | None = None  # `model`, in DDP if there are several ranks
     frozen: list[str] | None = None  # names of the frozen parameters

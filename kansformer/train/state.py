@@ -86,8 +86,9 @@ def save(run: Run) -> None:
 
 def start_folder(run: Run) -> None:
     """Replaces an earlier run in the output folder, just before this run first writes to it."""
-    if run.initial_state is None:  # it has written before
+    if run.resumed or run.folder_started:
         return
+    run.folder_started = True
     settings = {
         "train": run.config.to_dict(),
         "model": run.model.config.to_dict(),

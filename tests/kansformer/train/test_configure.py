@@ -145,7 +145,7 @@ def test_an_export_is_evaluated_on_the_validation_pictures(
 
     text = accuracies(model, run, str(folder))
     assert "accuracy on 6 pictures (val)" in text
-    assert "split as in training: a share of 0.2 validates" in text
+    assert "validation set drawn as in training: share 0.2, seed 0" in text
     text = accuracies(model, run, str(write_folder(tmp_path / "colours", 3)))
     assert "accuracy on 9 pictures (all)" in text
     assert "these pictures may be among those" in text

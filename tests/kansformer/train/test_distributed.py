@@ -15,7 +15,7 @@ import torch
 from kansformer.checkpoint import load_model, save_model
 from kansformer.data import PictureDataset, Preprocessing, TrainingSampler, load_data, make_loader
 from kansformer.evaluate import evaluate
-from kansformer.train import loop
+from kansformer.train import find_lr, loop
 from kansformer.train.distributed import process_group
 from kansformer.train.run_folder import checksum
 from models.vit_model import create_model
@@ -71,6 +71,35 @@ def test_a_sharded_model_trains_like_whole_ones(tmp_path: Path, colours: Path, f
         for name in ("whole", "shards")
     ]
     assert states[0]["val_loss"] == pytest.approx(states[1]["val_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("ffn", ["kan", "mlp"])
+def test_sharded_ranks_restore_their_first_state(tmp_path: Path, colours: Path, ffn: str) -> None:
+    settings = {"epochs": 1, "batch_size": 4, "ffn": ffn, "shard": True}
+
+    def searched() -> None:
+        find_lr.TRIALS = 20
+        do(tiny_settings(colours, tmp_path / "searched", find_lr=True, **settings))
+
+    def diverged() -> None:
+        loop.BAD_STEPS = 2
+        compute_gradient, bad = loop.compute_gradient, iter(range(2))
+
+        def patched(*arguments: Any) -> Any:
+            total, norm, count = compute_gradient(*arguments)
+            return (total if next(bad, None) is None else total * float("inf")), norm, count
+
+        loop.compute_gradient = patched
+        do(tiny_settings(colours, tmp_path / "diverged", lr=10 * rate, **settings))
+
+    assert run_ranks(searched, log=tmp_path / "log") == [0, 0], (tmp_path / "log.0").read_text()
+    summary = json.loads((tmp_path / "searched" / "summary.json").read_text())
+    rate = summary["lr"]
+    fixed = tiny_settings(colours, tmp_path / "fixed", lr=rate, **settings)
+    assert run_ranks(lambda: do(fixed), log=tmp_path / "log") == [0, 0]
+    assert furthest(final(tmp_path / "searched"), final(tmp_path / "fixed")) < 1e-6
+    assert run_ranks(diverged, log=tmp_path / "log") == [0, 0], (tmp_path / "log.1").read_text()
+    assert furthest(final(tmp_path / "diverged"), final(tmp_path / "fixed")) < 1e-6
 
 
 @pytest.mark.parametrize("shard", [False, True])

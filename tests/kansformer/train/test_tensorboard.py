@@ -13,6 +13,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from kansformer.data import load_data
 from kansformer.data.augment import make_augmentation
 from kansformer.train import loop
+from kansformer.train.run_folder import RunFolder
 from tests.conftest import tiny_settings
 from tests.kansformer.train.runs import do, prepared
 
@@ -81,6 +82,15 @@ def test_events_hold_metrics_settings_pictures_and_functions(tmp_path: Path, col
 def test_an_mlp_has_no_functions_to_show(tmp_path: Path, colours: Path) -> None:
     do(tiny_settings(colours, tmp_path / "out", epochs=1, ffn="mlp", report=True))
     assert read_events(tmp_path / "out").Tags()["images"] == ["augmented training pictures"]
+
+
+def test_the_folder_is_started_once(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, calls = RunFolder.start, []
+    monkeypatch.setattr(RunFolder, "start", lambda *given: (calls.append(1), begin(*given))[1])
+    do(tiny_settings(colours, tmp_path / "out", epochs=2))
+    assert calls == [1]
 
 
 def test_a_run_that_replaces_another_removes_its_events(tmp_path: Path, colours: Path) -> None:
