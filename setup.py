@@ -1,4 +1,4 @@
-"""Builds the package; everything static about it stands in pyproject.toml.
+"""Builds the package; everything static about it is in pyproject.toml.
 
 In the checkout the networks are `models`. A wheel has one top-level name, so there they are
 `kansformer.models`: their folder is mapped, and `from models` in `kansformer/` is rewritten. An

@@ -3,7 +3,7 @@
     python benchmarks/bench_regression.py --json regression.json
 
 Every estimator has its own defaults, which were not chosen on these data sets; the MLP and the
-linear model get standardised inputs and targets, and the MLP enough iterations to converge. All see
+linear model get standardized inputs and targets, and the MLP enough iterations to converge. All see
 the same 5 folds: R² for regression, accuracy for classification, mean and standard deviation.
 """
 

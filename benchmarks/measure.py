@@ -21,7 +21,7 @@ def interleaved(
     """Milliseconds of each job in each of `repeats` rounds.
 
     Every round runs every job once, so that whatever else slows the machine meets all of them, and
-    starts with another one, so that none always follows the same neighbour.
+    starts with another one, so that none always follows the same neighbor.
     """
     names = list(jobs)
     times: dict[Name, list[float]] = {name: [] for name in names}

@@ -51,7 +51,7 @@ def main() -> None:
     if "ffn" in flags:
         raise UserError("--ffn is chosen by --arms; leave it out")
     folder, runs = run_all(flags, arms, seeds)
-    rows = summarise(runs)
+    rows = summarize(runs)
     table = as_markdown(rows, runs)
     write_json(folder / "compare.json", {"rows": rows, "runs": runs})
     write_bytes(folder / "compare.md", table.encode())
@@ -115,7 +115,7 @@ def accuracy(summary: dict[str, Any]) -> float:
     return float(summary.get("test_acc1", summary["val_acc1"]))
 
 
-def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Statistics of each arm over its seeds, one row per arm.
 
     Args:

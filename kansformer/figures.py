@@ -1,6 +1,6 @@
 """The style of figures, their text in any script, and their output as PNG or as SVG for a page.
 
-Colours are those of Okabe and Ito, which colour-blind people can distinguish. User-provided text,
+Colors are those of Okabe and Ito, which color-blind people can distinguish. User-provided text,
 such as class names, may be in any script: each text is drawn with installed fonts that have its
 letters. matplotlib is imported only where it is used.
 """
@@ -41,7 +41,7 @@ LONGEST = 200  # limit in letters for a shortened name, which bounds the measuri
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a figure."""
+    """Colors of a figure."""
 
     paper: str
     ink: str
@@ -56,7 +56,7 @@ THEMES = {
     "light": Theme("#ffffff", "#1f2328", "#5b6570", "#d9dfe6", "#f3f4f6", "#0072b2", "#d55e00"),
     "dark": Theme("#14181d", "#eef1f4", "#a9b3bd", "#3a444f", "#1e242b", "#56b4e9", "#e69f00"),
 }
-# black and white that are the same in every theme, for letters on a coloured background
+# black and white that are the same in every theme, for letters on a colored background
 BLACK, WHITE = "#010101", "#fefefe"
 
 
@@ -83,9 +83,9 @@ def as_png(figure: Figure) -> bytes:
 
 
 def as_svg(figure: Figure, words: str) -> str:
-    """A figure of the light theme as an SVG element for a page that defines `css_colours`.
+    """A figure of the light theme as an SVG element for a page that defines `css_colors`.
 
-    Its colours are CSS variables, so it follows the page's theme, and its text remains text.
+    Its colors are CSS variables, so it follows the page's theme, and its text remains text.
 
     Args:
         words: alternative text for screen readers.
@@ -98,8 +98,8 @@ def as_svg(figure: Figure, words: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids that would not be unique in a page
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
-    for name, colour in asdict(THEMES["light"]).items():
-        text = text.replace(colour, f"var(--{name})")
+    for name, color in asdict(THEMES["light"]).items():
+        text = text.replace(color, f"var(--{name})")
     width, height = figure.get_size_inches()
     head = (
         f'<svg role="img" aria-label="{escape(words)}" xmlns="http://www.w3.org/2000/svg"'
@@ -109,16 +109,16 @@ def as_svg(figure: Figure, words: str) -> str:
     return head + text[text.index(">") + 1 :].strip()
 
 
-def colour_map(name: str) -> Colormap:
-    """The matplotlib colour map of this name."""
+def color_map(name: str) -> Colormap:
+    """The matplotlib color map of this name."""
     from matplotlib import colormaps
 
     return colormaps[name]
 
 
-def css_colours(theme: str) -> str:
-    """The colours of a theme as CSS variables."""
-    return " ".join(f"--{name}: {colour};" for name, colour in asdict(THEMES[theme]).items())
+def css_colors(theme: str) -> str:
+    """The colors of a theme as CSS variables."""
+    return " ".join(f"--{name}: {color};" for name, color in asdict(THEMES[theme]).items())
 
 
 def fit_to_show(name: str) -> str:
@@ -275,7 +275,7 @@ def _drawn_by(path: str, letters: Iterable[str]) -> set[str]:
 
 
 def _is_invisible(letter: str) -> bool:
-    """Whether a character has no glyph and only affects its neighbours, such as a joiner."""
+    """Whether a character has no glyph and only affects its neighbors, such as a joiner."""
     kind = unicodedata.category(letter)
     return kind in ("Cc", "Cf", "Cs") or unicodedata.name(letter, "").startswith("VARIATION SEL")
 

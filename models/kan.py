@@ -78,7 +78,7 @@ class KANLinear(nn.Module):
     with b a fixed activation and B_j the B-splines of the feature's grid. Outside the grid the
     spline tapers to zero over `spline_order` knots and the base goes on.
 
-    At initialisation an N(0, 1) input gives an output of variance about scale_base² (for any base
+    At initialization an N(0, 1) input gives an output of variance about scale_base² (for any base
     activation, see `gain`), plus a small random spline. `init="efficient-kan"` draws parameters as
     that project does instead, for comparisons: its `kaiming_uniform_(a=√5 · scale)` makes them
     smaller for a larger scale.
@@ -203,7 +203,7 @@ class KANLinear(nn.Module):
 
     @property
     def scaled_spline_weight(self) -> Tensor:
-        """The coefficients that act, (out, in, G + k)."""
+        """Effective coefficients, spline_weight times spline_scaler, (out, in, G + k)."""
         if self.enable_standalone_scale_spline:
             return self.spline_weight * self.spline_scaler.unsqueeze(-1)
         return self.spline_weight
@@ -250,7 +250,7 @@ class KANLinear(nn.Module):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def spline_inputs(self, x: Tensor) -> Tensor:
-        """What each grid is for, (..., in) -> (N, in)."""
+        """The inputs of each grid's splines, (..., in) -> (N, in)."""
         return x.reshape(-1, self.in_features)
 
     def update_grid(
@@ -285,7 +285,7 @@ class KANLinear(nn.Module):
     def activation_regularization_loss(
         self, x: Tensor, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
     ) -> Tensor:
-        """pykan's regulariser: L1 and entropy of the edges' outputs over samples, a scalar.
+        """pykan's regularizer: L1 and entropy of the edges' outputs over samples, a scalar.
 
         pykan 0.2.8's `reg("edge_forward_spline_n", …)`: an edge's size is the standard deviation
         of its output over that of its input; the entropies are those of each output's and of each
@@ -344,7 +344,7 @@ class GroupKANLinear(nn.Module):
 
     Args:
         in_features, out_features: sizes of the last dimension of input and output.
-        groups: number of splines; channels c·in / groups … have spline c.
+        groups: number of splines; the channels are divided into as many equal, contiguous groups.
         grid_size, spline_order, base_activation, grid_range, bias, mode, generator: as in
             `KANLinear`.
 

@@ -1,4 +1,4 @@
-"""The life of a grid: moved to where the samples are, refined, calibrated on a first batch.
+"""Changing a layer's grid: adapt it to samples, refine it, calibrate it on a first batch.
 
 Each change keeps the layer's functions as well as the new knots allow, is checked before anything
 is written, and can be reported to an optimizer. A `spline_weight` that is computed from other
@@ -44,7 +44,7 @@ class SplineLayer(Protocol):
     spline_weight: nn.Parameter  # (..., splines, grid_size + spline_order)
 
     def spline_inputs(self, x: Tensor) -> Tensor:
-        """What each grid is for, (..., in_features) -> (N, splines)."""
+        """The inputs of each grid's splines, (..., in_features) -> (N, splines)."""
 
 
 def spline_layers(model: nn.Module) -> dict[str, Any]:
@@ -70,7 +70,8 @@ def update_grid(
         x: (..., in) samples of the layer's input.
         grid_eps: share of an equally spaced grid; the rest follows the samples' quantiles.
         margin: by how much the equally spaced grid exceeds the range of the samples.
-        optimizer: forgets its moments for `spline_weight`, which are of other functions.
+        optimizer: its state for `spline_weight` is dropped, since the coefficients then belong to
+            other basis functions.
 
     Returns:
         (in,) bool, the features that were given a new grid.
@@ -143,7 +144,8 @@ def change_grid(
     Args:
         knots: (in, grid_size + 2·spline_order + 1), increasing.
         x: (..., in) samples of the layer's input; without them the whole grid counts.
-        optimizer: forgets its moments for `spline_weight`, which are of other functions.
+        optimizer: its state for `spline_weight` is dropped, since the coefficients then belong to
+            other basis functions.
 
     Raises:
         ValueError: knots or samples that cannot be used, or weights that cannot be written to; then
@@ -332,16 +334,16 @@ def check_writable(*modules: nn.Module, names: Iterable[str] = WEIGHTS) -> None:
             if remedy:
                 raise ValueError(
                     f"{name} of {type(module).__name__} is computed from other tensors, and a"
-                    f" change of it would be lost; call {remedy} first; nothing was changed"
+                    f" change of it would be lost; {remedy} first; nothing was changed"
                 )
 
 
 def _how_to_make_writable(module: nn.Module, name: str) -> str:
-    """The call that makes a computed weight a parameter again; empty if it is not computed."""
+    """What makes a computed weight a parameter again; empty if it is not computed."""
     call = f"(layer, {name!r})"
     if parametrize.is_parametrized(module, name):
-        return f"torch.nn.utils.parametrize.remove_parametrizations{call}"
+        return f"call torch.nn.utils.parametrize.remove_parametrizations{call}"
     if not isinstance(vars(module).get(name), Tensor):  # parameters and buffers are kept elsewhere
         return ""
     calls = (way for suffix, way in REMOVALS.items() if hasattr(module, name + suffix))
-    return next((f"torch.nn.utils.{way}{call}" for way in calls), "what makes it a parameter again")
+    return next((f"call torch.nn.utils.{way}{call}" for way in calls), "make it a parameter again")

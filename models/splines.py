@@ -41,8 +41,8 @@ def uniform_knots(low: float, high: float, grid_size: int, order: int) -> Tensor
 def uniform_steps(knots: Tensor) -> Tensor | None:
     """The distance between knots (in, M) and its inverse, (2, in); None if it differs.
 
-    Differences that rounding makes do not count, unless functions of the step feel them, as those
-    of a fine grid far from zero do.
+    Rounding differences are ignored unless they are large relative to the step, as on a fine grid
+    far from zero.
     """
     exact = knots.double()
     number = torch.arange(exact.shape[1], dtype=torch.float64, device=knots.device)
@@ -57,7 +57,7 @@ def closed_knots(knots: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
     """Knots (in, M) whose last interval is closed, and their `uniform_steps` if they may be used.
 
     With steps, rounding may assign a value beside a knot to the interval on its other side, which
-    functions of order 0 and slopes of order 1 do not forgive.
+    gives wrong values at order 0 and wrong slopes at order 1.
     """
     last = torch.nextafter(knots[:, -1:], knots.new_full((), torch.inf))
     closed = torch.where(knots < knots[:, -1:], knots, last)
@@ -104,8 +104,8 @@ def central_knots(x: Tensor, grid_size: int, order: int, coverage: float) -> Ten
 def finer_knots(knots: Tensor, grid_size: int, order: int) -> Tensor:
     """Knots (in, M) with the grid divided into `grid_size` intervals; those outside it stay.
 
-    Each of the old intervals is divided equally; if `grid_size` is a multiple of their number, all
-    old knots stay, and the new splines can be any of the old.
+    The new knots are equally spaced in units of the old intervals. If `grid_size` is a multiple of
+    their number, all old knots stay, and the new splines can be any of the old.
 
     Shapes: (in, M) -> (in, grid_size + 2·order + 1).
     """

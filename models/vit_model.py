@@ -127,7 +127,8 @@ class ViTConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not low <= value < high:
                 raise ValueError(f"{name} must be in [{low}, {high}), not {value!r}")
-        for name in "qkv_bias class_token distilled no_embed_class fc_norm pre_logits".split():
+        switches = "kan_norm kan_bias qkv_bias class_token distilled no_embed_class fc_norm"
+        for name in (*switches.split(), "pre_logits"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if not (self.layer_scale is None or isinstance(self.layer_scale, int | float)):
@@ -317,7 +318,7 @@ def _kan_feed_forward(
 class ConvStem(nn.Module):
     """Tokens of overlapping patches, by convolutions that each halve the picture.
 
-    Small data sets gain much by it, since neighbouring pixels need not be learned to belong
+    Small data sets gain much by it, since neighboring pixels need not be learned to belong
     together. Xiao et al., "Early convolutions help transformers see better" (2021), with LayerNorm
     for BatchNorm, so that a picture's tokens do not depend on the batch.
 
@@ -400,10 +401,10 @@ class VisionTransformer(nn.Module):
                 part.apply(_init_linear)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised tokens: (B, C, H, W) -> (B, prefix + patches, D).
+        """Normalized tokens: (B, C, H, W) -> (B, prefix + patches, D).
 
         The class, distillation and register tokens that the config has come first. With `fc_norm`,
-        which normalises after the pooling, the tokens are not normalised.
+        which normalizes after the pooling, the tokens are not normalized.
         """
         return self.norm(self.blocks(self.embed(x)))
 
@@ -421,7 +422,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([*tokens, x], dim=1)
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Logits from normalised tokens: (B, N, D) -> (B, num_classes).
+        """Logits from normalized tokens: (B, N, D) -> (B, num_classes).
 
         A distilled model gives the mean of its two heads.
         """
@@ -436,7 +437,7 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def no_weight_decay(self) -> set[str]:
-        """Names of matrices that must not be pulled to zero.
+        """Names of parameters that are exempt from weight decay.
 
         Vectors (norms, biases) are exempt by their shape; splines are functions whose
         coefficients have no reason to be small, although they are 2- and 3-D.
@@ -509,5 +510,5 @@ def model_config(name: str, **config: Any) -> ViTConfig:
 
 
 def create_model(name: str, **config: Any) -> VisionTransformer:
-    """A freshly initialised model by name; see `model_config` for names and errors."""
+    """A freshly initialized model by name; see `model_config` for names and errors."""
     return VisionTransformer(model_config(name, **config))

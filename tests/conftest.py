@@ -17,23 +17,23 @@ from models.cache import cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # as in forked processes, whose results tests compare bit for bit
-COLOURS = {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 30, 40)}
+COLORS = {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 30, 40)}
 
 
-def write_picture(path: Path, colour: tuple[int, int, int], seed: int, size: int = 16) -> None:
-    """Writes a noisy square of one colour."""
+def write_picture(path: Path, color: tuple[int, int, int], seed: int, size: int = 16) -> None:
+    """Writes a noisy square of one color."""
     noise = np.random.default_rng(seed).normal(0, 25, (size, size, 3))
-    pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+    pixels = (np.array(color) + noise).clip(0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
 
 def write_folder(folder: Path, count: int = 10, first_seed: int = 0) -> Path:
-    """Writes a folder per colour, each with `count` pictures."""
-    for number, (name, colour) in enumerate(COLOURS.items()):
+    """Writes a folder per color, each with `count` pictures."""
+    for number, (name, color) in enumerate(COLORS.items()):
         for i in range(count):
             seed = first_seed + 1000 * number + i
-            write_picture(folder / name / f"{name} {i}.png", colour, seed)
+            write_picture(folder / name / f"{name} {i}.png", color, seed)
     return folder
 
 
@@ -56,15 +56,15 @@ def tiny_settings(data: Path | str, output: Path, **changes: object) -> TrainCon
 
 
 @pytest.fixture
-def colours(tmp_path: Path) -> Path:
-    return write_folder(tmp_path / "colours")
+def colors(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "colors")
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output folder of a training run on the folder `colours`, which is beside it."""
+    """Output folder of a training run on the folder `colors`, which is beside it."""
     base = tmp_path_factory.mktemp("trained")
-    folder = write_folder(base / "colours")
+    folder = write_folder(base / "colors")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(base)
         config = tiny_settings(folder, base / "run", epochs=5)

@@ -34,12 +34,12 @@ def one_line(text: str) -> str:
     return lines[0]
 
 
-def test_train_then_predict(command: Command, colours: Path, tmp_path: Path) -> None:
-    status, out, err = command("train", "--data-path", colours, "--output", "run", *TINY)
+def test_train_then_predict(command: Command, colors: Path, tmp_path: Path) -> None:
+    status, out, err = command("train", "--data-path", colors, "--output", "run", *TINY)
     assert status == 0
     assert "next: python predict.py PICTURE --weights run/best.safetensors" in out
     assert "Traceback" not in err
-    picture = colours / "red" / "red 1.png"
+    picture = colors / "red" / "red 1.png"
     weights = tmp_path / "run" / "best.safetensors"
     status, out, _ = command("predict", picture, "--weights", weights, "--topk", 2)
     assert status == 0
@@ -49,10 +49,10 @@ def test_train_then_predict(command: Command, colours: Path, tmp_path: Path) -> 
 
 
 def test_the_default_output_folder_is_in_weights(
-    command: Command, colours: Path, tmp_path: Path
+    command: Command, colors: Path, tmp_path: Path
 ) -> None:
-    assert command("train", "--data-path", colours, *TINY)[0] == 0
-    folder = tmp_path / "weights" / "colours-kansformer_micro_patch8_16"
+    assert command("train", "--data-path", colors, *TINY)[0] == 0
+    folder = tmp_path / "weights" / "colors-kansformer_micro_patch8_16"
     assert (folder / "best.safetensors").is_file()
     assert (tmp_path / "class_indices.json").is_file()
 
@@ -78,11 +78,11 @@ def test_bad_data_gives_one_line_and_status_2(
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["damaged", "not a picture"])
 def test_a_bad_picture_is_reported_and_left_out_of_training(
-    command: Command, colours: Path, tmp_path: Path, kind: str, workers: int
+    command: Command, colors: Path, tmp_path: Path, kind: str, workers: int
 ) -> None:
     bad = broken_files(tmp_path)[kind]
-    bad = bad.rename(colours / "red" / bad.name)
-    arguments = ("--data-path", colours, "--output", "run", *TINY, "--workers", workers)
+    bad = bad.rename(colors / "red" / bad.name)
+    arguments = ("--data-path", colors, "--output", "run", *TINY, "--workers", workers)
     status, out, err = command("train", *arguments)
     assert status == 0
     assert str(bad) in out
@@ -91,7 +91,7 @@ def test_a_bad_picture_is_reported_and_left_out_of_training(
 
 
 def test_bad_weights_give_one_line_and_status_2(
-    command: Command, colours: Path, tmp_path: Path
+    command: Command, colors: Path, tmp_path: Path
 ) -> None:
     mark = tmp_path / "mark"
     (tmp_path / "old.pth").write_bytes(b"PK\3\4 something else")
@@ -105,7 +105,7 @@ def test_bad_weights_give_one_line_and_status_2(
         (".", "a folder"),
     ):
         for name in ("predict", "train"):
-            arguments = (colours,) if name == "predict" else ("--data-path", colours, *TINY)
+            arguments = (colors,) if name == "predict" else ("--data-path", colors, *TINY)
             status, out, err = command(name, *arguments, "--weights", weights)
             assert status == 2
             assert "epoch" not in out
@@ -120,23 +120,23 @@ def test_bad_weights_give_one_line_and_status_2(
         (("--epochs", "0"), "--epochs must be at least 1"),
         (("--epochs", "ten"), "invalid int value"),
         (("--ffn", "moe"), "invalid choice"),
-        (("--colour", "red"), "unrecognized arguments"),
+        (("--color", "red"), "unrecognized arguments"),
     ],
 )
 def test_bad_flags_give_status_2(
-    command: Command, colours: Path, arguments: tuple[str, ...], words: str
+    command: Command, colors: Path, arguments: tuple[str, ...], words: str
 ) -> None:
-    status, out, err = command("train", "--data-path", colours, *TINY, *arguments)
+    status, out, err = command("train", "--data-path", colors, *TINY, *arguments)
     assert (status, out) == (2, "")
     assert words in err
     assert "Traceback" not in err
 
 
 def test_an_invalid_kan_mode_gives_one_line_and_status_2(
-    command: Command, colours: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAN_MODE", "fast")
-    status, out, err = command("train", "--data-path", colours, *TINY)
+    status, out, err = command("train", "--data-path", colors, *TINY)
     assert (status, out) == (2, "")
     assert "KAN_MODE" in one_line(err)
 
@@ -154,7 +154,7 @@ def test_boolean_flags_have_both_forms(command: Command) -> None:
 def test_predict_json_is_one_array_in_order(
     command: Command, trained: Path, tmp_path: Path
 ) -> None:
-    folder = trained.parent / "colours"
+    folder = trained.parent / "colors"
     bad = broken_files(tmp_path)
     inputs = [folder / "red", bad["damaged"], folder / "blue", bad["not a picture"],
               tmp_path / "missing.png"]  # fmt: skip
@@ -189,13 +189,13 @@ def test_file_names_are_printed_in_any_encoding(trained: Path, tmp_path: Path) -
 
 
 def test_a_full_disk_gives_one_line_and_status_1(
-    command: Command, colours: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    status, _, err = command("train", "--data-path", colours, "--output", "run", *TINY)
+    status, _, err = command("train", "--data-path", colors, "--output", "run", *TINY)
     assert status == 1
     assert "No space left on device" in err
     assert "Traceback" not in err
@@ -213,8 +213,8 @@ def test_predict_without_any_readable_picture_gives_status_2(
     assert (status, "--topk" in one_line(err)) == (2, True)
 
 
-def test_split_then_train(command: Command, colours: Path, tmp_path: Path) -> None:
-    arguments = ("--data-path", colours, "--output", "split", "--ratios", 0.6, 0.2, 0.2)
+def test_split_then_train(command: Command, colors: Path, tmp_path: Path) -> None:
+    arguments = ("--data-path", colors, "--output", "split", "--ratios", 0.6, 0.2, 0.2)
     status, out, _ = command("split_data", *arguments, "--group-regex", r"(\d)\.png")
     assert status == 0
     assert "30 pictures in 10 groups" in out
@@ -234,9 +234,9 @@ def test_split_then_train(command: Command, colours: Path, tmp_path: Path) -> No
     ],
 )
 def test_split_refuses(
-    command: Command, colours: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
+    command: Command, colors: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
-    status, out, err = command("split_data", "--data-path", colours, "--output", "out", *arguments)
+    status, out, err = command("split_data", "--data-path", colors, "--output", "out", *arguments)
     assert (status, out) == (2, "")
     assert words in one_line(err)
     assert not (tmp_path / "out").exists()
@@ -253,13 +253,13 @@ def test_the_digit_of_the_readme_from_another_folder(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_gives_status_130(
-    command: Command, colours: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("kansformer.train.loop.compute_gradient", interrupted)
-    status, _, err = command("train", "--data-path", colours, "--output", "run", *TINY)
+    status, _, err = command("train", "--data-path", colors, "--output", "run", *TINY)
     assert status == 130
     assert "Traceback" not in err
 

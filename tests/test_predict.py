@@ -23,9 +23,9 @@ def predict(command: Command, trained: Path) -> Command:
     return lambda *arguments: command("predict", *arguments, *weights, "--device", "cpu")
 
 
-def test_tta_is_the_mean_with_the_mirror_image(trained: Path, colours: Path) -> None:
+def test_tta_is_the_mean_with_the_mirror_image(trained: Path, colors: Path) -> None:
     weights = trained / "best.safetensors"
-    picture = open_image(colours / "red" / "red 1.png")
+    picture = open_image(colors / "red" / "red 1.png")
     plain, augmented = Predictor.load(weights), Predictor.load(weights, tta=True)
     probabilities = [
         {row["class"]: row["probability"] for row in answer["top"]}
@@ -43,25 +43,25 @@ def test_tta_is_refused_for_models_trained_without_mirroring() -> None:
         Predictor.load(ROOT / "weights" / "digits.safetensors", tta=True)
 
 
-def test_below_the_confidence_a_picture_is_unknown(predict: Command, colours: Path) -> None:
-    status, out, _ = predict(colours / "red", "--json", "--min-confidence", 0)
+def test_below_the_confidence_a_picture_is_unknown(predict: Command, colors: Path) -> None:
+    status, out, _ = predict(colors / "red", "--json", "--min-confidence", 0)
     probabilities = [answer["top"][0]["probability"] for answer in json.loads(out)]
     bound = sorted(probabilities)[5]
-    status, out, _ = predict(colours / "red", "--json", "--min-confidence", bound)
+    status, out, _ = predict(colors / "red", "--json", "--min-confidence", bound)
     assert status == 0
     answers = json.loads(out)
     for answer, probability in zip(answers, probabilities, strict=True):
         assert answer["top"][0]["probability"] == probability
         assert answer.get("unknown") == (True if probability < bound else None)
     assert sum("unknown" in answer for answer in answers) == 5
-    _, out, _ = predict(colours / "red", "--min-confidence", bound)
+    _, out, _ = predict(colors / "red", "--min-confidence", bound)
     assert sum(line.endswith("  unknown") for line in out.splitlines()) == 5
 
 
 def test_a_table_has_a_row_for_every_picture(
-    predict: Command, colours: Path, tmp_path: Path
+    predict: Command, colors: Path, tmp_path: Path
 ) -> None:
-    arguments = (colours / "red", "missing.png", colours / "blue", "--min-confidence", 0.5)
+    arguments = (colors / "red", "missing.png", colors / "blue", "--min-confidence", 0.5)
     _, out, _ = predict(*arguments, "--json")
     answers = json.loads(out)
     status, out, err = predict(*arguments, "--csv", "-")
@@ -83,10 +83,10 @@ def test_a_table_has_a_row_for_every_picture(
 
 
 def test_explanations_are_saved_and_listed_in_the_json(
-    predict: Command, colours: Path, tmp_path: Path
+    predict: Command, colors: Path, tmp_path: Path
 ) -> None:
-    before = sorted(colours.rglob("*"))
-    pictures = (colours / "red" / "red 1.png", "missing.png", colours / "blue")
+    before = sorted(colors.rglob("*"))
+    pictures = (colors / "red" / "red 1.png", "missing.png", colors / "blue")
     status, out, _ = predict(*pictures, "--explain", "why", "--json")
     assert status == 0
     answers = json.loads(out)
@@ -96,7 +96,7 @@ def test_explanations_are_saved_and_listed_in_the_json(
     for name in drawn:
         with Image.open(tmp_path / name) as image:
             assert image.width == image.height >= 300
-    assert sorted(colours.rglob("*")) == before
+    assert sorted(colors.rglob("*")) == before
 
 
 def test_the_default_weights_are_reported(command: Command) -> None:
@@ -107,14 +107,14 @@ def test_the_default_weights_are_reported(command: Command) -> None:
 
 
 def test_a_bad_file_name_is_one_error_with_explanations_too(
-    predict: Command, colours: Path, tmp_path: Path
+    predict: Command, colors: Path, tmp_path: Path
 ) -> None:
-    good = colours / "red" / "red 1.png"
-    long = colours / "red" / ("ü" * 125 + "x.png")  # 255 bytes
+    good = colors / "red" / "red 1.png"
+    long = colors / "red" / ("ü" * 125 + "x.png")  # 255 bytes
     long.write_bytes(good.read_bytes())
     for first, second in (("a.png", "b.png"), ("b.png", "a.png"), ("c", "c")):
-        (colours / first).symlink_to(second)
-    bad = (colours / "a.png", colours / "c", colours / "a.png" / "x.png", "x" * 300, "\n.png")
+        (colors / first).symlink_to(second)
+    bad = (colors / "a.png", colors / "c", colors / "a.png" / "x.png", "x" * 300, "\n.png")
     status, out, err = predict(good, *bad, long, "--explain", "why", "--json")
     assert status == 0
     answers = json.loads(out)
@@ -126,9 +126,9 @@ def test_a_bad_file_name_is_one_error_with_explanations_too(
 
 
 def test_a_picture_that_vanishes_is_one_error(
-    predict: Command, colours: Path, monkeypatch: pytest.MonkeyPatch
+    predict: Command, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = colours / "red" / "red 1.png"
+    gone = colors / "red" / "red 1.png"
 
     def vanishing(self: Predictor, *arguments: object, **options: object) -> Iterator[object]:
         for answer in stream(self, *arguments, **options):
@@ -138,7 +138,7 @@ def test_a_picture_that_vanishes_is_one_error(
 
     stream = Predictor.stream
     monkeypatch.setattr(Predictor, "stream", vanishing)
-    status, out, _ = predict(colours / "red", "--explain", "why", "--json")
+    status, out, _ = predict(colors / "red", "--explain", "why", "--json")
     answers = json.loads(out)
     assert status == 0
     assert [a["path"] for a in answers if "error" in a] == [str(gone)]
@@ -152,16 +152,16 @@ def test_a_picture_that_vanishes_is_one_error(
         ("-", "standard input is not read; give a file"),
         ("void", "a folder without pictures"),
         ("raw", "a folder without pictures in a supported format"),
-        ("colours", None),
+        ("colors", None),
     ],
 )
 def test_inputs_other_than_pictures_are_refused_with_a_remedy(
-    predict: Command, colours: Path, tmp_path: Path, name: str, words: str | None
+    predict: Command, colors: Path, tmp_path: Path, name: str, words: str | None
 ) -> None:
     (tmp_path / "void").mkdir()
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "1.NEF").touch()
-    (colours / "2.nef").touch()
+    (colors / "2.nef").touch()
     status, _, err = predict(name, "--json")
     if words is None:
         assert status == 0
@@ -180,13 +180,13 @@ def test_inputs_other_than_pictures_are_refused_with_a_remedy(
         (("--batch-size", 0), "--batch-size must be at least 1"),
         (("--csv", "-", "--json"), "both print to stdout"),
         (("--csv", "no/where.csv"), "no/where.csv: its folder does not exist"),
-        (("--explain", "colours/red"), "holds the input pictures"),
+        (("--explain", "colors/red"), "holds the input pictures"),
     ],
 )
 def test_bad_usage_is_one_line(
-    predict: Command, colours: Path, arguments: tuple[object, ...], words: str
+    predict: Command, colors: Path, arguments: tuple[object, ...], words: str
 ) -> None:
-    status, out, err = predict(colours / "red", *arguments)
+    status, out, err = predict(colors / "red", *arguments)
     assert (status, out) == (2, "")
     assert len(err.strip().splitlines()) == 1
     assert words in err

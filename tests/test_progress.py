@@ -45,7 +45,7 @@ def run(log: Path, *command: object) -> str:
 
 
 def test_commands_write_whole_lines_into_a_file(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "colours", 20)
+    folder = write_folder(tmp_path / "colors", 20)
     log = tmp_path / "log"
     flags = "--model kansformer_micro_patch8_16 --stem patch --epochs 2 --batch-size 16 --workers 1"
     flags += " --find-lr --ffn mlp"

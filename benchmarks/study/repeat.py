@@ -16,7 +16,7 @@ from benchmarks.study import comparison
 from benchmarks.study.jobs import read, run
 from benchmarks.study.sets import SETS
 from benchmarks.study.tables import as_run
-from kansformer.compare import summarise
+from kansformer.compare import summarize
 from kansformer.errors import UserError, run_command
 
 
@@ -42,8 +42,8 @@ def main() -> int:
     first = [job for job in jobs if job.seed < options.seeds]
     with tempfile.TemporaryDirectory() as folder:
         anew = run(first, Path(folder) / "anew.jsonl", options.places, options.at_once)
-    befores = summarise([as_run(job, stated[job.key]) for job in jobs])
-    afters = summarise([as_run(job, anew[job.key]) for job in first])
+    befores = summarize([as_run(job, stated[job.key]) for job in jobs])
+    afters = summarize([as_run(job, anew[job.key]) for job in first])
     agree = True
     for before, after in zip(befores, afters, strict=True):
         near = abs(before["mean"] - after["mean"]) <= before["spread"]

@@ -22,7 +22,7 @@ from kansformer.compare import (
     difference_as_text,
     draw,
     paired_interval,
-    summarise,
+    summarize,
 )
 from kansformer.errors import UserError, run_command
 from kansformer.files import write_bytes
@@ -96,7 +96,7 @@ def of_set(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]] | None:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for title, some in runs.items():
-        for row in summarise(some):
+        for row in summarize(some):
             arm = row["arm"]
             against = difference_as_text(row["difference"], row["interval"])
             against = "" if arm == BASELINE else against

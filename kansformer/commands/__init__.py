@@ -1,1 +1,4 @@
-"""The commands behind both the scripts of the checkout and the console command."""
+"""The commands train, predict and split.
+
+The others are the `__main__.py` of their packages, `compare.py` and `data/doctor.py`.
+"""

@@ -149,10 +149,10 @@ def _search_grid(kind: str, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fit_line(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Least-squares (a, d) of a·f + d ≈ y over the last dimension, and the mean squared error."""
-    centred = f - f.mean(dim=-1, keepdim=True)
+    centerd = f - f.mean(dim=-1, keepdim=True)
     other = y - y.mean(dim=-1, keepdim=True)
-    variance = centred.square().mean(dim=-1)
-    a = (centred * other).mean(dim=-1) / variance.clamp_min(1e-300)
+    variance = centerd.square().mean(dim=-1)
+    a = (centerd * other).mean(dim=-1) / variance.clamp_min(1e-300)
     a = torch.where(variance > 1e-20, a, 0)
-    loss = (other - a[..., None] * centred).square().mean(dim=-1)
+    loss = (other - a[..., None] * centerd).square().mean(dim=-1)
     return a, y.mean(dim=-1) - a * f.mean(dim=-1), loss.nan_to_num(torch.inf)

@@ -25,7 +25,7 @@ def levenberg_marquardt(
     steps: int,
     after: Callable[[int, Tensor, Tensor], bool] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Minimises losses by damped Newton steps (Marquardt, 1963). No loss ever increases.
+    """Minimizes losses by damped Newton steps (Marquardt, 1963). No loss ever increases.
 
     Args:
         loss: a step to a loss that is not finite is rejected.

@@ -14,7 +14,7 @@ CROPS = {"photos": 0.35, "signs": 0.6}  # smallest share of the picture's area i
 
 
 def none(preprocessing: Preprocessing) -> list[Step]:
-    """Resize and centre crop only."""
+    """Resize and center crop only."""
     return [preprocessing.fit]
 
 
@@ -27,7 +27,7 @@ def digits(preprocessing: Preprocessing) -> list[Step]:
 
 
 def mirror(preprocessing: Preprocessing) -> list[Step]:
-    """Random mirroring, for small centred pictures, where random shifts lower the accuracy."""
+    """Random mirroring, for small centerd pictures, where random shifts lower the accuracy."""
     return [preprocessing.fit, v2.RandomHorizontalFlip()]
 
 
@@ -76,13 +76,13 @@ POLICIES = {policy.__name__: policy for policy in (none, digits, mirror, small, 
 def make_augmentation(
     policy: str, preprocessing: Preprocessing, random_erasing: float = 0.0
 ) -> v2.Compose:
-    """The named policy as a callable from a picture to a normalised (C, S, S) tensor.
+    """The named policy as a callable from a picture to a normalized (C, S, S) tensor.
 
     Args:
         random_erasing: share of the pictures in which a random rectangle is set to the mean
             (Zhong et al., 2017).
     """
-    steps = [preprocessing.convert, *POLICIES[policy](preprocessing), preprocessing.normalise]
+    steps = [preprocessing.convert, *POLICIES[policy](preprocessing), preprocessing.normalize]
     return v2.Compose([*steps, v2.RandomErasing(random_erasing)] if random_erasing else steps)
 
 

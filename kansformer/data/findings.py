@@ -157,7 +157,7 @@ def unread_formats(paths: Sequence[str]) -> Finding:
 
 
 def converted(pictures: Iterable[Picture]) -> list[Finding]:
-    """Pictures that are turned upright, or converted to 8-bit grey or colour, when read."""
+    """Pictures that are turned upright, or converted to 8-bit grey or color, when read."""
     tests: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "turned": ("rotated or mirrored by EXIF", lambda s: s.orientation != 1),
         "deep": ("with more than 8 bits per channel", lambda s: s.is_deep),

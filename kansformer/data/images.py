@@ -128,7 +128,7 @@ def open_image(
 ) -> Image.Image:
     """Decodes a whole picture, turned upright, in mode "L" or "RGB".
 
-    Transparency is composited over white; palettes, CMYK and other colour spaces become RGB; of an
+    Transparency is composited over white; palettes, CMYK and other color spaces become RGB; of an
     animation, the first frame is used. Pictures with more than 8 bits are scaled linearly from
     (black, white) levels to (0, 255); the levels never depend on the picture itself.
 
@@ -282,7 +282,7 @@ def _check_pixels(image: Image.Image) -> None:
 
 def _load(image: Image.Image, note: str = "") -> Decoded:
     """Decodes an opened picture."""
-    # A 16-bit colour picture has mode "RGB"; only the decoder's arguments show the 16 bits.
+    # A 16-bit color picture has mode "RGB"; only the decoder's arguments show the 16 bits.
     is_deep = image.mode[0] in "IF" or ";16" in str(getattr(image, "tile", ""))
     width, height = image.size
     # Pillow turns a TIFF upright while loading, so its orientation is read before. For a PNG,

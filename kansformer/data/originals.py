@@ -139,7 +139,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 
 
 def _cifar_pictures(rows: np.ndarray, path: Path) -> np.ndarray:
-    """Converts rows (N, 3072) of colour planes to pictures (N, 32, 32, 3)."""
+    """Converts rows (N, 3072) of color planes to pictures (N, 32, 32, 3)."""
     if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
         raise _damaged(path)
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))

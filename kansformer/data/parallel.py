@@ -53,7 +53,7 @@ def in_processes(
 
 
 def _begin(stop: Any) -> None:
-    """Initialises a worker process: it leaves Ctrl-C to its parent, and ends with it."""
+    """Initializes a worker process: it leaves Ctrl-C to its parent, and ends with it."""
 
     global _stop
     _stop = stop

@@ -15,7 +15,7 @@ from kansformer.data.images import DEFAULT_LEVELS, Levels, Source, open_image
 from models.plain import plain_fields
 
 Statistics = float | Sequence[float]
-# means and standard deviations by which pretrained models expect pixel values to be normalised
+# means and standard deviations by which pretrained models expect pixel values to be normalized
 STATISTICS: dict[str, tuple[Statistics, Statistics]] = {
     "half": (0.5, 0.5),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -24,7 +24,7 @@ STATISTICS: dict[str, tuple[Statistics, Statistics]] = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, centre crop, scale to [0, 1] and normalise; stored in the weights file.
+    """Resize, center crop, scale to [0, 1] and normalize; stored in the weights file.
 
     The shorter side becomes img_size / crop_pct pixels, of which the central img_size square is
     kept. `mean` and `std` are one number, or one per channel. `levels` holds the (black, white)
@@ -64,7 +64,7 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Converts a picture of any mode and orientation to (in_chans, img_size, img_size)."""
-        return self.normalise(self.fit(self.convert(image)))
+        return self.normalize(self.fit(self.convert(image)))
 
     def open(
         self, source: Source, name: str | None = None, at_least: int | None = None
@@ -77,7 +77,7 @@ class Preprocessing:
         return self.open(image).convert("L" if self.in_chans == 1 else "RGB")
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """The picture resized and centre-cropped to the model's input size."""
+        """The picture resized and center-cropped to the model's input size."""
         size = round(self.img_size / self.crop_pct)
         short = min(image.size)
         if max(image.size) > 8 * short:  # resizing a long thin picture whole could fill the memory
@@ -86,13 +86,13 @@ class Preprocessing:
             image = TF.resize(image, [size], InterpolationMode(self.interpolation))
         return TF.center_crop(image, [self.img_size, self.img_size])
 
-    def normalise(self, image: Image.Image) -> Tensor:
-        """A resized picture as a normalised float32 tensor, (in_chans, H, W)."""
+    def normalize(self, image: Image.Image) -> Tensor:
+        """A resized picture as a normalized float32 tensor, (in_chans, H, W)."""
         pixels = TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True)
         return (pixels - _per_channel(self.mean)) / _per_channel(self.std)
 
-    def denormalise(self, tensor: Tensor) -> Image.Image:
-        """The inverse of `normalise`: a picture of a tensor (in_chans, H, W), colours clipped."""
+    def denormalize(self, tensor: Tensor) -> Image.Image:
+        """The inverse of `normalize`: a picture of a tensor (in_chans, H, W), colors clipped."""
         pixels = tensor.cpu() * _per_channel(self.std) + _per_channel(self.mean)
         return TF.to_pil_image(TF.to_dtype(pixels.clamp(0, 1), torch.uint8, scale=True))
 

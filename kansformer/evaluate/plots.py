@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NUMBERED = 15  # most classes with counts in the cells of the confusion matrix
 NAMED, NAMED_NARROW = 50, 25  # most classes with names along its sides
-CELLS = 100  # most cells per side; with more classes, neighbours share a cell
+CELLS = 100  # most cells per side; with more classes, neighbors share a cell
 NAME_INCHES = 1.5  # longer names are shortened
 BARS = 25  # most classes with bars: those with the lowest F1
 DPI = 120
@@ -51,7 +51,7 @@ def draw_confusion(
     style_axis(axes, look)
     shares, together = pooled_shares(confusion)
     end = together * len(shares) - 0.5
-    # cividis is safe for the colour-blind; the square root makes rare mistakes visible
+    # cividis is safe for the color-blind; the square root makes rare mistakes visible
     image = axes.imshow(
         shares, cmap="cividis", norm=PowerNorm(0.5, 0, 1), interpolation="none",
         extent=(-0.5, end, end, -0.5),
@@ -85,7 +85,7 @@ def draw_confusion(
 def pooled_shares(confusion: np.ndarray) -> tuple[np.ndarray, int]:
     """Rows as shares of their class, (cells, cells), and the number of classes per side of a cell.
 
-    With more than `CELLS` classes, a cell is the maximum over several neighbouring classes, so that
+    With more than `CELLS` classes, a cell is the maximum over several neighboring classes, so that
     a single mistake among 1,000 classes does not vanish.
 
     Args:
@@ -108,8 +108,8 @@ def _write_counts(axes: Any, confusion: np.ndarray, shares: np.ndarray, cell: fl
         return
     for (row, column), count in np.ndenumerate(confusion):
         if count:
-            colour = BLACK if shares[row, column] > 0.25 else WHITE
-            axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=size)
+            color = BLACK if shares[row, column] > 0.25 else WHITE
+            axes.text(column, row, count, ha="center", va="center", color=color, fontsize=size)
 
 
 def draw_reliability(curve: Reliability, title: str, theme: str = "light") -> Figure:
@@ -146,12 +146,12 @@ def draw_classes(per_class: Sequence[dict[str, Any]], theme: str = "light") -> F
     axis = figure.subplots()
     style_axis(axis, look)
     positions = np.arange(len(rows))
-    for name, shift, colour, hatch in (
+    for name, shift, color, hatch in (
         ("recall", -0.19, look.function, ""), ("precision", 0.19, look.base, "////"),
     ):  # fmt: skip
         values = [100 * (row[name] or 0) for row in rows]
         bars = axis.barh(
-            positions + shift, values, 0.34, label=name, color=colour, hatch=hatch,
+            positions + shift, values, 0.34, label=name, color=color, hatch=hatch,
             edgecolor=look.paper, lw=0,
         )  # fmt: skip
         labels = ["–" if row[name] is None else f"{100 * row[name]:.0f}" for row in rows]

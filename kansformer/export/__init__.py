@@ -5,7 +5,7 @@ from kansformer.export.formats import (
     describe,
     onnx_runner,
     pt2_runner,
-    quantised,
+    quantized,
     to_onnx,
     to_pt2,
 )
@@ -15,7 +15,7 @@ __all__ = [
     "describe",
     "onnx_runner",
     "pt2_runner",
-    "quantised",
+    "quantized",
     "to_onnx",
     "to_pt2",
 ]

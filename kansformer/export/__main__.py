@@ -22,7 +22,7 @@ from kansformer.export.formats import (
     Runner,
     onnx_runner,
     pt2_runner,
-    quantised,
+    quantized,
     to_onnx,
     to_pt2,
 )
@@ -55,7 +55,7 @@ def main() -> None:
         )
     print(f"verified: logits differ from the model's by at most {worst:.1e}")
     if args.int8:
-        packed = quantised(packed)
+        packed = quantized(packed)
         run = onnx_runner(packed)
         same = agreement(model, run)
         print(f"int8: the same class as the model for {same:.1%} of 64 synthetic pictures")
@@ -101,7 +101,7 @@ def largest_difference(model: TrainedModel, run: Runner) -> float:
 
 
 def synthetic_pictures(model: TrainedModel, count: int) -> Tensor:
-    """Smooth patches of colour with noise, preprocessed for the model, (N, C, S, S)."""
+    """Smooth patches of color with noise, preprocessed for the model, (N, C, S, S)."""
     random = np.random.default_rng(0)
     pictures = []
     for _ in range(count):

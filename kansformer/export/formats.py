@@ -99,7 +99,7 @@ def to_onnx(model: TrainedModel) -> bytes:
     return proto.SerializeToString()
 
 
-def quantised(packed: bytes) -> bytes:
+def quantized(packed: bytes) -> bytes:
     """An ONNX model with 8-bit matrices; inputs of products are quantized dynamically."""
     try:
         import onnx

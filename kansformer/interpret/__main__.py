@@ -116,7 +116,7 @@ def parse_flags() -> argparse.Namespace:
         "--theme",
         default="light",
         choices=("light", "dark"),
-        help="colours of the plots (default light)",
+        help="colors of the plots (default light)",
     )
     group = parser.add_argument_group("surgery")
     group.add_argument(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kansformer.checkpoint import TrainedModel
 from kansformer.data.images import Source
-from kansformer.figures import colour_map
+from kansformer.figures import color_map
 from models.vit_model import Attention, VisionTransformer
 
 OVERLAY_PIXELS = 336  # least shorter side of an overlay, pixels
@@ -94,7 +94,7 @@ def gradient_map(model: VisionTransformer, images: Tensor, targets: Tensor) -> T
 
 
 def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
-    """Blends a map, scaled to its range and coloured, over a picture in grey.
+    """Blends a map, scaled to its range and colored, over a picture in grey.
 
     Args:
         image: the part of the picture that the model sees.
@@ -108,10 +108,10 @@ def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
     values = heat.detach().float().cpu()
     values = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12)
     smooth = Image.fromarray(values.numpy()).resize(size, Image.Resampling.BICUBIC)
-    # inferno's lightness rises with the value, so that it can be read without colour vision
-    colours = Image.fromarray(colour_map("inferno")(np.asarray(smooth), bytes=True)).convert("RGB")
+    # inferno's lightness rises with the value, so that it can be read without color vision
+    colors = Image.fromarray(color_map("inferno")(np.asarray(smooth), bytes=True)).convert("RGB")
     grey = image.convert("L").resize(size, Image.Resampling.NEAREST).convert("RGB")
-    return Image.blend(grey, colours, 0.6)
+    return Image.blend(grey, colors, 0.6)
 
 
 def explain(model: TrainedModel, picture: Source) -> Image.Image:

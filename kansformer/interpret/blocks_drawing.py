@@ -1,7 +1,7 @@
 """Plots of what a trained ViT has learned, and their alternative texts.
 
 Every `draw_*` function returns a matplotlib figure without a window, and has an `*_alt_text`
-counterpart. Lines differ in dash pattern, not only in colour.
+counterpart. Lines differ in dash pattern, not only in color.
 """
 
 from __future__ import annotations

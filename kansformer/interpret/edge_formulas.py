@@ -147,8 +147,8 @@ def project_functions(
 def _fit_base(name: str, x: Tensor, y: Tensor) -> Suggestion:
     """Fits a·base(x) + d to a curve with points x, y (N,)."""
     base = BASE_ACTIVATIONS[name]()(x)
-    centred = base - base.mean()
-    a = float((centred * y).sum() / centred.square().sum().clamp_min(1e-300))
+    centerd = base - base.mean()
+    a = float((centerd * y).sum() / centerd.square().sum().clamp_min(1e-300))
     d = float(y.mean() - a * base.mean())
     loss = float((y - a * base - d).square().mean() / y.var(correction=0))
     return Suggestion(name, (a, 1.0, 0.0, d), 1 - loss, loss, 1)

@@ -228,7 +228,7 @@ def attention_rows(
     order = np.argsort(pictures.labels, kind="stable")
     chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
     seen = [as_seen(model, pictures.open(int(i))) for i in chosen]
-    batch = torch.stack([model.preprocessing.normalise(image) for image in seen])
+    batch = torch.stack([model.preprocessing.normalize(image) for image in seen])
     with torch.no_grad():
         probabilities = (model(batch) / model.temperature).softmax(dim=1)
     predicted = probabilities.argmax(dim=1)

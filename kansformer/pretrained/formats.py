@@ -28,7 +28,7 @@ HEADS = ("head.weight", "head.fc2.base_weight")  # the last layer of a linear he
 # names that occur only in unsupported architectures
 UNSUPPORTED = (
     (r"mlp\.(w12|w3|fc1_[gx]|weights_(in|out))\b", "SwiGLU feed-forward blocks"),
-    (r"(attn|attention)\.[qk]_norm\b", "normalised queries and keys (qk-norm)"),
+    (r"(attn|attention)\.[qk]_norm\b", "normalized queries and keys (qk-norm)"),
     (r"rel(ative)?_pos", "relative positions"),
     (r"\b(rope|freqs|rotary)", "rotary positions (RoPE)"),
     (r"^(patch_embed|embed)\.(backbone|conv|stem|proj\.\d)|conv_stem|^conv_proj\.\d|conv_root",
@@ -42,7 +42,7 @@ UNSUPPORTED = (
 
 
 def convert(state: StateDict, unwrapped: tuple[str, ...] = ()) -> Conversion:
-    """Recognises the format of a state dict and converts it to our names.
+    """Recognizes the format of a state dict and converts it to our names.
 
     Args:
         unwrapped: the dictionary keys and name prefixes that were stripped from the file.

@@ -57,8 +57,8 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[Any], title: str) -> Fi
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if shares[row, column] > 0.6 else "0.2"
-            axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
+            color = "white" if shares[row, column] > 0.6 else "0.2"
+            axes.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=9)
     if named:
         names = shortened_names([str(label) for label in classes], 1.1, 9)
         turn = 45 if max(map(len, names)) > 4 else 0

@@ -195,7 +195,7 @@ def confident_mistakes(
     paths = [predictions.paths[i] for i in wrong]
     seen = [as_seen(model, pictures.open(indices[path])) for path in paths]
     rollout = attention_rollout(
-        model, torch.stack([model.preprocessing.normalise(s) for s in seen])
+        model, torch.stack([model.preprocessing.normalize(s) for s in seen])
     )
     return [
         Mistake(
@@ -228,7 +228,7 @@ def augmented_samples(model: TrainedModel, data: PictureData) -> list[Sample]:
         Sample(
             fit_to_show(data.class_names[train.labels[index]]),
             as_seen(model, train.open(index)),
-            [plain.denormalise(seen[epoch, index][0]) for epoch in range(VERSIONS)],
+            [plain.denormalize(seen[epoch, index][0]) for epoch in range(VERSIONS)],
         )
         for index in chosen.values()
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from kansformer.evaluate.plots import BARS
-from kansformer.figures import css_colours
+from kansformer.figures import css_colors
 from kansformer.interpret.blocks_drawing import Answer
 from kansformer.report.contents import Contents, Inside, Mistake, Sample
 from kansformer.words import number
@@ -45,7 +45,7 @@ def render(contents: Contents, drawn: Mapping[str, str]) -> str:
         summary=contents.summary,
         figures=contents.figures,
         plots={name: Markup(svg) for name, svg in drawn.items()},
-        colours={theme: Markup(css_colours(theme)) for theme in ("light", "dark")},
+        colors={theme: Markup(css_colors(theme)) for theme in ("light", "dark")},
         twin=against_twin(contents.summary),
         mistakes=[(m, uri(thumbnail(m.picture)), uri(thumbnail(m.attention)))
                   for m in contents.mistakes],

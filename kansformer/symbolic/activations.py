@@ -34,8 +34,8 @@ class LayerActivations:
         layer = self.layer
         total = self.sums.new_zeros(layer.mask.shape)
         if self.features is not None:
-            centred = (self.features - self.features.mean(dim=0)).transpose(0, 1)  # (in, N, n + 1)
-            covariance = centred.mT @ centred / max(len(self.x) - 1, 1)
+            centerd = (self.features - self.features.mean(dim=0)).transpose(0, 1)  # (in, N, n + 1)
+            covariance = centerd.mT @ centerd / max(len(self.x) - 1, 1)
             weight = layer.weight()
             variance = torch.einsum("oim,imn,oin->oi", weight, covariance, weight)
             deviation = variance.clamp_min(1e-24).sqrt()  # the square root has no derivative at 0

@@ -48,9 +48,9 @@ def fit(
 ) -> History:
     """Trains a network in place. The test set is only used to record its error.
 
-    The loss is the mean squared error plus `lamb` times the regulariser: `lamb_l1` · L1 norm and
+    The loss is the mean squared error plus `lamb` times the regularizer: `lamb_l1` · L1 norm and
     `lamb_entropy` · entropy of the sizes of the edges, `lamb_coef` · mean absolute coefficient and
-    `lamb_coefdiff` · mean absolute difference of neighbouring coefficients.
+    `lamb_coefdiff` · mean absolute difference of neighboring coefficients.
 
     Args:
         model: a `SymbolicKAN`, or a `KAN` or one of its layers, whose scalers are then multiplied
@@ -65,7 +65,7 @@ def fit(
         lr: learning rate; default 1 for LBFGS and 1e-2 for Adam. Not for LM.
         metrics: called with the network, as a `SymbolicKAN`, after every step.
         seed: for the batches, with a separate generator.
-        progress: whether to show a bar with both errors and the regulariser; None shows it on a
+        progress: whether to show a bar with both errors and the regularizer; None shows it on a
             terminal only.
 
     Returns:
@@ -101,7 +101,7 @@ def fit(
         def record() -> None:
             with torch.no_grad():
                 _, layers = objective.run()
-                penalty = objective.regulariser([edge_sizes(part) for part in layers])
+                penalty = objective.regularizer([edge_sizes(part) for part in layers])
             shown = {
                 "train_rmse": rmse(network, x, y),
                 "test_rmse": rmse(network, test_x, test_y),
@@ -142,7 +142,7 @@ def _fit_lm(
 def solve(
     objective: Objective, steps: int, record: Callable[[], None] | None = None, enough: float = 0.0
 ) -> float:
-    """Minimises an objective in place by the Levenberg-Marquardt method, and returns the loss.
+    """Minimizes an objective in place by the Levenberg-Marquardt method, and returns the loss.
 
     Args:
         steps: maximum number of steps.

@@ -102,22 +102,22 @@ def _draw_layer(
     """Draws the edges between the nodes at x positions `below` and `above`, from height `base`."""
     layer = part.layer
     edges = sorted(layer.mask.nonzero().tolist(), key=lambda edge: (edge[1], edge[0]))
-    centres = _evenly_spaced(len(edges), span)
+    centers = _evenly_spaced(len(edges), span)
     half = min(0.42, 0.42 * span / max(len(edges), 1))
     with torch.no_grad():
         values = layer.edge_values(part.x)
     first = layer.plain_sums
     middle = base + LAYER_HEIGHT / 2
-    for (o, i), x_box in zip(edges, centres, strict=True):
+    for (o, i), x_box in zip(edges, centers, strict=True):
         node = o if o < first else first + (o - first) // 2
         formula = layer.names[o][i]
-        colour = SPLINE if formula is None else FORMULA
+        color = SPLINE if formula is None else FORMULA
         alpha = 0.06 + 0.94 * float(np.tanh(contrast * float(scores[o, i])))
         low, high = middle - half, middle + half
         line = {"color": INK, "alpha": alpha, "lw": 1.3, "zorder": 1, "solid_capstyle": "round"}
         axes.plot([below[i], x_box], [base, low], **line)
         axes.plot([x_box, above[node]], [high, base + LAYER_HEIGHT], **line)
-        _draw_curve(axes, part.x[:, i], values[:, o, i], x_box, middle, half, colour, alpha)
+        _draw_curve(axes, part.x[:, i], values[:, o, i], x_box, middle, half, color, alpha)
         if formula is not None:
             axes.text(x_box, low, fontsize=9, color=FORMULA, ha="center", va="center", zorder=6,
                       bbox={"fc": "white", "ec": "none", "pad": 0.8}, **_as_math(formula),
@@ -125,10 +125,10 @@ def _draw_layer(
 
 
 def _draw_curve(
-    axes: Any, x: Tensor, y: Tensor, x_box: float, y_box: float, half: float, colour: str,
+    axes: Any, x: Tensor, y: Tensor, x_box: float, y_box: float, half: float, color: str,
     alpha: float,
 ) -> None:  # fmt: skip
-    """Draws the curve through samples (N,) into a square box with that centre."""
+    """Draws the curve through samples (N,) into a square box with that center."""
     from matplotlib.patches import FancyBboxPatch
 
     axes.add_patch(
@@ -139,12 +139,12 @@ def _draw_curve(
     )  # fmt: skip
     order = x.argsort()
     order = order[torch.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().long()]
-    curve_x = x_box + 0.8 * half * _normalised(x[order])
-    curve_y = y_box + 0.75 * half * _normalised(y[order])
-    axes.plot(curve_x, curve_y, color=colour, alpha=alpha, lw=1.8, zorder=3)
+    curve_x = x_box + 0.8 * half * _normalized(x[order])
+    curve_y = y_box + 0.75 * half * _normalized(y[order])
+    axes.plot(curve_x, curve_y, color=color, alpha=alpha, lw=1.8, zorder=3)
 
 
-def _normalised(values: Tensor) -> np.ndarray:
+def _normalized(values: Tensor) -> np.ndarray:
     """Values scaled to [-1, 1]; 0 for a constant."""
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-12:

@@ -1,4 +1,4 @@
-"""The loss that `fit` minimises: mean squared error plus the regulariser of the KAN paper."""
+"""The loss that `fit` minimizes: mean squared error plus the regularizer of the KAN paper."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,14 @@ from kansformer.symbolic.symbolic_kan import SymbolicKAN
 
 
 class Objective:
-    """Mean squared error of a network on samples, plus `lamb` times a regulariser.
+    """Mean squared error of a network on samples, plus `lamb` times a regularizer.
 
-    The regulariser is that of Liu et al. (2024, KAN), equations 2.17 to 2.20, where the size of an
+    The regularizer is that of Liu et al. (2024, KAN), equations 2.17 to 2.20, where the size of an
     edge is the standard deviation of its output over that of its input, as in pykan 0.2.8.
 
     Args:
         x, y: (N, inputs) and (N, outputs), in the network's dtype.
-        lamb: factor of the regulariser.
+        lamb: factor of the regularizer.
         lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff: factors of its terms, see `fit`.
     """
 
@@ -43,8 +43,8 @@ class Objective:
         self.first_features = layers[0].features
         return y, layers
 
-    def regulariser(self, sizes: list[Tensor]) -> Tensor:
-        """The regulariser without the factor `lamb`, a scalar, from the layers' edge sizes."""
+    def regularizer(self, sizes: list[Tensor]) -> Tensor:
+        """The regularizer without the factor `lamb`, a scalar, from the layers' edge sizes."""
         l1, entropy, coef, coefdiff = self.factors
         total = self.x.new_zeros(())
         for layer, size in zip(self.model.layers, sizes, strict=True):
@@ -57,18 +57,18 @@ class Objective:
         return total
 
     def loss(self) -> tuple[Tensor, Tensor]:
-        """The total loss and the regulariser without its factor, two scalars."""
+        """The total loss and the regularizer without its factor, two scalars."""
         y, layers = self.run()
         error = (y - self.y).square().mean()
         if not self.lamb:
             return error, torch.zeros_like(error)
-        penalty = self.regulariser([edge_sizes(part) for part in layers])
+        penalty = self.regularizer([edge_sizes(part) for part in layers])
         return error + self.lamb * penalty, penalty
 
     def quadratic(self, active: ActiveParameters) -> tuple[Tensor, Tensor]:
         """Gradient (P,) of the loss, and the Gauss-Newton approximation of its Hessian (P, P).
 
-        The regulariser is replaced by a parabola that bounds it from above and touches it at the
+        The regularizer is replaced by a parabola that bounds it from above and touches it at the
         current parameters. For a term w·s, where s is the size of an edge and s0 its current value,
         the bound is w·s ≤ w·(s² + s0²) / (2·s0).
         """
@@ -79,7 +79,7 @@ class Objective:
         curvature = 2 * (jacobian.T @ jacobian) / len(residual)
         if self.lamb:
             sizes = [edge_sizes(part) for part in layers]
-            penalty = self.lamb * self.regulariser(sizes)
+            penalty = self.lamb * self.regularizer(sizes)
             rates = torch.autograd.grad(penalty, sizes, retain_graph=True)
             gradient = gradient + active.gradient(penalty)
             self._add_curvature(curvature, active, layers, sizes, rates)
@@ -93,7 +93,7 @@ class Objective:
         sizes: list[Tensor],
         rates: tuple[Tensor, ...],
     ) -> None:
-        """Adds the regulariser's curvature for splines, in place; `rates` is w for each edge."""
+        """Adds the regularizer's curvature for splines, in place; `rates` is w for each edge."""
         start = 0
         for part, (numeric, symbolic), size, rate in zip(
             layers, active.edges, sizes, rates, strict=True
@@ -101,8 +101,8 @@ class Objective:
             if part.features is not None:
                 values = part.features.detach()
                 scale = _spread(part.x.detach()) + 0.1
-                centred = ((values - values.mean(dim=0)) / scale[:, None]).transpose(0, 1)
-                covariance = centred.mT @ centred / max(len(values) - 1, 1)  # (in, n + 1, n + 1)
+                centerd = ((values - values.mean(dim=0)) / scale[:, None]).transpose(0, 1)
+                covariance = centerd.mT @ centerd / max(len(values) - 1, 1)  # (in, n + 1, n + 1)
                 width = covariance.shape[-1]
                 factor = (rate.clamp_min(0) / size.clamp_min(1e-8)).detach()
                 for o, i in zip(*(t.tolist() for t in numeric), strict=True):

@@ -56,7 +56,7 @@ def find_formula(
         dataset: the samples.
         shapes: widths to try in turn, see `SymbolicKAN`; default: `default_shapes`.
         grids: number of intervals for the first fit and for each refinement.
-        lambs: factors of the regulariser in the first fit; the restarts cycle through them.
+        lambs: factors of the regularizer in the first fit; the restarts cycle through them.
         threshold: of `prune`, for nodes and edges.
         steps: for the first fit, and for all later ones.
         restarts: number of initial networks for each shape with hidden nodes or products.
@@ -78,7 +78,7 @@ def find_formula(
     spread = float(y.std(correction=0))
     if spread <= 1e-12 * float(y.abs().max()):
         spread = 1.0  # constant labels
-    # labels of unit variance, so that the regulariser has the same weight for all functions
+    # labels of unit variance, so that the regularizer has the same weight for all functions
     scaled = Dataset(**{**dataset, "train_label": y / spread,
                         "test_label": dataset["test_label"] / spread})  # fmt: skip
     best: SymbolicKAN | None = None
@@ -109,7 +109,7 @@ def _splines(
     seed: int,
     names: Sequence[str] | None,
 ) -> SymbolicKAN:
-    """A spline network: fitted with the regulariser, pruned, then refined and fitted again."""
+    """A spline network: fitted with the regularizer, pruned, then refined and fitted again."""
     model = SymbolicKAN(width, seed=seed, names=names, grid_size=grids[0], **INITIAL)
     fit(model, dataset, steps=steps[0], lamb=lamb, progress=False)
     model = prune(model, dataset, threshold, threshold)

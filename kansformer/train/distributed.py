@@ -82,7 +82,7 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
     Nested contexts join the group once.
 
     Args:
-        device: as for `choose_device`; each rank on a machine gets another one.
+        device: as for `choose_device`; each rank on a machine gets a different one.
 
     Raises:
         JobFailed: another process has ended, or did not answer within TIMEOUT.

@@ -120,7 +120,7 @@ def as_teacher(
 ) -> Callable[[Tensor], Tensor]:
     """A trained model as a function of another model's inputs.
 
-    Pictures are renormalised and resized to what the teacher was trained with.
+    Pictures are renormalized and resized to what the teacher was trained with.
 
     Args:
         class_names: in the order in which the function gives their logits.

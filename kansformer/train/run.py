@@ -136,7 +136,7 @@ def set_learning_rate(run: Run, update: int) -> None:
     """Sets the learning rate of a step, given its number in the whole run.
 
     If --time-budget will end before the epochs do, the schedule follows the time that is spent
-    instead, so that the rate is at its end when the time is.
+    instead, so that the schedule ends with the time.
     """
     position: float = update
     if run.config.time_budget is not None:  # the same on all ranks, see `train_epoch`

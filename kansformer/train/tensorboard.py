@@ -56,7 +56,7 @@ class TensorBoardLog:
         self, dataset: PictureDataset, indices: Sequence[int], preprocessing: Preprocessing
     ) -> None:
         """A grid of the first of these training pictures, augmented as in the first epoch."""
-        shown = [preprocessing.denormalise(dataset[0, index][0]) for index in indices[:PICTURES]]
+        shown = [preprocessing.denormalize(dataset[0, index][0]) for index in indices[:PICTURES]]
         grid = make_grid(torch.stack([TF.pil_to_tensor(image) for image in shown]), nrow=4)
         self.writer.add_image("augmented training pictures", grid, 0)
 

@@ -1,6 +1,6 @@
 """HTML of the page besides gradio's components: functions, a table, an error message.
 
-All text from outside, such as class and file names, is escaped here. Colours are CSS variables in
+All text from outside, such as class and file names, is escaped here. Colors are CSS variables in
 `STYLE`, so that they follow the page's light or dark theme.
 """
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from kansformer.interpret.decision import Decision, UnitVote
 
-# Okabe and Ito's colours, safe for the colour-blind; lines also differ in dash pattern
+# Okabe and Ito's colors, safe for the color-blind; lines also differ in dash pattern
 STYLE = """
 .kan { --function: #0072b2; --base: #d55e00; --grid: #5b6570; --shade: #eef1f4; --bar: #9cc8e3;
   --line: #d9dfe6; --bad: #b3261e; color: var(--body-text-color); font-size: 1rem;

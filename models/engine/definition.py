@@ -99,7 +99,7 @@ def group_functions(x: Tensor, knots: Tensor, pieces: Tensor, activation: str | 
     number of basis functions.
 
     Args:
-        x: (..., in); channels c·in / groups … belong to group c.
+        x: (..., in); group g has the channels g·in / groups to (g + 1)·in / groups - 1.
         knots: (groups, M).
         pieces: (groups, M + 1, order + 1) coefficients of the polynomials before the first knot,
             on each interval in x minus its first knot, and behind the last, lowest power first

@@ -5,7 +5,7 @@ defines, with the gradient in x: on uniform knots as shifted copies of one cardi
 others by the Cox–de Boor recursion; on large grids only the functions that are not zero.
 `GroupFunctions` does so for `definition.group_functions`.
 
-Features are laid out (rows, features, in), so that neighbours in memory differ in their knots only.
+Features are laid out (rows, features, in), so that neighbors in memory differ in their knots only.
 """
 
 import math
@@ -19,7 +19,9 @@ from .. import splines
 from .definition import ACTIVATIONS, inverse_of_gaps
 from .memory import workspace
 
-CACHED_VALUES = 2**19  # per knot and input, that the eager kernel computes at a time
+CACHED_VALUES = (
+    2**19
+)  # rows x knots x inputs that are computed at a time, so that they stay in the cache
 DENSE_KNOTS = 24  # on more knots than this only the functions that are not zero are computed
 POLYNOMIAL_ORDER = 5  # polynomials of a higher degree lose digits that the recursion keeps
 

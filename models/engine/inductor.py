@@ -190,7 +190,7 @@ def feature_kernel(
 def _polynomials(x: Tensor, x_inside: Tensor, table: Tensor) -> tuple[list[Tensor], Tensor]:
     """Coefficients of the polynomial at each x, and the distance from its interval's start.
 
-    All intervals in turn, each overwriting the last where x has reached it: this vectorises, and
+    All intervals in turn, each overwriting the last where x has reached it: this vectorizes, and
     the compiler keeps it in registers.
 
     Shapes: x and x_inside (rows, groups, channels), table (M, order + 2, groups, 1).

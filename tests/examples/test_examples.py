@@ -124,7 +124,7 @@ def test_the_notebook_of_photographs_runs(
     output, weights = tmp_path / "output", tmp_path / "vit.safetensors"
     vit = VisionTransformer(16, 8, num_classes=5, embed_dim=64, depth=1, num_heads=1)
     save_file(vit.state_dict(), weights)
-    names |= {"DATA": str(write_folder(tmp_path / "colours")), "OUTPUT": str(output)}
+    names |= {"DATA": str(write_folder(tmp_path / "colors")), "OUTPUT": str(output)}
     names |= {"WEIGHTS": str(weights), "FLAGS": {
         "epochs": 1, "batch_size": 8, "warmup_epochs": 0.0, "workers": 0, "device": "cpu",
         "report": False,

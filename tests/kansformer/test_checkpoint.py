@@ -125,7 +125,7 @@ def rewrite(path: Path, **changes: object) -> None:
         {"config__depth": 10**9},
         {"config__embed_dim": 3 * 10**7},
         {"config__grid_size": 10**6},
-        {"config__colour": 1},
+        {"config__color": 1},
         {"config__depth": "many"},
         {"config": None},
         {"class_names": ["ant"]},

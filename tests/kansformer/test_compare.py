@@ -25,7 +25,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_twins_are_trained_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write_folder(tmp_path / "colours")
+    data = write_folder(tmp_path / "colors")
     arguments = ["--data-path", data, "--output", tmp_path / "out", "--seeds", 2, *SHORT]
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, *arguments) == 0
@@ -64,13 +64,13 @@ def test_intervals_are_scipys_for_pairs() -> None:
     kan, mlp = [91.0, 92.5, 90.0, 93.0], [90.0, 92.0, 90.5, 91.0]
     runs = [run("kan", s, v) for s, v in enumerate(kan)]
     runs += [run("mlp", s, v) for s, v in reversed(list(enumerate(mlp)))]  # paired by seed
-    first, second = compare.summarise(runs)
+    first, second = compare.summarize(runs)
     expected = stats.ttest_rel(kan, mlp).confidence_interval(0.95)
     assert first["interval"] == pytest.approx((expected.low, expected.high))
     assert first["difference"] == pytest.approx(0.75)
     assert first["spread"] == pytest.approx(stats.tstd(kan))
     assert second["interval"] is None
-    assert compare.summarise(runs[:1] + runs[-1:])[0]["interval"] is None
+    assert compare.summarize(runs[:1] + runs[-1:])[0]["interval"] is None
 
 
 @pytest.mark.parametrize(

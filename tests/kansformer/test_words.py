@@ -62,8 +62,8 @@ def test_messages_of_a_run_of_one_epoch(tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_folder(data / "train", 2)
     write_folder(data / "val", 1, first_seed=50)
-    for colour in ("green", "red"):  # leaves one validation picture
-        shutil.rmtree(data / "val" / colour)
+    for color in ("green", "red"):  # leaves one validation picture
+        shutil.rmtree(data / "val" / color)
     lines: list[str] = []
     do(tiny_settings(data, tmp_path / "out", epochs=1, img_size=8, patience=1), lines.append)
     text = "\n".join(lines)

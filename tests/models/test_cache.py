@@ -100,7 +100,7 @@ needs_nobody = pytest.mark.skipif(
 @needs_compiler
 @needs_nobody
 def test_an_unknown_user_works_without_caches(tmp_path: Path) -> None:
-    data, source = write_folder(tmp_path / "colours"), tmp_path / "answers.cpp"
+    data, source = write_folder(tmp_path / "colors"), tmp_path / "answers.cpp"
     source.write_text('extern "C" int answer() { return 42; }')
     done = run_as_nobody(ROOT, {}, "-c", RUN, data, source, json.dumps(PLACES))
     assert done.returncode == 0, done.stderr
@@ -108,7 +108,7 @@ def test_an_unknown_user_works_without_caches(tmp_path: Path) -> None:
 
 @needs_nobody
 def test_an_unknown_user_without_a_home_trains(tmp_path: Path) -> None:
-    data, checkout = write_folder(tmp_path / "colours"), tmp_path / "checkout"
+    data, checkout = write_folder(tmp_path / "colors"), tmp_path / "checkout"
     checkout.mkdir()
     for name in ("models", "kansformer"):
         shutil.copytree(ROOT / name, checkout / name)

@@ -173,7 +173,7 @@ def test_basis_stays_in_float32_in_16_bit_autocast(dtype: torch.dtype) -> None:
     assert float((half - whole).detach().norm() / whole.detach().norm()) < 0.01
 
 
-# ---- initialisation ----
+# ---- initialization ----
 
 
 @pytest.mark.parametrize("activation", [nn.SiLU, nn.GELU, nn.Tanh, nn.Identity])
@@ -246,7 +246,7 @@ def test_curve2coeff_inverts_the_spline_in_any_dimensions() -> None:
         layer.curve2coeff(x, curves[..., :2])
 
 
-def test_regularisation_is_finite_and_counts_the_scaler() -> None:
+def test_regularization_is_finite_and_counts_the_scaler() -> None:
     layer = random_layer()
     with torch.no_grad():
         layer.spline_weight[0, 0] = 0
@@ -269,7 +269,7 @@ def test_regularisation_is_finite_and_counts_the_scaler() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_regularisation_is_finite_in_16_bits(dtype: torch.dtype) -> None:
+def test_regularization_is_finite_in_16_bits(dtype: torch.dtype) -> None:
     layer = KANLinear(192, 64)
     expected = layer.regularization_loss()
     loss = copy.deepcopy(layer).to(dtype).regularization_loss()
@@ -295,7 +295,7 @@ def test_edge_deviations_are_those_of_the_edges_outputs() -> None:
     torch.testing.assert_close(layer.edge_deviations(x).double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_activation_regularisation_is_pykans() -> None:
+def test_activation_regularization_is_pykans() -> None:
     network = KAN([3, 4, 2])
     x = torch.randn(50, 3)
     expected, inputs = 0.0, x
@@ -313,7 +313,7 @@ def test_activation_regularisation_is_pykans() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_activation_regularisation_reaches_all_layers_and_survives_dead_edges() -> None:
+def test_activation_regularization_reaches_all_layers_and_survives_dead_edges() -> None:
     network = KAN([3, 4, 2])
     with torch.no_grad():
         network.layers[1].spline_scaler[0, 0] = network.layers[1].base_weight[0, 0] = 0

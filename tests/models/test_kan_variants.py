@@ -40,7 +40,7 @@ def samples(count: int = 200) -> tuple[Tensor, Tensor]:
     return x, torch.sin(2 * x[:, :1]) + x[:, 1:2].square()
 
 
-def minimise(model: nn.Module, x: Tensor, y: Tensor, steps: int = 60) -> list[float]:
+def minimize(model: nn.Module, x: Tensor, y: Tensor, steps: int = 60) -> list[float]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
     losses = []
     for _ in range(steps):
@@ -87,7 +87,7 @@ def test_a_generator_draws_dropouts_masks() -> None:
 @pytest.mark.parametrize("activation", ["silu", None])
 def test_each_trains(make: Callable[..., nn.Module], activation: str | None) -> None:
     x, y = samples()
-    losses = minimise(make(base_activation=activation), x, y)
+    losses = minimize(make(base_activation=activation), x, y)
     assert losses[-1] < 0.1 * float(y.var())
     assert losses[-1] < 0.5 * losses[0]
 
@@ -123,7 +123,7 @@ def test_copies_compute_the_same(make: Callable[..., nn.Module]) -> None:
     model = make().eval().double()
     x, y = samples()
     x, y = x.double(), y.double()
-    minimise(model, x, y, steps=3)
+    minimize(model, x, y, steps=3)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
@@ -137,7 +137,7 @@ def test_copies_compute_the_same(make: Callable[..., nn.Module]) -> None:
 def test_constant_inputs_and_few_samples_give_numbers(make: Callable[..., nn.Module]) -> None:
     model = make()
     x = torch.full((20, 3), 0.3)
-    losses = minimise(model, x, torch.ones(20, 1), steps=20)
+    losses = minimize(model, x, torch.ones(20, 1), steps=20)
     assert torch.isfinite(torch.tensor(losses)).all()
     assert all(p.isfinite().all() for p in model.parameters())
 
@@ -156,7 +156,7 @@ def test_without_a_base_only_splines_are_left() -> None:
     x = torch.rand(50, 2) * 2 - 1
     before = layer(x)
     assert before.abs().max() > 0
-    minimise(layer, x, torch.ones(50, 3), steps=5)
+    minimize(layer, x, torch.ones(50, 3), steps=5)
     assert (layer.base_weight == 0).all()
 
 
@@ -264,7 +264,7 @@ def test_importance_is_the_share_of_the_variance() -> None:
 def test_importance_finds_the_inputs_that_matter() -> None:
     x, y = samples(400)
     model = SparseKAN([3, 4, 1])
-    minimise(model, x, y, steps=200)
+    minimize(model, x, y, steps=200)
     importance = model.importance(x)
     assert float(importance.sum()) == pytest.approx(1)
     assert importance[2] < 0.05 < importance[1] < importance[0]
@@ -323,7 +323,7 @@ def test_pruned_edges_are_gone_for_good_and_their_mean_stays() -> None:
     assert sum(int((layer.mask == 0).sum()) for layer in new.layers) == idle.sum()
     assert (new.layers[0](x).mean(dim=0) - model.layers[0](x).mean(dim=0)).abs().max() < 1e-12
     assert not torch.equal(new(x), before)
-    minimise(new, x, y, steps=10)
+    minimize(new, x, y, steps=10)
     gone = torch.cat([(layer.mask == 0).flatten() for layer in new.layers])
     assert torch.equal(torch.cat([s.flatten() == 0 for s in new.edge_strengths(x)]), gone)
     assert (new.idle_edges(x)[0] >= (new.layers[0].mask == 0)).all()

@@ -111,7 +111,7 @@ def test_a_convolutional_stem_gives_a_token_to_each_patch(patch_size: int) -> No
     changed[:, :, :patch_size, :patch_size] += 1
     moved = (model.patch_embed(changed) - tokens).abs().amax(dim=(0, 2)).view(4, 4) > 0
     assert moved[0, 0]
-    assert not moved[:, 2:].any()  # patches overlap with their neighbours alone
+    assert not moved[:, 2:].any()  # patches overlap with their neighbors alone
     assert not moved[2:].any()
     model(x).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -122,8 +122,8 @@ def test_a_convolutional_stem_gives_a_token_to_each_patch(patch_size: int) -> No
 def test_config_survives_json() -> None:
     config = model_config("kansformer_small_patch16_224", grid_range=(-4, 4), kan_hidden="full")
     assert ViTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ValueError, match="colour"):
-        ViTConfig.from_dict({"colour": 1})
+    with pytest.raises(ValueError, match="color"):
+        ViTConfig.from_dict({"color": 1})
 
 
 @pytest.mark.parametrize(

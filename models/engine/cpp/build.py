@@ -25,14 +25,14 @@ FLAGS = [
     "-std=c++17", "-O3", "-funroll-loops", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC", "-pthread",
 ]  # fmt: skip
-# What not every compiler has; without OpenMP the kernels start threads themselves. On macOS a
+# Flags that not every compiler has. Without OpenMP the kernels start threads themselves. On macOS a
 # second OpenMP beside torch's would end the program.
-WANTED = ["-march=native", *(["-fopenmp"] if sys.platform != "darwin" else [])]
+OPTIONAL_FLAGS = ["-march=native", *(["-fopenmp"] if sys.platform != "darwin" else [])]
 COMPILERS = ("c++", "g++", "clang++")  # where CXX in the environment names none
 
 
 def library(source: Path, **defines: object) -> ctypes.CDLL:
-    """The functions of a C++ file, compiled with these macros where that was not done before.
+    """The functions of a C++ file, compiled with these macros unless it is cached.
 
     A compiled file is kept under a name made of all that went into it: the sources, the flags, the
     processor and the compiler. Without any compiler, one that another compiler made will do.
@@ -42,7 +42,7 @@ def library(source: Path, **defines: object) -> ctypes.CDLL:
     """
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in defines.items())]
     texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
-    name = f"{source.stem}-{_digest(texts, flags, WANTED, processor())}"
+    name = f"{source.stem}-{_digest(texts, flags, OPTIONAL_FLAGS, processor())}"
     kept = cache_folder()
     folder = None if kept is None else kept / "kernels"
     command = compiler()
@@ -123,7 +123,7 @@ def _temporary_folder(folder: Path | None) -> Path:
 
 
 def _compile(command: list[str], source: Path, path: Path, flags: list[str]) -> None:
-    for wanted in (WANTED, WANTED[:1], WANTED[1:], []):
+    for wanted in (OPTIONAL_FLAGS, OPTIONAL_FLAGS[:1], OPTIONAL_FLAGS[1:], []):
         done = subprocess.run(
             [*command, *flags, *wanted, str(source), "-o", str(path)],
             capture_output=True, text=True, errors="replace",
@@ -139,7 +139,7 @@ def _compile(command: list[str], source: Path, path: Path, flags: list[str]) -> 
 
 @cache
 def processor() -> str:
-    """Who made the processor, and what it can do; a home folder may be shared by several kinds."""
+    """Vendor and features of the processor; machines may share a home folder, and so the cache."""
     try:
         with Path("/proc/cpuinfo").open() as file:
             lines = list(takewhile(str.strip, file))  # on the first core, which the others are like

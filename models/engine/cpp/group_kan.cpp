@@ -8,7 +8,7 @@
 constexpr int SIZE = (ORDER / 4 + 1) * 4;  // numbers of a polynomial, with padding
 constexpr std::ptrdiff_t TABLE = (M + 1) * SIZE;  // those of a group
 
-// What is known of the layer. `knots` (groups, M); `steps` (2, groups) the distance between knots and
+// The layer's sizes and tables. `knots` (groups, M); `steps` (2, groups) the distance between knots and
 // its inverse, or null if they are not uniform; `table` the coefficients, lowest power first, of the
 // polynomials before the first knot, on each interval, and behind the last, see `looked_up`.
 struct Layer {
@@ -84,7 +84,7 @@ struct InGroup : Place {
             look_up(from, part, by_power + part);
     }
 
-    // Adds weight · distance^p to each value's interval, in sums of each lane: neighbours are often in
+    // Adds weight · distance^p to each value's interval, in sums of each lane: neighbors are often in
     // the same interval, and each would wait for the last.
     void add_moments(Values weight, T *sums) const
     {
@@ -104,7 +104,7 @@ struct InGroup : Place {
     }
 };
 
-// A vector of neighbours in a row, of which `count` from lane `first` on are of one group.
+// A vector of neighbors in a row, of which `count` from lane `first` on are of one group.
 struct WindowOfGroup {
     std::ptrdiff_t at, first, count;
 

@@ -16,7 +16,7 @@ constexpr std::ptrdiff_t TABLE = (M + 1) * POWERS * LOCAL;  // numbers of one in
 // On knots that are not uniform, inputs and rows at a time: the inputs' tables stay in the cache.
 constexpr std::ptrdiff_t TABLES = 2 * LANES, TABLE_ROWS = 8;
 
-// What is known of the layer. `knots` (M, width); `steps` (2, width) the distance between knots and
+// The layer's sizes and tables. `knots` (M, width); `steps` (2, width) the distance between knots and
 // its inverse, or null if they are not uniform; `table` (width, M + 1, POWERS, LOCAL) the
 // coefficients, lowest power first, of the polynomials before the first knot, on each interval, and
 // behind the last.
@@ -48,7 +48,7 @@ struct Cardinal {
     }
 };
 
-// The B-splines that are not zero at a vector of neighbours in a row of x.
+// The B-splines that are not zero at a vector of neighbors in a row of x.
 struct Local : Place {
     Values value[LOCAL], slope[LOCAL];
 

@@ -169,7 +169,7 @@ private:
     }
 };
 
-// A vector of neighbours in memory from a place on; or `count`, if there are fewer.
+// A vector of neighbors in memory from a place on; or `count`, if there are fewer.
 template <bool FULL>
 struct Window {
     std::ptrdiff_t at, count;
@@ -217,7 +217,7 @@ static inline Values exponential(Values x)
     return none ? all(0) : value;
 }
 
-// The standard normal distribution function, and its density but for 1 / √(2 π). In float by
+// The standard normal distribution function, and its density without the factor 1 / √(2 π). In float by
 // Abramowitz and Stegun, 7.1.26, whose error in erf is at most 1.5e-7.
 static inline void normal(Values x, Values &cdf, Values &density)
 {

@@ -30,35 +30,35 @@ def batches(folder: Path, workers: int, epoch: int, seed: int = 0) -> list:
     return list(loader)
 
 
-def test_batches_depend_on_epoch_and_seed_but_not_on_workers(colours: Path) -> None:
-    alone, parallel = batches(colours, 0, 1), batches(colours, 2, 1)
+def test_batches_depend_on_epoch_and_seed_but_not_on_workers(colors: Path) -> None:
+    alone, parallel = batches(colors, 0, 1), batches(colors, 2, 1)
     for (x, y), (x2, y2) in zip(alone, parallel, strict=True):
         assert torch.equal(x, x2)
         assert torch.equal(y, y2)
-    other_epoch, other_seed = batches(colours, 0, 2), batches(colours, 0, 1, seed=5)
+    other_epoch, other_seed = batches(colors, 0, 2), batches(colors, 0, 1, seed=5)
     assert not torch.equal(alone[0][0], other_epoch[0][0])
     assert not torch.equal(alone[0][0], other_seed[0][0])
 
 
-def test_augmentation_of_a_picture_does_not_depend_on_the_order(colours: Path) -> None:
-    pictures = load_data(str(colours)).train
+def test_augmentation_of_a_picture_does_not_depend_on_the_order(colors: Path) -> None:
+    pictures = load_data(str(colors)).train
     dataset = PictureDataset(pictures, make_augmentation("photos", PREPROCESSING), 3)
     first = dataset[4, 7][0]
     dataset[4, 8]
     assert torch.equal(dataset[4, 7][0], first)
 
 
-def test_augmentation_does_not_change_the_global_generator(colours: Path) -> None:
+def test_augmentation_does_not_change_the_global_generator(colors: Path) -> None:
     dataset = PictureDataset(
-        load_data(str(colours)).train, make_augmentation("photos", PREPROCESSING)
+        load_data(str(colors)).train, make_augmentation("photos", PREPROCESSING)
     )
     state = torch.get_rng_state()
     dataset[0, 0]
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_an_epoch_has_every_picture_once(colours: Path) -> None:
-    labels = torch.cat([y for _, y in batches(colours, 0, 0)])
+def test_an_epoch_has_every_picture_once(colors: Path) -> None:
+    labels = torch.cat([y for _, y in batches(colors, 0, 0)])
     assert torch.bincount(labels).tolist() == [10, 10, 10]
 
 

@@ -140,8 +140,8 @@ def test_the_text_report_is_limited_in_length(
     assert "1 error, 0 warnings, 0 notes" in out
 
 
-def test_good_data_is_status_0(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path, pictures in ((colours, 30), ("digits", 1797)):
+def test_good_data_is_status_0(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path, pictures in ((colors, 30), ("digits", 1797)):
         status, out, _ = run(capsys, "--data-path", path, "--workers", 1, "--json")
         report = json.loads(out)
         assert status == 0
@@ -158,10 +158,10 @@ def test_missing_data_is_status_2(
     assert len(err.strip().splitlines()) == 1
 
 
-def test_wrong_flags_are_status_2(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_flags_are_status_2(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys)[0] == 2
-    assert run(capsys, "--data-path", colours, "--workers", "many")[0] == 2
-    status, _, err = run(capsys, "--data-path", colours, "--workers", 0)
+    assert run(capsys, "--data-path", colors, "--workers", "many")[0] == 2
+    status, _, err = run(capsys, "--data-path", colors, "--workers", 0)
     assert (status, "--workers must be at least 1" in err) == (2, True)
 
 
@@ -223,10 +223,10 @@ def test_names_that_are_the_same_on_some_systems_are_reported(tmp_path: Path) ->
 
 
 def test_a_second_run_decodes_only_changed_files(
-    colours: Path, monkeypatch: pytest.MonkeyPatch
+    colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (colours / "red" / "bad.png").write_text("no picture")
-    first = examine(str(colours), workers=1)
+    (colors / "red" / "bad.png").write_text("no picture")
+    first = examine(str(colors), workers=1)
     decoded: list[str] = []
 
     def inspect(path: str) -> inspection.Facts:
@@ -235,14 +235,14 @@ def test_a_second_run_decodes_only_changed_files(
 
     original = inspection.inspect
     monkeypatch.setattr(inspection, "inspect", inspect)
-    assert examine(str(colours), workers=1) == first
+    assert examine(str(colors), workers=1) == first
     assert decoded == []
-    os.link(colours / "red" / "bad.png", colours / "blue" / "linked.png")
-    os.symlink(colours / "red" / "red 0.png", colours / "red" / "link.png")
-    examine(str(colours), workers=1)
+    os.link(colors / "red" / "bad.png", colors / "blue" / "linked.png")
+    os.symlink(colors / "red" / "red 0.png", colors / "red" / "link.png")
+    examine(str(colors), workers=1)
     assert decoded == []
-    os.utime(colours / "red" / "red 0.png", ns=(1, 1))
-    examine(str(colours), workers=1)
+    os.utime(colors / "red" / "red 0.png", ns=(1, 1))
+    examine(str(colors), workers=1)
     assert len(decoded) == 1
 
 
@@ -275,32 +275,32 @@ def invalid_rows(file: Path) -> None:
 
 @pytest.mark.parametrize("corrupt", [not_a_database, a_folder, another_table, invalid_rows])
 def test_a_corrupt_cache_does_no_harm(
-    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corrupt: Callable[[Path], None]
+    colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corrupt: Callable[[Path], None]
 ) -> None:
-    (colours / "red" / "bad.png").write_text("no picture")
+    (colors / "red" / "bad.png").write_text("no picture")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = examine(str(colours), workers=1)
+    first = examine(str(colors), workers=1)
     file = tmp_path / "cache" / "kansformer" / "pictures.sqlite"
     if corrupt is not invalid_rows:
         file.unlink()
     corrupt(file)
     for _ in range(2):
-        assert examine(str(colours), workers=1) == first
+        assert examine(str(colors), workers=1) == first
 
 
 def test_a_cache_in_the_data_folder_or_without_a_folder_is_not_written(
-    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = fingerprint(tmp_path)
     (tmp_path / "file").touch()
-    for cache in (colours, colours / ".cache", tmp_path / "file"):
+    for cache in (colors, colors / ".cache", tmp_path / "file"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-        assert not examine(str(colours), workers=1).has_errors
+        assert not examine(str(colors), workers=1).has_errors
     (tmp_path / "file").unlink()
     assert fingerprint(tmp_path) == before
 
 
-def test_an_unreadable_folder_is_a_problem(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_a_problem(colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = os.scandir
 
     def scan_without_permission(path: str) -> Iterator[os.DirEntry[str]]:
@@ -310,5 +310,5 @@ def test_an_unreadable_folder_is_a_problem(colours: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "scandir", scan_without_permission)
     with pytest.raises(UserError, match="green: this folder cannot be read"):
-        load_data(str(colours))
-    assert [f.kind for f in examine(str(colours), workers=1).findings] == ["unreadable-folder"]
+        load_data(str(colors))
+    assert [f.kind for f in examine(str(colors), workers=1).findings] == ["unreadable-folder"]

@@ -29,12 +29,12 @@ def saved(image: Image.Image, path: Path, **options: object) -> Path:
     return path
 
 
-def test_grey_and_colour_are_unchanged(tmp_path: Path) -> None:
+def test_grey_and_color_are_unchanged(tmp_path: Path) -> None:
     grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     assert open_image(saved(grey, tmp_path / "g.png")).mode == "L"
     assert np.array_equal(open_image(tmp_path / "g.png"), grey)
-    colour = Image.new("RGB", (4, 4), (1, 2, 3))
-    assert open_image(saved(colour, tmp_path / "c.png")).getpixel((0, 0)) == (1, 2, 3)
+    color = Image.new("RGB", (4, 4), (1, 2, 3))
+    assert open_image(saved(color, tmp_path / "c.png")).getpixel((0, 0)) == (1, 2, 3)
 
 
 def test_transparency_is_composited_over_white(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
 @pytest.mark.parametrize(
     "mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "LAB", "I", "F", "LA", "I;16"]
 )
-def test_any_mode_becomes_grey_or_colour(tmp_path: Path, mode: str) -> None:
+def test_any_mode_becomes_grey_or_color(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "m.tif"
     try:
         Image.new(mode, (5, 4)).save(path)

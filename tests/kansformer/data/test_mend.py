@@ -171,7 +171,7 @@ def test_damaged_pixels_are_refused() -> None:
 
 
 def test_the_doctor_reports_repaired_files_as_a_note(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "colours", 3)
+    folder = write_folder(tmp_path / "colors", 3)
     (folder / "red" / "text.png").write_bytes(long_text())
     (folder / "red" / "end.jpg").write_bytes(jpeg(PICTURE)[:-2])
     report = examine(str(folder))

@@ -53,7 +53,7 @@ def test_mnist(tmp_path: Path, packed: bool, below: str) -> None:
     assert data.test.name(3) == "mnist/test[3]"
 
 
-def test_fashion_mnist_is_recognised_by_its_test_labels(tmp_path: Path) -> None:
+def test_fashion_mnist_is_recognized_by_its_test_labels(tmp_path: Path) -> None:
     write_mnist(tmp_path, True, fashion=True)
     data = load_data(str(tmp_path))
     assert (data.name, data.class_names) == ("fashion-mnist", FASHION)

@@ -1,4 +1,4 @@
-"""Normalisation by mean and standard deviation: one number or one per channel, colour and grey."""
+"""Normalization by mean and standard deviation: one number or one per channel, color and grey."""
 
 import json
 
@@ -19,7 +19,7 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8))
 
 
-def test_one_number_normalises_all_channels_alike() -> None:
+def test_one_number_normalizes_all_channels_alike() -> None:
     pixels = TF.to_dtype(TF.pil_to_tensor(picture()), torch.float32, scale=True)
     expected = (pixels - 0.3) / 0.4
     assert torch.equal(Preprocessing(9, 3, 0.3, 0.4)(picture()), expected)
@@ -73,11 +73,11 @@ def test_an_invalid_mean_or_std_is_refused(changes: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(("channels", "statistics"), [(1, "half"), (3, "half"), (3, "imagenet")])
-def test_denormalise_inverts_normalise(channels: int, statistics: str) -> None:
+def test_denormalize_inverts_normalize(channels: int, statistics: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     pixels.flat[:2] = 0, 255
     preprocessing = Preprocessing(img_size=16, in_chans=channels).with_statistics(statistics)
     picture = preprocessing.convert(Image.fromarray(pixels))
-    restored = preprocessing.denormalise(preprocessing.normalise(picture))
+    restored = preprocessing.denormalize(preprocessing.normalize(picture))
     assert restored.mode == picture.mode
     assert np.array_equal(np.asarray(restored), np.asarray(picture))

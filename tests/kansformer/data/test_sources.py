@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from kansformer.data import load_data
 from kansformer.errors import UserError
-from tests.conftest import COLOURS, write_folder, write_picture
+from tests.conftest import COLORS, write_folder, write_picture
 from tests.kansformer.data.test_originals import write_mnist
 
 
@@ -27,20 +27,20 @@ def names(folder: Path) -> set[str]:
     return {str(p) for p in folder.rglob("*.png")}
 
 
-def test_flat_folder(colours: Path) -> None:
-    before = fingerprint(colours)
-    data = load_data(str(colours)).with_validation(0.2, 0)
-    assert data.class_names == tuple(sorted(COLOURS))
-    assert data.name == "colours"
+def test_flat_folder(colors: Path) -> None:
+    before = fingerprint(colors)
+    data = load_data(str(colors)).with_validation(0.2, 0)
+    assert data.class_names == tuple(sorted(COLORS))
+    assert data.name == "colors"
     assert np.bincount(data.train.labels).tolist() == [8, 8, 8]
     assert np.bincount(data.val.labels).tolist() == [2, 2, 2]
-    assert set(data.train.items) | set(data.val.items) == names(colours)
+    assert set(data.train.items) | set(data.val.items) == names(colors)
     assert not set(data.train.items) & set(data.val.items)
     for pictures in (data.train, data.val):
         for i, path in enumerate(pictures.items):
             assert Path(path).parent.name == data.class_names[pictures.labels[i]]
             assert pictures.name(i) == path
-    assert fingerprint(colours) == before
+    assert fingerprint(colors) == before
 
 
 def test_a_class_may_be_called_train_and_hidden_folders_are_skipped(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from kansformer.data.doctor import examine
 from kansformer.data.split_folder import PARTS, split_folder
 from kansformer.errors import UserError
-from tests.conftest import COLOURS, write_picture
+from tests.conftest import COLORS, write_picture
 from tests.kansformer.data.test_sources import fingerprint
 
 RATIOS = (0.6, 0.2, 0.2)
@@ -24,36 +24,36 @@ def contents(folder: Path) -> Counter[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("symlink", [False, True])
 def test_every_picture_is_copied_once_into_its_class(
-    colours: Path, tmp_path: Path, symlink: bool
+    colors: Path, tmp_path: Path, symlink: bool
 ) -> None:
-    before = fingerprint(colours)
-    report = split_folder(colours, tmp_path / "out", RATIOS, symlink=symlink)
-    assert contents(tmp_path / "out") == contents(colours)
+    before = fingerprint(colors)
+    report = split_folder(colors, tmp_path / "out", RATIOS, symlink=symlink)
+    assert contents(tmp_path / "out") == contents(colors)
     assert report.counts.tolist() == [[6, 2, 2]] * 3
     assert all(p.is_symlink() == symlink for p in (tmp_path / "out").rglob("*.png"))
     names = json.loads((tmp_path / "out" / "class_indices.json").read_text())
-    assert names == dict(zip("012", sorted(COLOURS), strict=True))
-    assert fingerprint(colours) == before
-    for name in (*COLOURS, *PARTS):
+    assert names == dict(zip("012", sorted(COLORS), strict=True))
+    assert fingerprint(colors) == before
+    for name in (*COLORS, *PARTS):
         assert name in str(report)
 
 
-def test_seeds(colours: Path, tmp_path: Path) -> None:
+def test_seeds(colors: Path, tmp_path: Path) -> None:
     layouts = []
     for run, seed in enumerate((0, 0, 1)):
         out = tmp_path / str(run)
-        split_folder(colours, out, RATIOS, seed)
+        split_folder(colors, out, RATIOS, seed)
         layouts.append(sorted(str(p.relative_to(out)) for p in out.rglob("*.png")))
     assert layouts[0] == layouts[1] != layouts[2]
 
 
-def test_equal_files_are_kept_in_one_part(colours: Path, tmp_path: Path) -> None:
-    for name in COLOURS:  # each picture three times, once in another class
+def test_equal_files_are_kept_in_one_part(colors: Path, tmp_path: Path) -> None:
+    for name in COLORS:  # each picture three times, once in another class
         for i in range(10):
-            picture = colours / name / f"{name} {i}.png"
-            shutil.copy(picture, colours / name / f"copy of {i}.png")
-            shutil.copy(picture, colours / "red" / f"{name} too {i}.png")
-    report = split_folder(colours, tmp_path / "out", RATIOS)
+            picture = colors / name / f"{name} {i}.png"
+            shutil.copy(picture, colors / name / f"copy of {i}.png")
+            shutil.copy(picture, colors / "red" / f"{name} too {i}.png")
+    report = split_folder(colors, tmp_path / "out", RATIOS)
     parts = [{p.read_bytes() for p in (tmp_path / "out" / part).rglob("*.png")} for part in PARTS]
     assert all(parts)
     assert not (parts[0] & parts[1])
@@ -63,9 +63,9 @@ def test_equal_files_are_kept_in_one_part(colours: Path, tmp_path: Path) -> None
 
 
 def test_equal_pixels_in_different_formats_are_kept_in_one_part(tmp_path: Path) -> None:
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         for i in range(10):
-            write_picture(tmp_path / "in" / name / f"{i}.png", colour, i)
+            write_picture(tmp_path / "in" / name / f"{i}.png", color, i)
             with Image.open(tmp_path / "in" / name / f"{i}.png") as image:
                 image.save(tmp_path / "in" / name / f"{i} again.png", compress_level=0)
                 image.save(tmp_path / "in" / name / f"{i} too.bmp")
@@ -76,19 +76,19 @@ def test_equal_pixels_in_different_formats_are_kept_in_one_part(tmp_path: Path) 
     assert "duplicates" in kinds
 
 
-def test_a_missing_class_and_broken_pictures_are_reported(colours: Path, tmp_path: Path) -> None:
+def test_a_missing_class_and_broken_pictures_are_reported(colors: Path, tmp_path: Path) -> None:
     for i in range(2, 10):
-        (colours / "red" / f"red {i}.png").unlink()
-    (colours / "blue" / "blue 1.png").write_text("no picture")
-    report = split_folder(colours, tmp_path / "out", (0.8, 0.1, 0.1))
+        (colors / "red" / f"red {i}.png").unlink()
+    (colors / "blue" / "blue 1.png").write_text("no picture")
+    report = split_folder(colors, tmp_path / "out", (0.8, 0.1, 0.1))
     lines = str(report).splitlines()
     assert "warning: test has no picture of red; add pictures or change --ratios" in lines
     assert any("1 picture cannot be read" in line for line in lines)
-    assert contents(tmp_path / "out") == contents(colours)
+    assert contents(tmp_path / "out") == contents(colors)
 
 
 def test_groups_are_kept_in_one_part(tmp_path: Path) -> None:
-    for name in COLOURS:
+    for name in COLORS:
         for i in range(50):
             path = tmp_path / "in" / name / f"IMG_{i:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,21 +128,21 @@ def refuse_one_group(source: Path, target: Path) -> dict[str, object]:
     ],
 )
 def test_refusals_write_nothing(
-    colours: Path, tmp_path: Path, prepare: Callable[..., dict[str, object]], words: str
+    colors: Path, tmp_path: Path, prepare: Callable[..., dict[str, object]], words: str
 ) -> None:
     target = tmp_path / "out"
-    options = prepare(colours, target)
+    options = prepare(colors, target)
     before = fingerprint(tmp_path)
     with pytest.raises(UserError, match=words):
-        split_folder(colours, target, RATIOS, **options)
+        split_folder(colors, target, RATIOS, **options)
     assert fingerprint(tmp_path) == before
 
 
-def test_the_target_must_not_lie_in_the_source(colours: Path) -> None:
+def test_the_target_must_not_lie_in_the_source(colors: Path) -> None:
     with pytest.raises(UserError, match="lies within"):
-        split_folder(colours, colours / "out", RATIOS)
-    split_folder(colours, colours.parent / "once", RATIOS)
+        split_folder(colors, colors / "out", RATIOS)
+    split_folder(colors, colors.parent / "once", RATIOS)
     with pytest.raises(UserError, match=r"already split into train, val, test; .*once/train"):
-        split_folder(colours.parent / "once", colours.parent / "twice", RATIOS)
+        split_folder(colors.parent / "once", colors.parent / "twice", RATIOS)
     with pytest.raises(UserError, match="no such folder"):
-        split_folder(colours / "missing", colours.parent / "out", RATIOS)
+        split_folder(colors / "missing", colors.parent / "out", RATIOS)

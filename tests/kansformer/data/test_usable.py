@@ -57,13 +57,13 @@ def test_the_result_does_not_depend_on_the_cache(
 
 
 def test_files_beyond_the_limit_are_reported_as_not_checked(
-    colours: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    colors: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
     checked: list[str] = []
     inspect = inspection.inspect
     monkeypatch.setattr(inspection, "inspect", lambda path: checked.append(path) or inspect(path))
-    data, (finding,) = usable(load_data(str(colours)), at_most=9, workers=1)
+    data, (finding,) = usable(load_data(str(colors)), at_most=9, workers=1)
     assert len(checked) == len(set(checked)) == 9
     assert {Path(path).parent.name for path in checked} == {"blue", "green", "red"}
     assert (finding.kind, finding.severity) == ("not-looked-at", "note")
@@ -71,17 +71,17 @@ def test_files_beyond_the_limit_are_reported_as_not_checked(
     assert len(data.train) == 30
 
 
-def test_good_data_and_pictures_in_memory_are_unchanged(colours: Path) -> None:
-    for path in (str(colours), "digits"):
+def test_good_data_and_pictures_in_memory_are_unchanged(colors: Path) -> None:
+    for path in (str(colors), "digits"):
         data = load_data(path)
         assert usable(data) == (data, [])
 
 
-def test_a_lost_class_stops_training(colours: Path) -> None:
-    for path in (colours / "green").iterdir():
+def test_a_lost_class_stops_training(colors: Path) -> None:
+    for path in (colors / "green").iterdir():
         path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(UserError, match="colours: no picture of class green can be read") as caught:
-        usable(load_data(str(colours)))
+    with pytest.raises(UserError, match="colors: no picture of class green can be read") as caught:
+        usable(load_data(str(colors)))
     assert "green 0.png: damaged" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -95,12 +95,12 @@ def test_a_lost_validation_class_is_a_warning_and_an_empty_split_an_error(tmp_pa
     assert [(f.severity, f.kind) for f in findings] == [
         ("error", "not-a-picture"), ("warning", "unreadable-class"),
     ]  # fmt: skip
-    for colour in ("blue", "green"):
-        (tmp_path / "val" / colour / f"{colour} 0.png").write_text("no picture")
+    for color in ("blue", "green"):
+        (tmp_path / "val" / color / f"{color} 0.png").write_text("no picture")
     with pytest.raises(UserError, match="val: no picture of class blue can be read"):
         usable(load_data(str(tmp_path)))
 
 
-def test_the_first_picture_may_be_broken(colours: Path) -> None:
-    (colours / "blue" / "a.png").write_text("no picture")
-    assert load_data(str(colours)).picture_size == 16
+def test_the_first_picture_may_be_broken(colors: Path) -> None:
+    (colors / "blue" / "a.png").write_text("no picture")
+    assert load_data(str(colors)).picture_size == 16

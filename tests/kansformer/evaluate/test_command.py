@@ -15,7 +15,7 @@ from kansformer.data import PictureData, Pictures, load_data
 from kansformer.errors import UserError
 from kansformer.evaluate.split import choose_split, labels_by_name
 from kansformer.infer import Predictor
-from tests.conftest import COLOURS, write_folder, write_picture
+from tests.conftest import COLORS, write_folder, write_picture
 
 Evaluate = Callable[..., tuple[int, str, str]]
 
@@ -33,17 +33,17 @@ def evaluate(command: Callable[..., tuple[int, str, str]], trained: Path) -> Eva
 
 
 def test_predictions_equal_those_of_predict(
-    evaluate: Evaluate, command: Callable[..., tuple[int, str, str]], colours: Path, trained: Path,
+    evaluate: Evaluate, command: Callable[..., tuple[int, str, str]], colors: Path, trained: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    status, out, _ = evaluate(colours, "--output", "out", "--json", "--batch-size", 7)
+    status, out, _ = evaluate(colors, "--output", "out", "--json", "--batch-size", 7)
     assert status == 0
     report = json.loads(out)
     assert report == json.loads((tmp_path / "out" / "evaluation.json").read_text())
     with (tmp_path / "out" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     status, out, _ = command(
-        "predict", colours, "--weights", trained / "best.safetensors", "--json", "--topk", 1
+        "predict", colors, "--weights", trained / "best.safetensors", "--json", "--topk", 1
     )
     answers = json.loads(out)
     assert (len(rows), report["pictures"], report["split"]) == (6, 6, "val")
@@ -61,12 +61,12 @@ def test_predictions_equal_those_of_predict(
     for name in ("confusion.png", "reliability.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "out" / "classes.csv").open() as file:
-        assert [row["class"] for row in csv.DictReader(file)] == sorted(COLOURS)
+        assert [row["class"] for row in csv.DictReader(file)] == sorted(COLORS)
 
 
-def test_a_subset_of_the_classes_is_matched_by_name(evaluate: Evaluate, colours: Path) -> None:
-    shutil.rmtree(colours / "green")  # red is the folder's second class, the model's third
-    status, out, _ = evaluate(colours, "--json")
+def test_a_subset_of_the_classes_is_matched_by_name(evaluate: Evaluate, colors: Path) -> None:
+    shutil.rmtree(colors / "green")  # red is the folder's second class, the model's third
+    status, out, _ = evaluate(colors, "--json")
     report = json.loads(out)
     assert (status, report["pictures"]) == (0, 20)
     assert report["accuracy"] > 0.9
@@ -81,9 +81,9 @@ def test_labels_are_matched_by_name_in_any_order() -> None:
     assert labels_by_name(labels[:1], "cae", "abcd", "x").tolist() == [2]  # no label is e
 
 
-def test_an_unknown_class_is_named(evaluate: Evaluate, colours: Path) -> None:
-    write_picture(colours / "yellow" / "1.png", (250, 250, 0), 0)
-    status, out, err = evaluate(colours)
+def test_an_unknown_class_is_named(evaluate: Evaluate, colors: Path) -> None:
+    write_picture(colors / "yellow" / "1.png", (250, 250, 0), 0)
+    status, out, err = evaluate(colors)
     assert (status, out) == (2, "")
     assert "does not know the class 'yellow', only blue, green, red" in err
 
@@ -92,7 +92,7 @@ def test_the_validation_set_is_that_of_the_training(evaluate: Evaluate, trained:
     summary = json.loads((trained / "summary.json").read_text())
     pictures = {}
     for split in ("val", "train"):
-        status, out, _ = evaluate(trained.parent / "colours", "--split", split, "--json")
+        status, out, _ = evaluate(trained.parent / "colors", "--split", split, "--json")
         report = json.loads(out)
         assert (status, report["split"]) == (0, split)
         assert report["pictures"] == summary["pictures"][split]
@@ -107,7 +107,7 @@ def test_the_validation_set_is_that_of_the_training(evaluate: Evaluate, trained:
 def test_the_default_choice_of_pictures(trained: Path) -> None:
     model = load_model(trained / "best.safetensors")
     parts = [Pictures([f"{n}.png"] * 20, np.arange(20) % 3) for n in range(3)]
-    names = tuple(sorted(COLOURS))
+    names = tuple(sorted(COLORS))
     both = PictureData("x", names, *parts)
     assert choose_split(both, model).pictures.items == parts[2].items
     assert choose_split(both, model, "val").pictures.items == parts[1].items
@@ -115,15 +115,15 @@ def test_the_default_choice_of_pictures(trained: Path) -> None:
     assert choose_split(PictureData("x", names, *parts[:2]), model).split == "val"
     flat = choose_split(PictureData("x", names, parts[0]), model)
     assert (flat.split, flat.pictures.items, flat.note) == ("all", parts[0].items, "")
-    known = choose_split(PictureData("colours", names, parts[0]), model)
+    known = choose_split(PictureData("colors", names, parts[0]), model)
     assert "may contain these pictures" in known.note
-    trained_on = load_data(str(trained.parent / "colours"))
+    trained_on = load_data(str(trained.parent / "colors"))
     validating = choose_split(trained_on, model)
     assert (validating.split, len(validating.pictures)) == ("val", 6)
     assert validating.pictures.items == choose_split(trained_on, model, "val").pictures.items
     in_memory = Pictures(np.zeros((20, 8, 8, 3), np.uint8), parts[0].labels)
     other = choose_split(PictureData("x", names, in_memory), model, "val")
-    assert "but the model was trained on colours" in other.note
+    assert "but the model was trained on colors" in other.note
     with pytest.raises(UserError, match="no test pictures"):
         choose_split(PictureData("x", names, parts[0]), model, "test")
     model.training_info = {}
@@ -132,12 +132,12 @@ def test_the_default_choice_of_pictures(trained: Path) -> None:
 
 
 def test_a_broken_picture_is_reported_and_not_counted(
-    evaluate: Evaluate, colours: Path, tmp_path: Path
+    evaluate: Evaluate, colors: Path, tmp_path: Path
 ) -> None:
-    (colours / "blue" / "new.png").write_bytes((colours / "blue" / "blue 0.png").read_bytes())
-    bad = colours / "green" / "green 4.png"
+    (colors / "blue" / "new.png").write_bytes((colors / "blue" / "blue 0.png").read_bytes())
+    bad = colors / "green" / "green 4.png"
     bad.write_bytes(bad.read_bytes()[:100])
-    status, out, err = evaluate(colours, "--json", "--output", "out")
+    status, out, err = evaluate(colors, "--json", "--output", "out")
     report = json.loads(out)
     assert status == 1
     assert [row["path"] for row in report["unreadable"]] == [str(bad)]
@@ -150,11 +150,11 @@ def test_a_broken_picture_is_reported_and_not_counted(
 
 
 def mislabelled(folder: Path) -> Path:
-    """train/, val/ and test/ of colours, with some pictures in a wrong folder."""
+    """train/, val/ and test/ of colors, with some pictures in a wrong folder."""
     for number, split in enumerate(("train", "val", "test")):
         write_folder(folder / split, 10, 100 * number)
         for i in range(3):
-            write_picture(folder / split / "red" / f"wrong {i}.png", COLOURS["blue"], i)
+            write_picture(folder / split / "red" / f"wrong {i}.png", COLORS["blue"], i)
     return folder
 
 
@@ -213,17 +213,17 @@ def test_the_file_is_unchanged_if_no_temperature_can_be_fitted(
         (("--batch-size", 0), "--batch-size must be at least 1"),
         (("--weights", "missing.safetensors"), "missing.safetensors: no such weights file"),
         (("--data-path", "nowhere"), "nowhere: no such folder"),
-        (("--split", "test"), "colours: has no test pictures"),
+        (("--split", "test"), "colors: has no test pictures"),
         (("--device", "abacus"), "--device abacus"),
         (("--tta", "--calibrate"), "remove --tta"),
-        (("--output", "colours/out"), "colours/out: lies within"),
+        (("--output", "colors/out"), "colors/out: lies within"),
     ],
 )
 def test_wrong_use_is_one_line(
-    evaluate: Evaluate, colours: Path, arguments: tuple[object, ...], words: str
+    evaluate: Evaluate, colors: Path, arguments: tuple[object, ...], words: str
 ) -> None:
-    status, out, err = evaluate(colours, *arguments)
+    status, out, err = evaluate(colors, *arguments)
     assert (status, out) == (2, "")
     assert len(err.strip().splitlines()) == 1
     assert words in err
-    assert not (colours / "out").exists()
+    assert not (colors / "out").exists()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kansformer.checkpoint import TrainedModel, load_model, save_model
 from kansformer.data import Preprocessing, load_data
-from kansformer.export import onnx_runner, pt2_runner, quantised, to_onnx, to_pt2
+from kansformer.export import onnx_runner, pt2_runner, quantized, to_onnx, to_pt2
 from kansformer.export.__main__ import synthetic_pictures
 from kansformer.infer import Predictor
 from models.vit_model import create_model
@@ -77,7 +77,7 @@ def test_onnx_gives_the_models_logits(ffn: str, tmp_path: Path) -> None:
     weights = sum(4 * value.numel() for value in model.state_dict().values())
     assert len(packed) < 1.2 * weights + 100_000  # no tensor is stored twice
 
-    small = quantised(packed)
+    small = quantized(packed)
     assert len(small) < 0.75 * len(packed)  # the graph and the patch embedding stay in float32
     images = synthetic_pictures(model, 64)
     exact, near = onnx_runner(packed)(images), onnx_runner(small)(images)
@@ -108,10 +108,10 @@ def export(command: Command, tmp_path: Path) -> Command:
 def test_the_command_verifies_writes_and_reports_the_accuracy(
     export: Command, tmp_path: Path
 ) -> None:
-    folder = write_folder(tmp_path / "colours", 4)
+    folder = write_folder(tmp_path / "colors", 4)
     bad = folder / "red" / "red 1.png"
     bad.write_text("no picture")
-    arguments = ("--format", "onnx", "--output", "m.onnx", "--int8", "--data-path", "colours")
+    arguments = ("--format", "onnx", "--output", "m.onnx", "--int8", "--data-path", "colors")
     status, out, err = export(*arguments)
     assert status == 0
     lines = out.splitlines()

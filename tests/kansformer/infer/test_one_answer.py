@@ -115,15 +115,15 @@ def test_arrays_are_accepted_or_rejected_with_the_reason(
 ) -> None:
     digit = digits[0]
     (expected,) = predictor(Image.fromarray(digit))
-    colour = np.repeat(digit[:, :, None], 3, axis=2)
-    clear = np.dstack([np.zeros_like(colour), 255 - digit])
-    for pixels in (digit, colour, clear, np.asfortranarray(digit), digit.astype(np.uint16) * 257):
+    color = np.repeat(digit[:, :, None], 3, axis=2)
+    clear = np.dstack([np.zeros_like(color), 255 - digit])
+    for pixels in (digit, color, clear, np.asfortranarray(digit), digit.astype(np.uint16) * 257):
         (answer,) = predictor(pixels)
         assert answer["top"] == expected["top"]
     assert len(predictor(list(digits))) == len(digits)
     for wrong, word in (
         (digit / 255, "type float64"), (digit[None, None], r"shape (1, 1, 8, 8)"),
-        (colour.transpose(2, 0, 1), "shape (3, 8, 8)"), (digit.astype(np.int64), "int64"),
+        (color.transpose(2, 0, 1), "shape (3, 8, 8)"), (digit.astype(np.int64), "int64"),
         (torch.zeros(3, 8, 8), "Tensor"), (digit[:0], "shape (0, 8)"),
     ):  # fmt: skip
         (answer,) = predictor(wrong)

@@ -21,11 +21,11 @@ def predictor(trained: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def pictures(trained: Path) -> list[str]:
-    return sorted(map(str, (trained.parent / "colours").rglob("*.png")))
+    return sorted(map(str, (trained.parent / "colors").rglob("*.png")))
 
 
 def test_predict_equals_evaluate(predictor: Predictor, trained: Path) -> None:
-    data = load_data(str(trained.parent / "colours"))
+    data = load_data(str(trained.parent / "colors"))
     model = load_model(trained / "best.safetensors")
     loader = make_loader(PictureDataset(data.train, model.preprocessing), 7)
     with torch.no_grad():
@@ -39,12 +39,12 @@ def test_predict_equals_evaluate(predictor: Predictor, trained: Path) -> None:
     correct = [Path(a["path"]).parent.name == a["top"][0]["class"] for a in answers]
     measured = evaluate(model, loader, torch.device("cpu"))
     assert measured["acc1"] == pytest.approx(100 * np.mean(correct))
-    assert measured["acc1"] > 90  # the colours are easy to distinguish
+    assert measured["acc1"] > 90  # the colors are easy to distinguish
     assert measured["count"] == 30
 
 
 def test_evaluation_does_not_depend_on_the_batches(trained: Path) -> None:
-    data = load_data(str(trained.parent / "colours"))
+    data = load_data(str(trained.parent / "colors"))
     model = load_model(trained / "best.safetensors").train()
     results = [
         evaluate(model, make_loader(PictureDataset(data.train, model.preprocessing), size),

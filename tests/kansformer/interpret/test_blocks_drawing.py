@@ -65,8 +65,8 @@ def rgb(figure: object) -> np.ndarray:
 def test_inks_stand_out_from_the_paper(theme: str) -> None:
     look = THEMES[theme]
 
-    def luminance(colour: str) -> float:  # WCAG 2.1
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    def luminance(color: str) -> float:  # WCAG 2.1
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

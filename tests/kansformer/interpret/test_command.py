@@ -10,7 +10,7 @@ from PIL import Image
 from kansformer.checkpoint import load_model, save_model
 from kansformer.data import Preprocessing, load_data
 from kansformer.train import train
-from tests.conftest import COLOURS, tiny_settings
+from tests.conftest import COLORS, tiny_settings
 from tests.kansformer.interpret.test_edges import vit
 
 Command = Callable[..., tuple[int, str, str]]
@@ -33,16 +33,16 @@ def inside(command: Command) -> Command:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A small model for the pictures in `colours`."""
+    """A small model for the pictures in `colors`."""
     path = tmp_path / "small.safetensors"
-    save_model(path, vit(kan_hidden=8), Preprocessing(8), sorted(COLOURS))
+    save_model(path, vit(kan_hidden=8), Preprocessing(8), sorted(COLORS))
     return path
 
 
 def test_it_draws_and_prunes_and_the_result_can_be_trained(
-    inside: Command, weights: Path, colours: Path, tmp_path: Path
+    inside: Command, weights: Path, colors: Path, tmp_path: Path
 ) -> None:
-    data = colours
+    data = colors
     small = ("--pictures", 12, "--edges", 2, "--units", 2, "--output", tmp_path / "out")
     status, out, err = inside(
         "--weights", weights, "--data-path", data, *small, "--prune-units", 0.5,
@@ -73,9 +73,9 @@ def test_it_draws_and_prunes_and_the_result_can_be_trained(
 
 
 def test_bad_input_is_one_line(
-    inside: Command, weights: Path, colours: Path, tmp_path: Path
+    inside: Command, weights: Path, colors: Path, tmp_path: Path
 ) -> None:
-    data = colours
+    data = colors
     good = ("--weights", weights, "--data-path", data, "--output", tmp_path / "out")
     for arguments, words in (
         (("--weights", tmp_path / "no.safetensors", "--data-path", data), "no such weights file"),

@@ -180,8 +180,8 @@ def test_the_caller_can_set_what_the_file_does_not_contain(tmp_path: Path) -> No
     assert torch.allclose(model(x), odd.logits(x), rtol=0, atol=1e-5)  # type: ignore[misc]
     huge = foreign.timm_vit(tmp_path / "huge.pth", embed_dim=1280, depth=1, mlp_ratio=0.1)
     assert load_pretrained(huge.path)[0].config.num_heads == 16
-    with pytest.raises(UserError, match="unknown model settings: colour"):
-        load_pretrained(reference.path, colour=1)
+    with pytest.raises(UserError, match="unknown model settings: color"):
+        load_pretrained(reference.path, color=1)
     with pytest.raises(UserError, match="preprocessing 'vgg': unknown"):
         load_pretrained(reference.path, preprocessing="vgg")
     with pytest.raises(UserError, match="multiple of num_heads"):

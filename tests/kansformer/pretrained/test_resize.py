@@ -89,10 +89,10 @@ def test_jax_files_are_resized_as_by_timms_loader(changes: dict[str, Any], tmp_p
 
 def test_grey_pictures_give_the_same_outputs_with_one_channel(tmp_path: Path) -> None:
     reference = foreign.timm_vit(tmp_path / "file.pth", "model")
-    colour, three = load_pretrained(reference.path)
+    color, three = load_pretrained(reference.path)
     grey, one = load_pretrained(reference.path, in_chans=1)
     x = torch.randn(2, 1, 32, 32)
-    torch.testing.assert_close(grey(x), colour(x.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(grey(x), color(x.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)
     assert three.preprocessing.mean == (0.485, 0.456, 0.406)
     assert one.preprocessing.mean == pytest.approx((0.485 + 0.456 + 0.406) / 3)
     assert one.preprocessing.std == pytest.approx((0.229 + 0.224 + 0.225) / 3)
@@ -105,11 +105,11 @@ def test_what_cannot_be_resized_is_rejected(tmp_path: Path) -> None:
     assert model.config.in_chans == report.preprocessing.in_chans == 1
     with pytest.raises(UserError, match="of 1 channel cannot be adapted to 3"):
         load_pretrained(grey.path, in_chans=3)
-    colour = foreign.timm_vit(tmp_path / "colour.pth")
+    color = foreign.timm_vit(tmp_path / "color.pth")
     with pytest.raises(UserError, match="no pictures have size 32 and 4 channels"):
-        load_pretrained(colour.path, in_chans=4)
+        load_pretrained(color.path, in_chans=4)
     with pytest.raises(UserError, match="multiple of patch_size"):
-        load_pretrained(colour.path, img_size=33)
+        load_pretrained(color.path, img_size=33)
 
 
 @given(

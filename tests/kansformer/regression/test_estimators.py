@@ -226,7 +226,7 @@ def with_metadata(path: Path, change: object) -> None:
         (lambda m: m["parameters"].update(hidden=[5]), "do not match its tensors"),
         (lambda m: m["parameters"].update(hidden=[4] * 10**6), "do not match its tensors"),
         (lambda m: m["parameters"].update(grid_size=10**9), "size mismatch"),
-        (lambda m: m["parameters"].update(colour="red"), "colour"),
+        (lambda m: m["parameters"].update(color="red"), "color"),
         (lambda m: m["classes"].update(dtype="V8"), "classes do not match"),
         (lambda m: m["classes"].update(values=["a"]), "classes do not match"),
         (lambda m: m.pop("classes"), "classes"),

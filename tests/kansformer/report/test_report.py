@@ -249,15 +249,15 @@ def test_durations() -> None:
 
 
 def test_a_report_that_fails_does_not_fail_the_training(
-    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object) -> Path:
         raise RuntimeError("no paper\nleft")
 
     monkeypatch.setattr(loop, "write_report", fail)
     messages: list[str] = []
-    config = tiny_settings(colours, tmp_path / "run", epochs=1, report=True)
-    summary = train(config, load_data(str(colours)).with_validation(0.2, 0), messages.append)
+    config = tiny_settings(colors, tmp_path / "run", epochs=1, report=True)
+    summary = train(config, load_data(str(colors)).with_validation(0.2, 0), messages.append)
     assert summary["epochs"] == 1
     assert "no report: no paper left" in messages
     assert (tmp_path / "run" / "summary.json").is_file()
@@ -302,7 +302,7 @@ def test_bad_usage_is_one_line(
         "--output", tmp_path / "empty", "--data-path", "digits"
     )
     assert "the model does not know the class" in error_of(
-        "--output", reported.folder, "--data-path", trained.parent / "colours"
+        "--output", reported.folder, "--data-path", trained.parent / "colors"
     )
     inside = reported.pictures / "run"
     inside.mkdir()

@@ -18,10 +18,10 @@ from tests.kansformer.train.runs import do, final, prepared
 
 @pytest.mark.usefixtures("sgd")
 def test_where_memory_is_short_batches_are_split(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"epochs": 2, "lr": 0.02, "warmup_epochs": 0.0, "auto_batch": True, "mixup": 0.3}
-    do(tiny_settings(colours, tmp_path / "whole", **settings))
+    do(tiny_settings(colors, tmp_path / "whole", **settings))
     forward, largest = VisionTransformer.forward, []
 
     def short(self: VisionTransformer, x: Tensor) -> Tensor:
@@ -32,20 +32,20 @@ def test_where_memory_is_short_batches_are_split(
 
     monkeypatch.setattr(VisionTransformer, "forward", short)
     lines: list[str] = []
-    do(tiny_settings(colours, tmp_path / "split", **settings), lines.append)
+    do(tiny_settings(colors, tmp_path / "split", **settings), lines.append)
     assert any("into 4 micro-batches" in line for line in lines)
     whole, split = final(tmp_path / "whole"), final(tmp_path / "split")
     assert max(float((whole[n] - split[n]).abs().max()) for n in whole) < 1e-6
     monkeypatch.setattr(auto_batch, "_fits", lambda run, micro_batches: False)
     with pytest.raises(JobFailed, match="not even one picture"):
-        do(tiny_settings(colours, tmp_path / "none", **settings))
+        do(tiny_settings(colors, tmp_path / "none", **settings))
     assert not (tmp_path / "none").exists()
 
 
 def test_errors_of_all_allocators_are_recognized(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = prepared(tiny_settings(colours, tmp_path / "out"))
+    run = prepared(tiny_settings(colors, tmp_path / "out"))
     before = checksum(dict(run.model.state_dict()))
     assert auto_batch._fits(run, 1)
     assert all(p.grad is None for p in run.model.parameters())
@@ -75,7 +75,7 @@ def held_bytes() -> int:
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_trial_step_holds_all_that_a_real_one_does(
-    frozen: bool, tmp_path: Path, colours: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+    frozen: bool, tmp_path: Path, colors: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, their moving average and two moments are there; mixing and autocast are active."""
     changes: dict[str, Any] = {"ema": 0.9, "amp": "bf16", "mixup": 0.4}
@@ -83,7 +83,7 @@ def test_a_trial_step_holds_all_that_a_real_one_does(
         changes |= {"weights": str(trained / "best.safetensors"), "freeze_layers": True}
     gc.collect()
     before, held, seen = held_bytes(), [], []
-    run = prepared(tiny_settings(colours, tmp_path / "out", **changes))
+    run = prepared(tiny_settings(colors, tmp_path / "out", **changes))
     forward = VisionTransformer.forward
 
     def watched(self: VisionTransformer, x: Tensor) -> Tensor:

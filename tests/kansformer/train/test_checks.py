@@ -52,10 +52,10 @@ FLOATS = [
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_and_nothing_is_written(
-    changes: dict[str, Any], tmp_path: Path, colours: Path
+    changes: dict[str, Any], tmp_path: Path, colors: Path
 ) -> None:
     with pytest.raises(UserError) as refused:
-        do(tiny_settings(colours, tmp_path / "new" / "out", epochs=3, **changes))
+        do(tiny_settings(colors, tmp_path / "new" / "out", epochs=3, **changes))
     text, name = str(refused.value), next(iter(changes))
     assert "\n" not in text
     assert any(part in text for part in (f"--{name.replace('_', '-')}", name, "no such file"))
@@ -83,16 +83,16 @@ def test_unfreezing_after_the_last_epoch_is_refused(tmp_path: Path) -> None:
 
 
 def test_refinement_is_checked_against_the_grids_of_the_weights(
-    tmp_path: Path, colours: Path
+    tmp_path: Path, colors: Path
 ) -> None:
     model = create_model("kansformer_micro_patch8_16", num_classes=3, grid_size=12)
-    names = load_data(str(colours)).class_names
+    names = load_data(str(colors)).class_names
     save_model(tmp_path / "fine.safetensors", model, Preprocessing(16), names)
     settings = {"weights": str(tmp_path / "fine.safetensors"), "epochs": 2, "max_steps": 1}
     with pytest.raises(UserError, match="--refine-grid: 10 intervals, not more than the 12"):
-        do(tiny_settings(colours, tmp_path / "out", refine_grid=((1, 10),), **settings))
+        do(tiny_settings(colors, tmp_path / "out", refine_grid=((1, 10),), **settings))
     assert not (tmp_path / "out").exists()
-    do(tiny_settings(colours, tmp_path / "out", refine_grid=((1, 24),), **settings))
+    do(tiny_settings(colors, tmp_path / "out", refine_grid=((1, 24),), **settings))
 
 
 def few(tmp_path: Path) -> Path:
@@ -130,29 +130,29 @@ def test_enough_pictures_for_the_heads_grids(tmp_path: Path) -> None:
     ],
 )
 def test_settings_of_splines_have_no_effect_on_an_mlp_and_give_a_warning(
-    changes: dict[str, Any], tmp_path: Path, colours: Path
+    changes: dict[str, Any], tmp_path: Path, colors: Path
 ) -> None:
     settings = {"ffn": "mlp", "epochs": 2, "max_steps": 1}
     lines: list[str] = []
-    do(tiny_settings(colours, tmp_path / "with", **settings, **changes), lines.append)
+    do(tiny_settings(colors, tmp_path / "with", **settings, **changes), lines.append)
     flag = f"--{next(iter(changes)).replace('_', '-')}"
     assert f"warning: {flag} has no effect: the model has no splines" in lines
-    do(tiny_settings(colours, tmp_path / "without", **settings))
+    do(tiny_settings(colors, tmp_path / "without", **settings))
     ours, theirs = final(tmp_path / "with"), final(tmp_path / "without")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     lines.clear()
     do(
-        tiny_settings(colours, tmp_path / "kan", **{**settings, "ffn": "kan"}, **changes),
+        tiny_settings(colors, tmp_path / "kan", **{**settings, "ffn": "kan"}, **changes),
         lines.append,
     )
     assert not any("no effect" in line for line in lines)
 
 
-def test_batches_that_cannot_be_mixed_give_a_warning(tmp_path: Path, colours: Path) -> None:
+def test_batches_that_cannot_be_mixed_give_a_warning(tmp_path: Path, colors: Path) -> None:
     for size, warned in ((7, True), (8, False)):
         lines: list[str] = []
         config = tiny_settings(
-            colours, tmp_path / str(size), batch_size=size, mixup=0.4, epochs=1, max_steps=1
+            colors, tmp_path / str(size), batch_size=size, mixup=0.4, epochs=1, max_steps=1
         )
         do(config, lines.append)
         assert any("batches of odd size" in line for line in lines) == warned
@@ -172,23 +172,23 @@ def test_the_share_that_validates_matters_only_without_val(tmp_path: Path, share
 
 
 def test_a_folder_that_cannot_be_created_is_refused_before_the_run(
-    tmp_path: Path, colours: Path
+    tmp_path: Path, colors: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=r"cannot be created .* choose another --output"):
-            do(tiny_settings(colours, output))
+            do(tiny_settings(colors, output))
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_device_without_results_is_refused(tmp_path: Path, colours: Path) -> None:
+def test_a_device_without_results_is_refused(tmp_path: Path, colors: Path) -> None:
     with pytest.raises(UserError, match="--device meta: not available here"):
-        do(tiny_settings(colours, tmp_path / "out", device="meta"))
+        do(tiny_settings(colors, tmp_path / "out", device="meta"))
 
 
-def test_valid_settings_are_accepted(tmp_path: Path, colours: Path) -> None:
+def test_valid_settings_are_accepted(tmp_path: Path, colors: Path) -> None:
     config = tiny_settings(
-        colours, tmp_path / "a" / "b", epochs=3, refine_grid=((2, 20), (1, 10)),
+        colors, tmp_path / "a" / "b", epochs=3, refine_grid=((2, 20), (1, 10)),
         update_grid_every=2, head="kan", time_budget=60.0,
     )  # fmt: skip
     do(config)

@@ -25,7 +25,7 @@ from tests.kansformer.train.runs import do
 @pytest.fixture
 def folder(trained: Path) -> Path:
     """The pictures that `trained` was trained on."""
-    return trained.parent / "colours"
+    return trained.parent / "colors"
 
 
 def prepared(trained: Path, data: Path, **flags: object) -> tuple[list[set[str]], str]:
@@ -41,7 +41,7 @@ def prepared(trained: Path, data: Path, **flags: object) -> tuple[list[set[str]]
 
 def trained_splits(trained: Path) -> list[set[str]]:
     """Names of the pictures that `trained` was trained and validated on."""
-    data = load_data(str(trained.parent / "colours")).with_validation(0.2, 0)
+    data = load_data(str(trained.parent / "colors")).with_validation(0.2, 0)
     assert data.val is not None
     return [{Path(p).name for p in s.items} for s in (data.train, data.val)]
 
@@ -68,7 +68,7 @@ def test_another_share_warns_of_leaked_pictures(trained: Path, folder: Path) -> 
 def test_other_pictures_give_a_warning(
     trained: Path, folder: Path, tmp_path: Path, change: str
 ) -> None:
-    data = shutil.copytree(folder, tmp_path / "colours")
+    data = shutil.copytree(folder, tmp_path / "colors")
     if change == "added":
         write_picture(data / "blue" / "blue 5b.png", (30, 40, 220), 77)
     elif change == "removed":
@@ -80,7 +80,7 @@ def test_other_pictures_give_a_warning(
         shutil.rmtree(data)
         write_folder(data, 12, first_seed=50)
     _, text = prepared(trained, data)
-    assert "was trained on colours; if its training pictures are in this validation set" in text
+    assert "was trained on colors; if its training pictures are in this validation set" in text
 
 
 def test_data_with_val_give_a_warning_unless_they_are_the_same(
@@ -89,7 +89,7 @@ def test_data_with_val_give_a_warning_unless_they_are_the_same(
     data = tmp_path / "data"
     write_folder(data / "train", 4)
     write_folder(data / "val", 2, first_seed=70)
-    assert "was trained on colours" in prepared(trained, data)[1]
+    assert "was trained on colors" in prepared(trained, data)[1]
     do(configure({"data_path": str(data), "output": str(tmp_path / "run"), "device": "cpu",
                   "epochs": 1, "report": False})[0])  # fmt: skip
     assert "was trained on" not in prepared(tmp_path / "run", data)[1]
@@ -126,7 +126,7 @@ def test_a_file_without_a_split_is_doubted(trained: Path, folder: Path, tmp_path
     how = {key: value for key, value in model.training_info.items() if key != "split"}
     path = tmp_path / "best.safetensors"
     save_model(path, model, model.preprocessing, model.class_names, how)
-    assert "was trained on colours" in prepared(tmp_path, folder)[1]
+    assert "was trained on colors" in prepared(tmp_path, folder)[1]
     for odd in ("x", {"rule": 3}, {"rule": {"share": "a", "seed": None}}, {"rule": {"share": 2.0}}):
         how = {"split": odd, "settings": [{"augment": ["photos"]}]}
         save_model(path, model, model.preprocessing, model.class_names, how)
@@ -146,9 +146,9 @@ def test_an_export_is_evaluated_on_the_validation_pictures(
     text = accuracies(model, run, str(folder))
     assert "accuracy on 6 pictures (val)" in text
     assert "validation set drawn as in training: share 0.2, seed 0" in text
-    text = accuracies(model, run, str(write_folder(tmp_path / "colours", 3)))
+    text = accuracies(model, run, str(write_folder(tmp_path / "colors", 3)))
     assert "accuracy on 9 pictures (all)" in text
-    assert "these pictures may be among those" in text
+    assert "which may contain these pictures" in text
 
 
 def test_the_split_is_recorded_in_the_files(trained: Path) -> None:
@@ -159,9 +159,9 @@ def test_the_split_is_recorded_in_the_files(trained: Path) -> None:
 
 
 def test_flags_override_the_recipe(
-    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, data = configure({"data_path": str(colours)})
+    config, data = configure({"data_path": str(colors)})
     assert config.recipe == "small-pictures"
     assert data.val is not None
     config, _ = configure({"data_path": "digits", "epochs": 3, "seed": 5})
@@ -169,7 +169,7 @@ def test_flags_override_the_recipe(
     assert config.lr == RECIPES["digits"]()["lr"]
     config, _ = configure({"data_path": "digits", "recipe": "photos"})
     assert config.model == RECIPES["photos"]()["model"]
-    flags = {"data_path": str(colours), "weights": "vit.safetensors"}
+    flags = {"data_path": str(colors), "weights": "vit.safetensors"}
     assert configure(flags)[0].stem is None, "the recipe's stem would not fit a plain ViT"
     assert configure({**flags, "stem": "conv"})[0].stem == "conv"
     with pytest.raises(UserError, match="--recipe cooking: unknown"):

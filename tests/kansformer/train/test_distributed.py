@@ -32,12 +32,12 @@ def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 @pytest.mark.usefixtures("sgd")
 @pytest.mark.parametrize("extra", [{}, {"accumulate": 2, "balanced_sampler": True, "ema": 0.9}])
 def test_two_ranks_are_one_with_the_double_batch(
-    tmp_path: Path, colours: Path, extra: dict[str, Any]
+    tmp_path: Path, colors: Path, extra: dict[str, Any]
 ) -> None:
     settings = {"epochs": 5, "max_steps": 2, "warmup_epochs": 0.0, "lr": 0.02, **extra}
     size = 4 // extra.get("accumulate", 1)
-    do(tiny_settings(colours, tmp_path / "one", batch_size=2 * size, **settings))
-    double = tiny_settings(colours, tmp_path / "two", batch_size=size, **settings)
+    do(tiny_settings(colors, tmp_path / "one", batch_size=2 * size, **settings))
+    double = tiny_settings(colors, tmp_path / "two", batch_size=size, **settings)
     assert run_ranks(lambda: do(double), log=tmp_path / "log") == [0, 0]
     one, two = final(tmp_path / "one"), final(tmp_path / "two")
     assert furthest(one, two) < 1e-6  # after 10 steps
@@ -53,10 +53,10 @@ def test_two_ranks_are_one_with_the_double_batch(
 
 @pytest.mark.usefixtures("steady_adam")
 @pytest.mark.parametrize("ffn", ["kan", "group-kan"])
-def test_a_sharded_model_trains_like_whole_ones(tmp_path: Path, colours: Path, ffn: str) -> None:
+def test_a_sharded_model_trains_like_whole_ones(tmp_path: Path, colors: Path, ffn: str) -> None:
     settings = {"epochs": 3, "batch_size": 4, "ffn": ffn, "ema": 0.8}
     for name, shard in (("whole", False), ("shards", True)):
-        config = tiny_settings(colours, tmp_path / name, shard=shard, **settings)
+        config = tiny_settings(colors, tmp_path / name, shard=shard, **settings)
         assert run_ranks(lambda c=config: do(c), log=tmp_path / "log") == [0, 0], (
             tmp_path / "log.0"
         ).read_text()
@@ -74,12 +74,12 @@ def test_a_sharded_model_trains_like_whole_ones(tmp_path: Path, colours: Path, f
 
 
 @pytest.mark.parametrize("ffn", ["kan", "mlp"])
-def test_sharded_ranks_restore_their_first_state(tmp_path: Path, colours: Path, ffn: str) -> None:
+def test_sharded_ranks_restore_their_first_state(tmp_path: Path, colors: Path, ffn: str) -> None:
     settings = {"epochs": 1, "batch_size": 4, "ffn": ffn, "shard": True}
 
     def searched() -> None:
         find_lr.TRIALS = 20
-        do(tiny_settings(colours, tmp_path / "searched", find_lr=True, **settings))
+        do(tiny_settings(colors, tmp_path / "searched", find_lr=True, **settings))
 
     def diverged() -> None:
         loop.BAD_STEPS = 2
@@ -90,12 +90,12 @@ def test_sharded_ranks_restore_their_first_state(tmp_path: Path, colours: Path, 
             return (total if next(bad, None) is None else total * float("inf")), norm, count
 
         loop.compute_gradient = patched
-        do(tiny_settings(colours, tmp_path / "diverged", lr=10 * rate, **settings))
+        do(tiny_settings(colors, tmp_path / "diverged", lr=10 * rate, **settings))
 
     assert run_ranks(searched, log=tmp_path / "log") == [0, 0], (tmp_path / "log.0").read_text()
     summary = json.loads((tmp_path / "searched" / "summary.json").read_text())
     rate = summary["lr"]
-    fixed = tiny_settings(colours, tmp_path / "fixed", lr=rate, **settings)
+    fixed = tiny_settings(colors, tmp_path / "fixed", lr=rate, **settings)
     assert run_ranks(lambda: do(fixed), log=tmp_path / "log") == [0, 0]
     assert furthest(final(tmp_path / "searched"), final(tmp_path / "fixed")) < 1e-6
     assert run_ranks(diverged, log=tmp_path / "log") == [0, 0], (tmp_path / "log.1").read_text()
@@ -103,9 +103,9 @@ def test_sharded_ranks_restore_their_first_state(tmp_path: Path, colours: Path, 
 
 
 @pytest.mark.parametrize("shard", [False, True])
-def test_a_signal_to_one_of_two_ranks(tmp_path: Path, colours: Path, shard: bool) -> None:
+def test_a_signal_to_one_of_two_ranks(tmp_path: Path, colors: Path, shard: bool) -> None:
     settings = {"epochs": 3, "batch_size": 4, "drop_path_rate": 0.2, "mixup": 0.3, "shard": shard}
-    whole = tiny_settings(colours, tmp_path / "whole", **settings)
+    whole = tiny_settings(colors, tmp_path / "whole", **settings)
     assert run_ranks(lambda: do(whole), log=tmp_path / "log") == [0, 0]
 
     def stopped() -> None:
@@ -117,11 +117,11 @@ def test_a_signal_to_one_of_two_ranks(tmp_path: Path, colours: Path, shard: bool
             return compute_gradient(*arguments)
 
         loop.compute_gradient = patched
-        do(tiny_settings(colours, tmp_path / "parts", **settings))
+        do(tiny_settings(colors, tmp_path / "parts", **settings))
 
     assert run_ranks(stopped, log=tmp_path / "log") == [143, 143]
     assert "stopped at epoch 2, step 2" in (tmp_path / "log.0").read_text()
-    again = tiny_settings(colours, tmp_path / "parts", **settings, resume=True)
+    again = tiny_settings(colors, tmp_path / "parts", **settings, resume=True)
     assert run_ranks(lambda: do(again), log=tmp_path / "log") == [0, 0]
     states = [
         torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")
@@ -130,7 +130,7 @@ def test_a_signal_to_one_of_two_ranks(tmp_path: Path, colours: Path, shard: bool
         assert checksum(states[0][key]) == checksum(states[1][key])
 
 
-def test_a_signal_to_one_rank_in_evaluation(tmp_path: Path, colours: Path) -> None:
+def test_a_signal_to_one_rank_in_evaluation(tmp_path: Path, colors: Path) -> None:
     def stopped() -> None:
         evaluate_, rank = loop.evaluate, os.environ["RANK"]
 
@@ -140,7 +140,7 @@ def test_a_signal_to_one_rank_in_evaluation(tmp_path: Path, colours: Path) -> No
             return evaluate_(*arguments)
 
         loop.evaluate = patched
-        do(tiny_settings(colours, tmp_path / "out", batch_size=4))
+        do(tiny_settings(colors, tmp_path / "out", batch_size=4))
 
     assert run_ranks(stopped, log=tmp_path / "log") == [143, 143]
     assert "stopped at epoch 1, step 3" in (tmp_path / "log.0").read_text()
@@ -149,10 +149,10 @@ def test_a_signal_to_one_rank_in_evaluation(tmp_path: Path, colours: Path) -> No
 
 @pytest.mark.parametrize(("count", "batch_size"), [(7, 2), (7, 100), (1, 1)])
 def test_evaluation_on_two_ranks_is_that_on_one(
-    tmp_path: Path, colours: Path, count: int, batch_size: int
+    tmp_path: Path, colors: Path, count: int, batch_size: int
 ) -> None:
     model = create_model("kansformer_micro_patch8_16", num_classes=3)
-    pictures = load_data(str(colours)).train.take(torch.arange(0, 4 * count, 4).numpy())
+    pictures = load_data(str(colors)).train.take(torch.arange(0, 4 * count, 4).numpy())
     dataset = PictureDataset(pictures, Preprocessing(16))
     device = torch.device("cpu")
     expected = evaluate(model, make_loader(dataset, batch_size), device)
@@ -190,7 +190,7 @@ def test_every_rank_has_its_part_of_each_step() -> None:
 
 def test_a_killed_rank_is_restarted_and_the_job_finishes(tmp_path: Path) -> None:
     """torchrun --max-restarts 1 train.py, without --resume."""
-    colours = write_folder(tmp_path / "colours")
+    colors = write_folder(tmp_path / "colors")
     hook = tmp_path / "dies.py"
     hook.write_text(
         "import os, signal, sys\n"
@@ -209,7 +209,7 @@ def test_a_killed_rank_is_restarted_and_the_job_finishes(tmp_path: Path) -> None
         "sys.exit(run_command(train.main))\n"
     )
     flags = (
-        f"--data-path {colours} --output {tmp_path / 'out'} --model kansformer_micro_patch8_16"
+        f"--data-path {colors} --output {tmp_path / 'out'} --model kansformer_micro_patch8_16"
         " --augment small --epochs 3 --batch-size 4 --workers 0 --device cpu --no-report"
         " --stem patch --lr 0.001 --warmup-epochs 2 --ema 0"
     )
@@ -223,12 +223,12 @@ def test_a_killed_rank_is_restarted_and_the_job_finishes(tmp_path: Path) -> None
     assert "resumed after epoch 1" in done.stdout
     rows = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == [1, 2, 3]
-    whole = tiny_settings(colours, tmp_path / "whole", batch_size=4, lr=1e-3, warmup_epochs=2.0)
+    whole = tiny_settings(colors, tmp_path / "whole", batch_size=4, lr=1e-3, warmup_epochs=2.0)
     assert run_ranks(lambda: do(whole)) == [0, 0]
     assert checksum(final(tmp_path / "out")) == checksum(final(tmp_path / "whole"))
 
 
-def test_a_rank_that_dies_ends_the_others(tmp_path: Path, colours: Path) -> None:
+def test_a_rank_that_dies_ends_the_others(tmp_path: Path, colors: Path) -> None:
     def work() -> None:
         compute_gradient, left = loop.compute_gradient, iter(range(1))
 
@@ -238,7 +238,7 @@ def test_a_rank_that_dies_ends_the_others(tmp_path: Path, colours: Path) -> None
             return compute_gradient(*arguments)
 
         loop.compute_gradient = patched
-        do(tiny_settings(colours, tmp_path / "out", batch_size=4))
+        do(tiny_settings(colors, tmp_path / "out", batch_size=4))
 
     began = time.monotonic()
     first, second = start_ranks(work, log=tmp_path / "log")
@@ -250,8 +250,8 @@ def test_a_rank_that_dies_ends_the_others(tmp_path: Path, colours: Path) -> None
     assert "Traceback" not in text
 
 
-def test_too_few_pictures_for_the_ranks(tmp_path: Path, colours: Path) -> None:
-    config = tiny_settings(colours, tmp_path / "out", batch_size=20)
+def test_too_few_pictures_for_the_ranks(tmp_path: Path, colors: Path) -> None:
+    config = tiny_settings(colors, tmp_path / "out", batch_size=20)
     assert run_ranks(lambda: do(config), log=tmp_path / "log") == [2, 2]
     assert "too few for a step of 40 on 2 processes" in (tmp_path / "log.0").read_text()
 

@@ -54,10 +54,10 @@ def kill_in_save(number: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_three_times_and_resumed_is_never_killed(
-    tmp_path: Path, colours: Path, workers: int
+    tmp_path: Path, colors: Path, workers: int
 ) -> None:
     settings = {"epochs": 4, "workers": workers, "save_minutes": 0.0, **TRICKS}
-    whole = tiny_settings(colours, tmp_path / "whole", **settings)
+    whole = tiny_settings(colors, tmp_path / "whole", **settings)
     assert status_of(start(lambda: do(whole))) == 0
     step = random.Random(workers).randint(1, 2)  # of an epoch of 3 steps
     for resume, die, number in (
@@ -65,7 +65,7 @@ def test_killed_three_times_and_resumed_is_never_killed(
         (True, kill_in_save, 2),
         (True, kill_at_step, 1),
     ):
-        config = tiny_settings(colours, tmp_path / "parts", **settings, resume=resume)
+        config = tiny_settings(colors, tmp_path / "parts", **settings, resume=resume)
 
         def work(config: TrainConfig = config, die: Any = die, number: int = number) -> None:
             die(number)
@@ -74,7 +74,7 @@ def test_killed_three_times_and_resumed_is_never_killed(
         assert status_of(start(work)) == -signal.SIGKILL
     saved = state(tmp_path / "parts")["progress"]
     assert saved["epoch"] in (1, 2)
-    last = tiny_settings(colours, tmp_path / "parts", **settings, resume=True)
+    last = tiny_settings(colors, tmp_path / "parts", **settings, resume=True)
     log = tmp_path / "log"
     assert status_of(start(lambda: do(last), log)) == 0
     assert f"resumed after epoch {saved['epoch']}" in log.read_text()
@@ -94,10 +94,10 @@ def test_killed_three_times_and_resumed_is_never_killed(
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("where", ["compute_gradient", "evaluate"])
 def test_a_signal_saves_and_leaves(
-    tmp_path: Path, colours: Path, where: str, number: int, status: int
+    tmp_path: Path, colors: Path, where: str, number: int, status: int
 ) -> None:
     settings = {"epochs": 3, **TRICKS}
-    do(tiny_settings(colours, tmp_path / "whole", **settings))
+    do(tiny_settings(colors, tmp_path / "whole", **settings))
 
     def signalled() -> None:
         original, left = getattr(loop, where), iter(range(1))
@@ -108,17 +108,17 @@ def test_a_signal_saves_and_leaves(
             return original(*arguments)
 
         setattr(loop, where, patched)
-        do(tiny_settings(colours, tmp_path / "parts", **settings))
+        do(tiny_settings(colors, tmp_path / "parts", **settings))
 
     log = tmp_path / "log"
     assert status_of(start(signalled, log)) == status
     stopped = {"compute_gradient": "epoch 1, step 2", "evaluate": "epoch 2, step 3"}[where]
     assert f"stopped at {stopped}; the state is saved in" in log.read_text()
-    do(tiny_settings(colours, tmp_path / "parts", **settings, resume=True))
+    do(tiny_settings(colors, tmp_path / "parts", **settings, resume=True))
     assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
 
 
-def test_the_second_interrupt_leaves_at_once(tmp_path: Path, colours: Path) -> None:
+def test_the_second_interrupt_leaves_at_once(tmp_path: Path, colors: Path) -> None:
     def interrupted() -> None:
         def patched(*arguments: Any) -> Any:
             for _ in range(2):
@@ -126,20 +126,20 @@ def test_the_second_interrupt_leaves_at_once(tmp_path: Path, colours: Path) -> N
             raise AssertionError("still here")
 
         loop.compute_gradient = patched
-        do(tiny_settings(colours, tmp_path / "out"))
+        do(tiny_settings(colors, tmp_path / "out"))
 
     assert status_of(start(interrupted)) == 130
     assert not (tmp_path / "out" / "last.pt").exists()
 
 
-def test_handlers_are_put_back(tmp_path: Path, colours: Path) -> None:
+def test_handlers_are_put_back(tmp_path: Path, colors: Path) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    do(tiny_settings(colours, tmp_path / "out", epochs=1, max_steps=1))
+    do(tiny_settings(colors, tmp_path / "out", epochs=1, max_steps=1))
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_a_picture_that_is_not_finite_is_named_and_its_step_skipped(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     get = PictureDataset.__getitem__
 
@@ -151,9 +151,9 @@ def test_a_picture_that_is_not_finite_is_named_and_its_step_skipped(
     monkeypatch.setattr(PictureDataset, "__getitem__", planted)
     lines: list[str] = []
     # validation takes others; see that the planted picture is in training
-    data = load_data(str(colours)).with_validation(0.2, 0)
+    data = load_data(str(colors)).with_validation(0.2, 0)
     assert any(name.endswith("red 4.png") for name in data.train.items)
-    config = tiny_settings(colours, tmp_path / "out", epochs=3)
+    config = tiny_settings(colors, tmp_path / "out", epochs=3)
     summary = train(config, data, lines.append)
     skipped = [line for line in lines if line.startswith("skipped step")]
     assert len(skipped) == 3
@@ -166,10 +166,10 @@ def test_a_picture_that_is_not_finite_is_named_and_its_step_skipped(
     assert all(t.isfinite().all() for t in state(tmp_path / "out")["model"].values())
 
 
-def test_a_rate_too_high_is_lowered_and_given_up(tmp_path: Path, colours: Path) -> None:
+def test_a_rate_too_high_is_lowered_and_given_up(tmp_path: Path, colors: Path) -> None:
     out = tmp_path / "out"
     lines: list[str] = []
-    config = tiny_settings(colours, out, epochs=3, lr=1e6, clip_grad=0.0)
+    config = tiny_settings(colors, out, epochs=3, lr=1e6, clip_grad=0.0)
     with pytest.raises(JobFailed, match="lower --lr"):
         do(config, lines.append)
     restores = [line for line in lines if "back to" in line]
@@ -178,7 +178,7 @@ def test_a_rate_too_high_is_lowered_and_given_up(tmp_path: Path, colours: Path) 
 
 
 def test_when_it_gives_up_the_best_weights_are_there(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute_gradient, left = loop.compute_gradient, iter(range(3))  # of the first epoch
 
@@ -189,22 +189,22 @@ def test_when_it_gives_up_the_best_weights_are_there(
     monkeypatch.setattr(loop, "compute_gradient", bad)
     out = tmp_path / "out"
     with pytest.raises(JobFailed, match=r"the best weights so far are .*best\.safetensors"):
-        do(tiny_settings(colours, out))
+        do(tiny_settings(colors, out))
     best = load_model(out / "best.safetensors")
     assert best.training_info["epoch"] == 1
     assert all(value.isfinite().all() for value in best.state_dict().values())
     assert state(out)["progress"]["epoch"] == 1
     monkeypatch.setattr(loop, "compute_gradient", compute_gradient)
-    do(tiny_settings(colours, out, resume=True))
-    do(tiny_settings(colours, tmp_path / "whole"))
+    do(tiny_settings(colors, out, resume=True))
+    do(tiny_settings(colors, tmp_path / "whole"))
     assert same(state(out), state(tmp_path / "whole"))
 
 
 def test_after_bad_steps_the_last_good_state_goes_on(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = tmp_path / "good"
-    do(tiny_settings(colours, good, epochs=3))
+    do(tiny_settings(colors, good, epochs=3))
     monkeypatch.setattr(loop, "BAD_STEPS", 2)
     compute_gradient, left = loop.compute_gradient, iter(range(4))
 
@@ -215,8 +215,8 @@ def test_after_bad_steps_the_last_good_state_goes_on(
     usual = state(good)["progress"]
     monkeypatch.setattr(loop, "compute_gradient", bad)
     lines: list[str] = []
-    data = load_data(str(colours)).with_validation(0.2, 0)
-    config = tiny_settings(colours, good, epochs=3, overwrite=True)
+    data = load_data(str(colors)).with_validation(0.2, 0)
+    config = tiny_settings(colors, good, epochs=3, overwrite=True)
     train(config, data, lines.append)
     assert sum("back to epoch 1, step 0" in line for line in lines) == 2
     progress = state(good)["progress"]
@@ -228,7 +228,7 @@ def test_after_bad_steps_the_last_good_state_goes_on(
 
 @pytest.mark.parametrize("bad", [{4}, {4, 6}, {4, 5, 6}, {2, 4, 5, 6, 8}])
 def test_a_step_that_is_not_finite_is_skipped_with_float16_too(
-    bad: set[int], tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    bad: set[int], tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GradScaler accepts no gradient before `update` has followed the previous one."""
     compute_gradient, calls = loop.compute_gradient, []
@@ -241,7 +241,7 @@ def test_a_step_that_is_not_finite_is_skipped_with_float16_too(
     scales: list[float] = []
     monkeypatch.setattr(loop, "compute_gradient", failing)
     lines: list[str] = []
-    config = tiny_settings(colours, tmp_path / "out", epochs=4, amp="fp16", clip_grad=0.1)
+    config = tiny_settings(colors, tmp_path / "out", epochs=4, amp="fp16", clip_grad=0.1)
     monkeypatch.setattr(
         loop, "log_bad_step", lambda run, *rest: scales.append(run.scaler.get_scale())
     )
@@ -258,7 +258,7 @@ def test_a_step_that_is_not_finite_is_skipped_with_float16_too(
 
 @pytest.mark.parametrize("stop", [4, 5, 7])
 def test_float16_resumes_to_the_same_bits_around_a_bad_step(
-    stop: int, tmp_path: Path, colours: Path
+    stop: int, tmp_path: Path, colors: Path
 ) -> None:
     compute_gradient = loop.compute_gradient
 
@@ -269,22 +269,22 @@ def test_float16_resumes_to_the_same_bits_around_a_bad_step(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "compute_gradient", failing)
-        do(tiny_settings(colours, tmp_path / "whole", amp="fp16"))
+        do(tiny_settings(colors, tmp_path / "whole", amp="fp16"))
         with pytest.raises(Stopped):
-            stop_after(stop, lambda: do(tiny_settings(colours, tmp_path / "parts", amp="fp16")))
-        do(tiny_settings(colours, tmp_path / "parts", amp="fp16", resume=True))
+            stop_after(stop, lambda: do(tiny_settings(colors, tmp_path / "parts", amp="fp16")))
+        do(tiny_settings(colors, tmp_path / "parts", amp="fp16", resume=True))
     whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
     assert same(whole, parts)
     assert whole["scaler"] == parts["scaler"]
 
 
-def test_a_full_disk_ends_the_run_and_keeps_the_last_state(tmp_path: Path, colours: Path) -> None:
-    do(tiny_settings(colours, tmp_path / "whole"))
+def test_a_full_disk_ends_the_run_and_keeps_the_last_state(tmp_path: Path, colors: Path) -> None:
+    do(tiny_settings(colors, tmp_path / "whole"))
     out = tmp_path / "out"
     with pytest.raises(Stopped):
-        stop_after(4, lambda: do(tiny_settings(colours, out)))
+        stop_after(4, lambda: do(tiny_settings(colors, out)))
     before = [(out / name).read_bytes() for name in ("last.pt", "best.safetensors")]
-    resumed = tiny_settings(colours, out, resume=True)
+    resumed = tiny_settings(colors, out, resume=True)
 
     for limit, full in (
         (len(before[1]) // 2, "best.safetensors"),
@@ -308,31 +308,31 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_state(tmp_path: Path, colou
 
 
 def test_too_little_space_is_said_at_the_start(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1_000_000})
     monkeypatch.setattr("kansformer.train.run_folder.shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="1 MB are free and this run may need"):
-        do(tiny_settings(colours, tmp_path / "out"))
+        do(tiny_settings(colors, tmp_path / "out"))
 
 
-def test_a_folder_with_other_things_is_not_written_into(tmp_path: Path, colours: Path) -> None:
+def test_a_folder_with_other_things_is_not_written_into(tmp_path: Path, colors: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"is not empty.*--overwrite"):
-        do(tiny_settings(colours, out))
-    do(tiny_settings(colours, out, epochs=1, max_steps=1, overwrite=True))
+        do(tiny_settings(colors, out))
+    do(tiny_settings(colors, out, epochs=1, max_steps=1, overwrite=True))
     assert (out / "thesis.txt").read_text() == "mine"
 
 
-def test_a_picture_broken_in_mid_run_is_named_and_left_out(tmp_path: Path, colours: Path) -> None:
-    data = load_data(str(colours)).with_validation(0.2, 0)
+def test_a_picture_broken_in_mid_run_is_named_and_left_out(tmp_path: Path, colors: Path) -> None:
+    data = load_data(str(colors)).with_validation(0.2, 0)
     Path(data.train.items[0]).write_bytes(b"no picture any more")
     assert data.val is not None
     Path(data.val.items[0]).write_bytes(b"nor this")
     log = tmp_path / "log"
-    child = start(lambda: train(tiny_settings(colours, tmp_path / "out", epochs=2), data), log)
+    child = start(lambda: train(tiny_settings(colors, tmp_path / "out", epochs=2), data), log)
     assert status_of(child) == 0
     text = log.read_text()
     for pictures in (data.train, data.val):

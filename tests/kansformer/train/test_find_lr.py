@@ -20,27 +20,27 @@ from tests.kansformer.train.runs import do, final, prepared
 
 @pytest.mark.parametrize("changes", [{}, {"mixup": 0.3, "amp": "fp16", "ema": 0.9}])
 def test_the_search_leaves_no_traces(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(find_lr, "TRIALS", 30)
     lines: list[str] = []
     out = tmp_path / "out"
     changes = {"epochs": 2, **changes}
-    summary = do(tiny_settings(colours, out, find_lr=True, lr=7.0, **changes), lines.append)
+    summary = do(tiny_settings(colors, out, find_lr=True, lr=7.0, **changes), lines.append)
     assert 1e-6 < summary["lr"] < 0.1
     assert any("--find-lr chose" in line for line in lines)
     assert json.loads((out / "config.json").read_text())["train"]["lr"] == summary["lr"]
-    again = do(tiny_settings(colours, out, find_lr=True, lr=7.0, resume=True, **changes))
+    again = do(tiny_settings(colors, out, find_lr=True, lr=7.0, resume=True, **changes))
     assert again["lr"] == summary["lr"]
-    fixed = do(tiny_settings(colours, tmp_path / "fixed", lr=summary["lr"], **changes))
+    fixed = do(tiny_settings(colors, tmp_path / "fixed", lr=summary["lr"], **changes))
     assert fixed["lr"] == summary["lr"]
     assert checksum(final(out)) == checksum(final(tmp_path / "fixed"))
 
 
 def test_the_rate_of_the_lowest_loss_is_where_learning_is_fastest(
-    tmp_path: Path, colours: Path
+    tmp_path: Path, colors: Path
 ) -> None:
-    run = prepared(tiny_settings(colours, tmp_path / "out"))
+    run = prepared(tiny_settings(colors, tmp_path / "out"))
     before = checksum(dict(run.model.state_dict()))
     rate = find_learning_rate(run)
     assert 1e-5 < rate <= 1e-1
@@ -95,7 +95,7 @@ def first_steps(
 )
 def test_a_step_of_the_search_is_a_step_of_training(
     tmp_path: Path,
-    colours: Path,
+    colors: Path,
     trained: Path,
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
@@ -111,7 +111,7 @@ def test_a_step_of_the_search_is_a_step_of_training(
             return forward(self, x)
 
         monkeypatch.setattr(VisionTransformer, "forward", short)
-    config = tiny_settings(colours, tmp_path / "out", find_lr=True, epochs=1, **changes)
+    config = tiny_settings(colors, tmp_path / "out", find_lr=True, epochs=1, **changes)
     phases = first_steps(monkeypatch, config)
     (seen, gradient), (seen_later, gradient_later) = phases["search"], phases["training"]
     assert seen == seen_later

@@ -19,9 +19,9 @@ from tests.conftest import tiny_settings
 from tests.kansformer.train.runs import do, final, state, stop_after
 
 
-def test_calibrated_grids_span_the_activations(tmp_path: Path, colours: Path) -> None:
+def test_calibrated_grids_span_the_activations(tmp_path: Path, colors: Path) -> None:
     def outside(folder: str, **changes: Any) -> list[float]:
-        config = tiny_settings(colours, tmp_path / folder, epochs=1, max_steps=1, **changes)
+        config = tiny_settings(colors, tmp_path / folder, epochs=1, max_steps=1, **changes)
         do(replace(config, lr=0.0))
         model = load_model(tmp_path / folder / "best.safetensors")
         shares: list[float] = []
@@ -33,7 +33,7 @@ def test_calibrated_grids_span_the_activations(tmp_path: Path, colours: Path) ->
 
         for layer in spline_layers(model).values():
             layer.register_forward_pre_hook(look)
-        pictures = PictureDataset(load_data(str(colours)).train, model.preprocessing)
+        pictures = PictureDataset(load_data(str(colors)).train, model.preprocessing)
         with torch.no_grad():
             model(torch.stack([pictures[0, i][0] for i in range(30)]))
         return shares
@@ -48,16 +48,16 @@ def test_calibrated_grids_span_the_activations(tmp_path: Path, colours: Path) ->
 @pytest.mark.parametrize("ffn", ["kan", "group-kan"])
 @pytest.mark.parametrize("change", [{"refine_grid": ((1, 16),)}, {"update_grid_every": 1}])
 def test_grids_change_between_epochs_and_resume_to_the_same_bits(
-    tmp_path: Path, colours: Path, change: dict[str, Any], ffn: str
+    tmp_path: Path, colors: Path, change: dict[str, Any], ffn: str
 ) -> None:
     settings = {"epochs": 4, "ffn": ffn, "ema": 0.9, **change}
     lines: list[str] = []
-    do(tiny_settings(colours, tmp_path / "whole", **settings), lines.append)
+    do(tiny_settings(colors, tmp_path / "whole", **settings), lines.append)
     due = 1 if "refine_grid" in change else 3
     assert sum(line.startswith("grids") for line in lines) == due
     with pytest.raises(Stopped):  # in the second epoch, whose grids have changed already
-        stop_after(5, lambda: do(tiny_settings(colours, tmp_path / "parts", **settings)))
-    do(tiny_settings(colours, tmp_path / "parts", **settings, resume=True))
+        stop_after(5, lambda: do(tiny_settings(colors, tmp_path / "parts", **settings)))
+    do(tiny_settings(colors, tmp_path / "parts", **settings, resume=True))
     whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
     for key in ("model", "average", "optimizer"):
         assert checksum(whole[key]) == checksum(parts[key])
@@ -69,10 +69,10 @@ def test_grids_change_between_epochs_and_resume_to_the_same_bits(
     assert summary["model"]["grid_size"] == after
 
 
-def test_refinement_keeps_the_functions(tmp_path: Path, colours: Path) -> None:
+def test_refinement_keeps_the_functions(tmp_path: Path, colors: Path) -> None:
     """With a learning rate of 0, a grid of twice the size computes the same function."""
     for name, change in (("plain", None), ("finer", ((1, 10), (2, 20)))):
-        do(tiny_settings(colours, tmp_path / name, epochs=3, lr=0.0, refine_grid=change))
+        do(tiny_settings(colors, tmp_path / name, epochs=3, lr=0.0, refine_grid=change))
     losses = [
         [json.loads(line)["val_loss"] for line in
          (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

@@ -17,7 +17,7 @@ from kansformer.train import loop, train
 from kansformer.train.build import freeze_layers
 from kansformer.train.config import TrainConfig
 from models.vit_model import create_model
-from tests.conftest import COLOURS, ROOT, tiny_settings, write_folder
+from tests.conftest import COLORS, ROOT, tiny_settings, write_folder
 from tests.kansformer.data.test_sources import fingerprint
 from tests.kansformer.pretrained import foreign
 from tests.kansformer.train.runs import final
@@ -59,7 +59,7 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     assert summary["parameters"] == sum(p.numel() for p in load_model(
         out / "best.safetensors").parameters())  # fmt: skip
     assert {"test_acc1", "flops_per_image", "seed", "versions"} <= summary.keys()
-    names = dict(zip("012", sorted(COLOURS), strict=True))
+    names = dict(zip("012", sorted(COLORS), strict=True))
     for folder in (out, Path.cwd()):
         assert json.loads((folder / "class_indices.json").read_text()) == names
     assert json.loads((out / "config.json").read_text())["train"]["epochs"] == 3
@@ -72,14 +72,14 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     assert fingerprint(data) == before
 
 
-def test_the_best_file_is_the_model_of_the_best_epoch(tmp_path: Path, colours: Path) -> None:
+def test_the_best_file_is_the_model_of_the_best_epoch(tmp_path: Path, colors: Path) -> None:
     # a rate that is too high, so that the best epoch is not the last
-    config = tiny_settings(colours, tmp_path / "out", epochs=4, lr=0.1, lrf=1.0)
+    config = tiny_settings(colors, tmp_path / "out", epochs=4, lr=0.1, lrf=1.0)
     summary, _ = run(config)
     model = load_model(tmp_path / "out" / "best.safetensors")
     assert model.training_info["epoch"] == summary["best_epoch"]
-    assert model.class_names == tuple(sorted(COLOURS))
-    val = load_data(str(colours)).with_validation(0.2, 0).val
+    assert model.class_names == tuple(sorted(COLORS))
+    val = load_data(str(colors)).with_validation(0.2, 0).val
     loader = make_loader(PictureDataset(val, model.preprocessing), 8)
     measured = loop.evaluate(model, loader, torch.device("cpu"))
     assert measured["loss"] == pytest.approx(summary["val_loss"], rel=1e-5)
@@ -87,26 +87,26 @@ def test_the_best_file_is_the_model_of_the_best_epoch(tmp_path: Path, colours: P
     assert summary["best_epoch"] < 4
 
 
-def test_weights_file_names_no_path(tmp_path: Path, colours: Path) -> None:
-    run(tiny_settings(colours, tmp_path / "out", epochs=1))
+def test_weights_file_names_no_path(tmp_path: Path, colors: Path) -> None:
+    run(tiny_settings(colors, tmp_path / "out", epochs=1))
     model = load_model(tmp_path / "out" / "best.safetensors")
     assert str(tmp_path) not in json.dumps(model.training_info)
     shipped = load_model(ROOT / "weights" / "digits.safetensors").training_info["settings"]
     assert not {"output", "data_path", "weights", "download_dir"} & shipped.keys()
 
 
-def test_equal_seeds_give_equal_bits_and_others_do_not(tmp_path: Path, colours: Path) -> None:
+def test_equal_seeds_give_equal_bits_and_others_do_not(tmp_path: Path, colors: Path) -> None:
     for name, seed, workers in (("a", 0, 0), ("b", 0, 2), ("c", 1, 0)):
-        run(tiny_settings(colours, tmp_path / name, seed=seed, workers=workers, epochs=2))
+        run(tiny_settings(colors, tmp_path / name, seed=seed, workers=workers, epochs=2))
     assert equal(final(tmp_path / "a"), final(tmp_path / "b"))
     assert not equal(final(tmp_path / "a"), final(tmp_path / "c"))
 
 
 @pytest.mark.parametrize("extra", [{}, {"mixup": 0.2, "cutmix": 1.0, "drop_path_rate": 0.2}])
 def test_two_epochs_a_kill_and_two_more_are_four(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, float]
+    tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, float]
 ) -> None:
-    whole = tiny_settings(colours, tmp_path / "whole", epochs=4, **extra)
+    whole = tiny_settings(colors, tmp_path / "whole", epochs=4, **extra)
     run(whole)
     with monkeypatch.context() as patch:
         calls = iter(range(9))
@@ -119,10 +119,10 @@ def test_two_epochs_a_kill_and_two_more_are_four(
         evaluate = loop.evaluate
         patch.setattr(loop, "evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(tiny_settings(colours, tmp_path / "parts", epochs=4, **extra))
+            run(tiny_settings(colors, tmp_path / "parts", epochs=4, **extra))
     torch.manual_seed(99)
     np.random.seed(99)
-    _, lines = run(tiny_settings(colours, tmp_path / "parts", epochs=4, resume=True, **extra))
+    _, lines = run(tiny_settings(colors, tmp_path / "parts", epochs=4, resume=True, **extra))
     assert "resumed after epoch 2" in lines
     assert equal(final(tmp_path / "parts"), final(tmp_path / "whole"))
     assert equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
@@ -134,36 +134,36 @@ def test_two_epochs_a_kill_and_two_more_are_four(
     assert histories[0] == histories[1]
 
 
-def test_an_earlier_run_is_not_overwritten_by_accident(tmp_path: Path, colours: Path) -> None:
-    config = tiny_settings(colours, tmp_path / "out", epochs=1)
+def test_an_earlier_run_is_not_overwritten_by_accident(tmp_path: Path, colors: Path) -> None:
+    config = tiny_settings(colors, tmp_path / "out", epochs=1)
     run(config)
     before = fingerprint(tmp_path / "out")
     with pytest.raises(UserError, match="--overwrite"):
         run(config)
     with pytest.raises(UserError, match="--epochs is 2 now and was 1"):
-        run(tiny_settings(colours, tmp_path / "out", epochs=2, resume=True))
-    (colours / "blue").rename(colours / "zebra")  # the classes' order changes
+        run(tiny_settings(colors, tmp_path / "out", epochs=2, resume=True))
+    (colors / "blue").rename(colors / "zebra")  # the classes' order changes
     with pytest.raises(UserError, match="not those of the run to resume"):
-        run(tiny_settings(colours, tmp_path / "out", epochs=1, resume=True))
-    (colours / "zebra").rename(colours / "blue")
+        run(tiny_settings(colors, tmp_path / "out", epochs=1, resume=True))
+    (colors / "zebra").rename(colors / "blue")
     with pytest.raises(JobFailed):  # a run that fails before it saves anything
-        run(tiny_settings(colours, tmp_path / "out", lr=1e30, clip_grad=0.0, overwrite=True))
+        run(tiny_settings(colors, tmp_path / "out", lr=1e30, clip_grad=0.0, overwrite=True))
     assert fingerprint(tmp_path / "out") == before
     with pytest.raises(UserError, match="nothing to resume"):
-        run(tiny_settings(colours, tmp_path / "new", resume=True))
+        run(tiny_settings(colors, tmp_path / "new", resume=True))
     (tmp_path / "out" / "last.pt").write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be read"):
-        run(tiny_settings(colours, tmp_path / "out", epochs=1, resume=True))
-    summary, _ = run(tiny_settings(colours, tmp_path / "out", epochs=1, seed=3, overwrite=True))
+        run(tiny_settings(colors, tmp_path / "out", epochs=1, resume=True))
+    summary, _ = run(tiny_settings(colors, tmp_path / "out", epochs=1, seed=3, overwrite=True))
     assert summary["seed"] == 3
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1
 
 
-def test_starting_from_weights(tmp_path: Path, colours: Path, trained: Path) -> None:
+def test_starting_from_weights(tmp_path: Path, colors: Path, trained: Path) -> None:
     best = trained / "best.safetensors"
     config = tiny_settings(
-        colours, tmp_path / "out", epochs=1, weights=str(best), freeze_layers=True
+        colors, tmp_path / "out", epochs=1, weights=str(best), freeze_layers=True
     )
     _, lines = run(config)
     assert any("tensors loaded" in line for line in lines)
@@ -180,9 +180,9 @@ def test_starting_from_weights(tmp_path: Path, colours: Path, trained: Path) -> 
     assert report["parameters"]["loaded"] == sum(p.numel() for p in load_model(best).parameters())
 
 
-def test_starting_from_another_librarys_weights(tmp_path: Path, colours: Path) -> None:
+def test_starting_from_another_librarys_weights(tmp_path: Path, colors: Path) -> None:
     reference = foreign.timm_vit(tmp_path / "deit.pth", "model", img_size=16)
-    config = tiny_settings(colours, tmp_path / "out", epochs=1, weights=str(reference.path))
+    config = tiny_settings(colors, tmp_path / "out", epochs=1, weights=str(reference.path))
     _, lines = run(config)
     assert any("deit.pth: DeiT; 30 tensors loaded" in line for line in lines)
     model = load_model(tmp_path / "out" / "best.safetensors")
@@ -193,7 +193,7 @@ def test_starting_from_another_librarys_weights(tmp_path: Path, colours: Path) -
     assert report["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
 
     again = tiny_settings(
-        colours, tmp_path / "again", epochs=1, weights=str(reference.path), freeze_layers=True,
+        colors, tmp_path / "again", epochs=1, weights=str(reference.path), freeze_layers=True,
         preprocessing="half", img_size=24,
     )  # fmt: skip
     run(again)
@@ -201,17 +201,17 @@ def test_starting_from_another_librarys_weights(tmp_path: Path, colours: Path) -
     assert (model.preprocessing.mean, model.preprocessing.img_size) == (0.5, 24)
 
 
-def test_a_narrow_kan_is_fitted_to_the_mlps_of_the_file(tmp_path: Path, colours: Path) -> None:
-    run(tiny_settings(colours, tmp_path / "mlp", epochs=1, ffn="mlp"))
+def test_a_narrow_kan_is_fitted_to_the_mlps_of_the_file(tmp_path: Path, colors: Path) -> None:
+    run(tiny_settings(colors, tmp_path / "mlp", epochs=1, ffn="mlp"))
     settings = {"weights": str(tmp_path / "mlp" / "best.safetensors"), "ffn": "kan"}
     settings["distill_steps"] = 60
-    config = tiny_settings(colours, tmp_path / "kan", epochs=1, max_steps=1, **settings)
+    config = tiny_settings(colors, tmp_path / "kan", epochs=1, max_steps=1, **settings)
     _, lines = run(config)
     assert any(line.startswith("fitted  R²") and "with the MLPs" in line for line in lines)
     report = json.loads((tmp_path / "kan" / "config.json").read_text())["weights"]["fitted"]
     assert len(report["r2"]) == 4
     assert min(report["r2"]) > 0.3
-    config = tiny_settings(colours, tmp_path / "fresh", epochs=1, distill=False, **settings)
+    config = tiny_settings(colors, tmp_path / "fresh", epochs=1, distill=False, **settings)
     _, lines = run(config)
     assert not any(line.startswith("fitted") for line in lines)
     summary = json.loads((tmp_path / "kan" / "summary.json").read_text())
@@ -220,7 +220,7 @@ def test_a_narrow_kan_is_fitted_to_the_mlps_of_the_file(tmp_path: Path, colours:
     assert abs(summary["parameters"] / twin["parameters"] - 1) < 0.02
 
 
-def test_blocks_unfreeze_from_the_last(tmp_path: Path, colours: Path, trained: Path) -> None:
+def test_blocks_unfreeze_from_the_last(tmp_path: Path, colors: Path, trained: Path) -> None:
     model = create_model("vit_micro_patch4_8", num_classes=3)
     for unfrozen, first in ((0, 4), (1, 3), (4, 0), (9, 0)):
         frozen = freeze_layers(model, unfrozen)
@@ -228,7 +228,7 @@ def test_blocks_unfreeze_from_the_last(tmp_path: Path, colours: Path, trained: P
         assert blocks == set(range(first))
         assert ("pos_embed" in frozen) == (first > 0)
     settings = {"weights": str(trained / "best.safetensors"), "freeze_layers": True}
-    config = tiny_settings(colours, tmp_path / "a", epochs=3, unfreeze_every=1, **settings)
+    config = tiny_settings(colors, tmp_path / "a", epochs=3, unfreeze_every=1, **settings)
     _, lines = run(config)
     assert [line.split()[-1] for line in lines if line.startswith("frozen")] == ["3", "2", "1"]
     old, new = weights(trained), final(tmp_path / "a")
@@ -238,47 +238,47 @@ def test_blocks_unfreeze_from_the_last(tmp_path: Path, colours: Path, trained: P
         assert torch.equal(old[name], new[name]) == still, name
 
 
-def test_match_chooses_the_width(tmp_path: Path, colours: Path) -> None:
+def test_match_chooses_the_width(tmp_path: Path, colors: Path) -> None:
     for by in ("params", "flops"):
-        summary, lines = run(tiny_settings(colours, tmp_path / by, epochs=1, max_steps=1, match=by))
+        summary, lines = run(tiny_settings(colors, tmp_path / by, epochs=1, max_steps=1, match=by))
         key = {"params": "parameters", "flops": "flops_per_image"}[by]
         assert abs(summary[key] / summary["mlp_twin"][key] - 1) < 0.02
         assert any(line.startswith("twin") for line in lines)
     with pytest.raises(UserError, match="leave out --kan-hidden"):
-        tiny_settings(colours, tmp_path / "x", match="params", kan_hidden=3)
+        tiny_settings(colors, tmp_path / "x", match="params", kan_hidden=3)
 
 
-def test_mean_and_std_without_weights(tmp_path: Path, colours: Path) -> None:
+def test_mean_and_std_without_weights(tmp_path: Path, colors: Path) -> None:
     for name, mean in ((None, 0.5), ("half", 0.5), ("imagenet", (0.485, 0.456, 0.406))):
         config = tiny_settings(
-            colours, tmp_path / str(name), epochs=1, max_steps=1, preprocessing=name
+            colors, tmp_path / str(name), epochs=1, max_steps=1, preprocessing=name
         )
         run(config)
         model = load_model(tmp_path / str(name) / "best.safetensors")
         assert model.preprocessing.mean == mean
 
 
-def test_settings_that_make_no_model_are_refused(tmp_path: Path, colours: Path) -> None:
+def test_settings_that_make_no_model_are_refused(tmp_path: Path, colors: Path) -> None:
     for changes, words in (
         ({"model": "resnet50"}, "unknown model"),
         ({"patch_size": 5}, "multiple of patch_size"),
-        ({"output": str(colours / "out")}, "never written"),
+        ({"output": str(colors / "out")}, "never written"),
         ({"device": "quantum"}, "--device quantum"),
     ):
         with pytest.raises(UserError, match=words):
-            run(tiny_settings(colours, **{"output": tmp_path / "out", **changes}))
+            run(tiny_settings(colors, **{"output": tmp_path / "out", **changes}))
     for changes in (
         {"epochs": 0}, {"lr": -1.0}, {"lrf": 2.0}, {"label_smoothing": 1.5}, {"in_chans": 2},
         {"freeze_layers": True},
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"--{next(iter(changes)).replace('_', '-')}"):
-            tiny_settings(colours, tmp_path / "out", **changes)
+            tiny_settings(colors, tmp_path / "out", **changes)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, colours: Path) -> None:
-    run(tiny_settings(colours, tmp_path / "out", epochs=1))
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, colors: Path) -> None:
+    run(tiny_settings(colors, tmp_path / "out", epochs=1))
     config = tiny_settings(
-        colours, tmp_path / "bad", weights=str(tmp_path / "out" / "best.safetensors"),
+        colors, tmp_path / "bad", weights=str(tmp_path / "out" / "best.safetensors"),
         lr=1e30, clip_grad=0.0, warmup_epochs=0.0,
     )  # fmt: skip
     with pytest.raises(JobFailed, match="lower --lr"):
@@ -296,14 +296,14 @@ def test_one_channel_data_trains_models_of_one_and_three(tmp_path: Path) -> None
         assert model.config.in_chans == model.preprocessing.in_chans == (in_chans or 1)
 
 
-def test_clipping_changes_the_run(tmp_path: Path, colours: Path) -> None:
+def test_clipping_changes_the_run(tmp_path: Path, colors: Path) -> None:
     for clip, name in ((0.0, "free"), (1e9, "loose"), (1e-3, "tight")):
-        run(tiny_settings(colours, tmp_path / name, epochs=1, clip_grad=clip))
+        run(tiny_settings(colors, tmp_path / name, epochs=1, clip_grad=clip))
     assert equal(final(tmp_path / "free"), final(tmp_path / "loose"))
     assert not equal(final(tmp_path / "free"), final(tmp_path / "tight"))
 
 
 def test_a_set_smaller_than_an_odd_batch_trains(tmp_path: Path) -> None:
-    colours = write_folder(tmp_path / "few", 4)
-    summary, _ = run(tiny_settings(colours, tmp_path / "out", batch_size=50, mixup=0.3, epochs=1))
+    colors = write_folder(tmp_path / "few", 4)
+    summary, _ = run(tiny_settings(colors, tmp_path / "out", batch_size=50, mixup=0.3, epochs=1))
     assert summary["pictures"]["train"] % 2

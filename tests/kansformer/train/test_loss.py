@@ -58,14 +58,14 @@ def test_distillation_is_hintons() -> None:
     torch.testing.assert_close(none, hard)
 
 
-def test_a_teacher_gets_its_normalisation_and_answers_in_our_order() -> None:
+def test_a_teacher_gets_its_normalization_and_answers_in_our_order() -> None:
     config = create_model("vit_micro_patch4_8", num_classes=3).config
     teacher = TrainedModel(config).eval()
     teacher.class_names = ("a", "b", "c")
     teacher.preprocessing = Preprocessing(8, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     pixels = torch.rand(2, 3, 8, 8)
 
-    def normalised(preprocessing: Preprocessing) -> Tensor:
+    def normalized(preprocessing: Preprocessing) -> Tensor:
         mean, std = (
             torch.tensor(v).expand(3)[:, None, None] if isinstance(v, float) else
             torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std)
@@ -73,8 +73,8 @@ def test_a_teacher_gets_its_normalisation_and_answers_in_our_order() -> None:
         return (pixels - mean) / std
 
     ours = Preprocessing(8)
-    logits = as_teacher(teacher, ["c", "a", "b"], ours)(normalised(ours))
-    expected = teacher(normalised(teacher.preprocessing))[:, [2, 0, 1]]
+    logits = as_teacher(teacher, ["c", "a", "b"], ours)(normalized(ours))
+    expected = teacher(normalized(teacher.preprocessing))[:, [2, 0, 1]]
     torch.testing.assert_close(logits, expected)
     larger = as_teacher(teacher, ["a", "b", "c"], Preprocessing(16))(torch.rand(2, 3, 16, 16))
     assert larger.shape == (2, 3)
@@ -84,11 +84,11 @@ def test_a_teacher_gets_its_normalisation_and_answers_in_our_order() -> None:
         as_teacher(teacher, ["a", "b"], Preprocessing(8, 1))
 
 
-def test_a_teacher_guides(tmp_path: Path, colours: Path, trained: Path) -> None:
+def test_a_teacher_guides(tmp_path: Path, colors: Path, trained: Path) -> None:
     best = str(trained / "best.safetensors")
     settings = {"epochs": 2, "teacher": best, "teacher_weight": 1.0}
-    do(tiny_settings(colours, tmp_path / "a", **settings))
-    do(tiny_settings(colours, tmp_path / "b", **settings, label_smoothing=0.9))
+    do(tiny_settings(colors, tmp_path / "a", **settings))
+    do(tiny_settings(colors, tmp_path / "b", **settings, label_smoothing=0.9))
     # with all weight on the teacher, labels do not matter
     assert checksum(final(tmp_path / "a")) == checksum(final(tmp_path / "b"))
     info = load_model(tmp_path / "a" / "best.safetensors").training_info["settings"]
@@ -101,9 +101,9 @@ def sparse(config: TrainConfig) -> float:
                if n.endswith("spline_weight"))  # fmt: skip
 
 
-def test_a_penalty_makes_splines_small(tmp_path: Path, colours: Path) -> None:
+def test_a_penalty_makes_splines_small(tmp_path: Path, colors: Path) -> None:
     sizes = [
-        sparse(tiny_settings(colours, tmp_path / str(w), epochs=3, spline_penalty=w))
+        sparse(tiny_settings(colors, tmp_path / str(w), epochs=3, spline_penalty=w))
         for w in (0.0, 1e-3, 1e-1)
     ]
     assert sizes[0] > sizes[1] > sizes[2]

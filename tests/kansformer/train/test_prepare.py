@@ -11,11 +11,11 @@ from tests.conftest import tiny_settings
 
 
 def test_pictures_are_read_by_a_process_per_core_of_the_rank(
-    colours: Path, monkeypatch: pytest.MonkeyPatch
+    colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = load_data(str(colours)).train
+    pictures = load_data(str(colors)).train
     monkeypatch.setattr("kansformer.train.prepare.usable_cores", lambda: 6)
-    config = tiny_settings(colours, "x", workers=None)
+    config = tiny_settings(colors, "x", workers=None)
     assert choose_workers(config, pictures) == 6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert choose_workers(config, pictures) == 2

@@ -45,13 +45,13 @@ def test_killed_thirty_times_while_saving_there_is_always_a_good_state(tmp_path:
     assert before > 0
 
 
-def test_a_damaged_state_falls_back_to_the_one_before(tmp_path: Path, colours: Path) -> None:
+def test_a_damaged_state_falls_back_to_the_one_before(tmp_path: Path, colors: Path) -> None:
     out = tmp_path / "out"
-    config = tiny_settings(colours, out, epochs=3)
+    config = tiny_settings(colors, out, epochs=3)
     do(config)
     whole = state(out)
     last, previous = out / "last.pt", out / "last.previous.pt"
-    folder = RunFolder(out, colours, resume=True, overwrite=False)
+    folder = RunFolder(out, colors, resume=True, overwrite=False)
     good, kept = last.read_bytes(), previous.read_bytes()
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 1
@@ -70,43 +70,43 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path: Path, colours: P
         do(replace(config, resume=True))
 
 
-def test_settings_that_did_not_exist_had_their_defaults(tmp_path: Path, colours: Path) -> None:
+def test_settings_that_did_not_exist_had_their_defaults(tmp_path: Path, colors: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(Stopped):
-        stop_after(1, lambda: do(tiny_settings(colours, out)))
+        stop_after(1, lambda: do(tiny_settings(colors, out)))
     old = state(out)
     old.pop("checksum")
     del old["settings"]["ema"]
-    RunFolder(out, colours, resume=True, overwrite=False).save_state(old)
+    RunFolder(out, colors, resume=True, overwrite=False).save_state(old)
     with pytest.raises(UserError, match=r"--ema is 0\.5 now and was 0\.0"):
-        do(tiny_settings(colours, out, resume=True, ema=0.5))
+        do(tiny_settings(colors, out, resume=True, ema=0.5))
     with pytest.raises(UserError, match="a step takes 16 pictures now and took 8"):
-        do(tiny_settings(colours, out, resume=True, batch_size=16))
-    do(tiny_settings(colours, out, resume=True, batch_size=4, accumulate=2))
+        do(tiny_settings(colors, out, resume=True, batch_size=16))
+    do(tiny_settings(colors, out, resume=True, batch_size=4, accumulate=2))
 
 
-def test_generators_do_not_matter(tmp_path: Path, colours: Path) -> None:
+def test_generators_do_not_matter(tmp_path: Path, colors: Path) -> None:
     """Each step seeds its generators, so their states need not be saved."""
     settings = {"epochs": 2, **TRICKS}
-    do(tiny_settings(colours, tmp_path / "whole", **settings))
+    do(tiny_settings(colors, tmp_path / "whole", **settings))
     with pytest.raises(Stopped):
-        stop_after(4, lambda: do(tiny_settings(colours, tmp_path / "parts", **settings)))
+        stop_after(4, lambda: do(tiny_settings(colors, tmp_path / "parts", **settings)))
     torch.manual_seed(99)
     np.random.seed(99)
     random.seed(99)
-    do(tiny_settings(colours, tmp_path / "parts", **settings, resume=True))
+    do(tiny_settings(colors, tmp_path / "parts", **settings, resume=True))
     assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
 
 
-def test_the_old_spelling_of_a_key_is_read(tmp_path: Path, colours: Path) -> None:
+def test_the_old_spelling_of_a_key_is_read(tmp_path: Path, colors: Path) -> None:
     settings = {"epochs": 2, **TRICKS}
-    do(tiny_settings(colours, tmp_path / "whole", **settings))
+    do(tiny_settings(colors, tmp_path / "whole", **settings))
     out = tmp_path / "out"
     with pytest.raises(Stopped):
-        stop_after(4, lambda: do(tiny_settings(colours, out, **settings)))
+        stop_after(4, lambda: do(tiny_settings(colors, out, **settings)))
     old = {"optimiser" if k == "optimizer" else k: v for k, v in state(out).items()}
     old.pop("checksum")
     assert old["optimiser"]["state"]
-    RunFolder(out, colours, resume=True, overwrite=False).save_state(old)
-    do(tiny_settings(colours, out, **settings, resume=True))
+    RunFolder(out, colors, resume=True, overwrite=False).save_state(old)
+    do(tiny_settings(colors, out, **settings, resume=True))
     assert same(state(out), state(tmp_path / "whole"))

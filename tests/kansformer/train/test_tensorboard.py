@@ -40,9 +40,9 @@ def settings_of(events: EventAccumulator) -> dict[str, Any]:
     return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
 
 
-def test_events_hold_metrics_settings_pictures_and_functions(tmp_path: Path, colours: Path) -> None:
+def test_events_hold_metrics_settings_pictures_and_functions(tmp_path: Path, colors: Path) -> None:
     config = tiny_settings(
-        colours, tmp_path / "out", epochs=2, seed=3, augment="mirror", report=True
+        colors, tmp_path / "out", epochs=2, seed=3, augment="mirror", report=True
     )
     summary = do(config)
     events = read_events(tmp_path / "out")
@@ -63,12 +63,12 @@ def test_events_hold_metrics_settings_pictures_and_functions(tmp_path: Path, col
     # 16 pictures of 16 pixels in rows of 4, with lines of 2 pixels between
     grid = picture(events, "augmented training pictures", tmp_path / "grid.png")
     assert grid.shape == (4 * 18 + 2, 4 * 18 + 2, 3)
-    train = load_data(str(colours)).with_validation(config.val_split, config.seed).train
-    run = prepared(tiny_settings(colours, tmp_path / "again", epochs=2, seed=3, augment="mirror"))
+    train = load_data(str(colors)).with_validation(config.val_split, config.seed).train
+    run = prepared(tiny_settings(colors, tmp_path / "again", epochs=2, seed=3, augment="mirror"))
     index = run.sampler.order()[5]
     plain = make_augmentation("none", run.preprocessing)(train.open(index))
     shown = grid[18 + 2 : 18 + 18, 18 + 2 : 18 + 18].astype(int)
-    wanted = np.asarray(run.preprocessing.denormalise(plain)).astype(int)
+    wanted = np.asarray(run.preprocessing.denormalize(plain)).astype(int)
     assert min(np.abs(shown - wanted).max(), np.abs(shown - wanted[:, ::-1]).max()) <= 1
 
     for block in (0, 3):
@@ -79,34 +79,34 @@ def test_events_hold_metrics_settings_pictures_and_functions(tmp_path: Path, col
     assert event.step == summary["best_epoch"]
 
 
-def test_an_mlp_has_no_functions_to_show(tmp_path: Path, colours: Path) -> None:
-    do(tiny_settings(colours, tmp_path / "out", epochs=1, ffn="mlp", report=True))
+def test_an_mlp_has_no_functions_to_show(tmp_path: Path, colors: Path) -> None:
+    do(tiny_settings(colors, tmp_path / "out", epochs=1, ffn="mlp", report=True))
     assert read_events(tmp_path / "out").Tags()["images"] == ["augmented training pictures"]
 
 
 def test_the_folder_is_started_once(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin, calls = RunFolder.start, []
     monkeypatch.setattr(RunFolder, "start", lambda *given: (calls.append(1), begin(*given))[1])
-    do(tiny_settings(colours, tmp_path / "out", epochs=2))
+    do(tiny_settings(colors, tmp_path / "out", epochs=2))
     assert calls == [1]
 
 
-def test_a_run_that_replaces_another_removes_its_events(tmp_path: Path, colours: Path) -> None:
-    do(tiny_settings(colours, tmp_path / "out", epochs=3))
-    do(tiny_settings(colours, tmp_path / "out", epochs=1, seed=5, overwrite=True))
+def test_a_run_that_replaces_another_removes_its_events(tmp_path: Path, colors: Path) -> None:
+    do(tiny_settings(colors, tmp_path / "out", epochs=3))
+    do(tiny_settings(colors, tmp_path / "out", epochs=1, seed=5, overwrite=True))
     events = read_events(tmp_path / "out")
     assert [event.step for event in events.Scalars("val_loss")] == [1]
     assert settings_of(events)["seed"] == 5
 
 
 def test_a_drawing_that_fails_does_not_fail_the_run(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kansformer.train.tensorboard.function_figures", lambda *rest: 1 / 0)
     lines: list[str] = []
-    do(tiny_settings(colours, tmp_path / "out", epochs=1, report=True), lines.append)
+    do(tiny_settings(colors, tmp_path / "out", epochs=1, report=True), lines.append)
     assert "no functions for TensorBoard: division by zero" in lines
     assert (tmp_path / "out" / "summary.json").is_file()
     assert loop.load_model(tmp_path / "out" / "best.safetensors")

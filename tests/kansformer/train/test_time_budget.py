@@ -36,10 +36,10 @@ def minutes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_the_rate_is_at_its_end_when_time_is_up(
-    tmp_path: Path, colours: Path, minutes: list[float]
+    tmp_path: Path, colors: Path, minutes: list[float]
 ) -> None:
     lines: list[str] = []
-    do(tiny_settings(colours, tmp_path / "half", time_budget=HALF, **SETTINGS), lines.append)
+    do(tiny_settings(colors, tmp_path / "half", time_budget=HALF, **SETTINGS), lines.append)
     half = list(minutes)
     assert "stopped early: --time-budget is used up" in lines
     assert HALF <= len(half) <= HALF + 1
@@ -50,40 +50,40 @@ def test_the_rate_is_at_its_end_when_time_is_up(
     assert half[-1] == pytest.approx(0.01 * 0.01, rel=0.5)
     # the shape is that of the whole run: every second of its rates
     minutes.clear()
-    do(tiny_settings(colours, tmp_path / "whole", **SETTINGS))
+    do(tiny_settings(colors, tmp_path / "whole", **SETTINGS))
     assert half[:30] == pytest.approx(minutes[::2], rel=1e-6)
 
 
 def test_a_budget_that_suffices_changes_no_bit(
-    tmp_path: Path, colours: Path, minutes: list[float]
+    tmp_path: Path, colors: Path, minutes: list[float]
 ) -> None:
     settings = {**SETTINGS, "epochs": 4}
-    do(tiny_settings(colours, tmp_path / "with", time_budget=99.0, **settings))
+    do(tiny_settings(colors, tmp_path / "with", time_budget=99.0, **settings))
     with_budget = list(minutes)
     minutes.clear()
-    do(tiny_settings(colours, tmp_path / "without", **settings))
+    do(tiny_settings(colors, tmp_path / "without", **settings))
     assert with_budget == minutes
     ours, theirs = final(tmp_path / "with"), final(tmp_path / "without")
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
 def test_a_resumed_run_continues_its_clock(
-    tmp_path: Path, colours: Path, minutes: list[float]
+    tmp_path: Path, colors: Path, minutes: list[float]
 ) -> None:
     settings = {**SETTINGS, "time_budget": HALF}
-    do(tiny_settings(colours, tmp_path / "whole", **settings))
+    do(tiny_settings(colors, tmp_path / "whole", **settings))
     whole = list(minutes)
     minutes.clear()
     with pytest.raises(Stopped):
-        stop_after(8, lambda: do(tiny_settings(colours, tmp_path / "parts", **settings)))
-    do(tiny_settings(colours, tmp_path / "parts", **settings, resume=True))
+        stop_after(8, lambda: do(tiny_settings(colors, tmp_path / "parts", **settings)))
+    do(tiny_settings(colors, tmp_path / "parts", **settings, resume=True))
     assert minutes == whole
     rows = [state(tmp_path / name)["progress"]["history"] for name in ("whole", "parts")]
     assert [row["lr"] for row in rows[0]] == [row["lr"] for row in rows[1]]
 
 
 def test_lost_time_counts(
-    tmp_path: Path, colours: Path, minutes: list[float], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, colors: Path, minutes: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Restoring a state does not turn back the clock."""
     compute_gradient, bad = loop.compute_gradient, iter(range(10, 13))
@@ -98,12 +98,12 @@ def test_lost_time_counts(
 
     monkeypatch.setattr(loop, "compute_gradient", failing)
     lines: list[str] = []
-    do(tiny_settings(colours, tmp_path / "out", time_budget=HALF, **SETTINGS), lines.append)
+    do(tiny_settings(colors, tmp_path / "out", time_budget=HALF, **SETTINGS), lines.append)
     assert any("back to epoch" in line for line in lines)
     assert HALF <= len(minutes) <= HALF + 1
 
 
-def test_ranks_share_the_first_ones_clock(tmp_path: Path, colours: Path) -> None:
+def test_ranks_share_the_first_ones_clock(tmp_path: Path, colors: Path) -> None:
     def work() -> None:
         import os
 
@@ -118,7 +118,7 @@ def test_ranks_share_the_first_ones_clock(tmp_path: Path, colours: Path) -> None
 
         loop.compute_gradient = timed
         loop.time = SimpleNamespace(monotonic=lambda: now[0])
-        do(tiny_settings(colours, tmp_path / "out", batch_size=4, time_budget=9.0, **SETTINGS))
+        do(tiny_settings(colors, tmp_path / "out", batch_size=4, time_budget=9.0, **SETTINGS))
         (tmp_path / f"{os.environ['RANK']}.json").write_text(json.dumps(seen))
 
     assert run_ranks(work, log=tmp_path / "log") == [0, 0], (tmp_path / "log.0").read_text()

@@ -37,10 +37,10 @@ ON = {
 def unequal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes, one with three times the pictures of the other."""
     folder = tmp_path_factory.mktemp("unequal")
-    for name, count, colour in (("few", 6, 40), ("many", 18, 200)):
+    for name, count, color in (("few", 6, 40), ("many", 18, 200)):
         (folder / name).mkdir()
         for i in range(count):
-            noise = np.random.default_rng(i + colour).normal(colour, 50, (16, 16, 3))
+            noise = np.random.default_rng(i + color).normal(color, 50, (16, 16, 3))
             Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / name / f"{i}.png")
     return folder
 
@@ -88,10 +88,10 @@ def test_off_changes_nothing(unequal: Path, base: dict[str, Any], tmp_path: Path
 
 
 @pytest.mark.usefixtures("sgd")
-def test_four_small_batches_are_a_large_one(tmp_path: Path, colours: Path) -> None:
+def test_four_small_batches_are_a_large_one(tmp_path: Path, colors: Path) -> None:
     for name, batch, accumulate in (("large", 8, 1), ("small", 2, 4), ("odd", 3, 2)):
         config = tiny_settings(
-            colours, tmp_path / name, epochs=2, batch_size=batch, accumulate=accumulate, lr=0.02,
+            colors, tmp_path / name, epochs=2, batch_size=batch, accumulate=accumulate, lr=0.02,
             warmup_epochs=0.0, class_weights=True, spline_penalty=0.01,
         )  # fmt: skip
         do(config)
@@ -109,8 +109,8 @@ def test_erased_pictures_are_the_share_that_was_set() -> None:
     assert 0.2 < np.mean(changed) < 0.4
 
 
-def test_the_average_is_what_is_saved(tmp_path: Path, colours: Path) -> None:
-    do(tiny_settings(colours, tmp_path / "out", epochs=1, ema=0.5, max_steps=3))
+def test_the_average_is_what_is_saved(tmp_path: Path, colors: Path) -> None:
+    do(tiny_settings(colors, tmp_path / "out", epochs=1, ema=0.5, max_steps=3))
     path: list[dict[str, Tensor]] = []
 
     def log(line: str) -> None:
@@ -127,7 +127,7 @@ def test_the_average_is_what_is_saved(tmp_path: Path, colours: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "compute_gradient", watched)
-        do(tiny_settings(colours, tmp_path / "steps", epochs=1, ema=0.5, max_steps=3), log)
+        do(tiny_settings(colors, tmp_path / "steps", epochs=1, ema=0.5, max_steps=3), log)
     average = dict(states[0])
     for number, weights in enumerate([*states[1:], path[0]], start=1):
         # timm's warm-up of the decay: 1 - step^(-2/3), with the first update a copy
@@ -202,9 +202,9 @@ def test_bf16_trains_as_well_as_float32(tmp_path: Path) -> None:
     assert abs(accuracy["bf16"] - accuracy["none"]) < 1, accuracy
 
 
-def test_fp16s_overflow_is_no_bad_step(tmp_path: Path, colours: Path) -> None:
+def test_fp16s_overflow_is_no_bad_step(tmp_path: Path, colors: Path) -> None:
     lines: list[str] = []
-    config = tiny_settings(colours, tmp_path / "out", epochs=4, amp="fp16")
+    config = tiny_settings(colors, tmp_path / "out", epochs=4, amp="fp16")
     clip, left = steps.clip_gradients, iter(range(4))
 
     def overflowing(model: nn.Module, largest: float) -> Tensor:
@@ -220,7 +220,7 @@ def test_fp16s_overflow_is_no_bad_step(tmp_path: Path, colours: Path) -> None:
     assert saved["progress"]["history"][-1]["val_acc1"] > 60
 
 
-def test_a_compiled_model_trains_alike(tmp_path: Path, colours: Path) -> None:
+def test_a_compiled_model_trains_alike(tmp_path: Path, colors: Path) -> None:
     calls = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -231,7 +231,7 @@ def test_a_compiled_model_trains_alike(tmp_path: Path, colours: Path) -> None:
     for name, on in (("plain", False), ("compiled", True)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nn.Module, "compile", lambda self: compile_(self, backend=backend))
-            do(tiny_settings(colours, tmp_path / name, epochs=1, compile=on))
+            do(tiny_settings(colors, tmp_path / name, epochs=1, compile=on))
         assert bool(calls) == on
     a, b = final(tmp_path / "plain"), final(tmp_path / "compiled")
     assert a.keys() == b.keys()
@@ -240,7 +240,7 @@ def test_a_compiled_model_trains_alike(tmp_path: Path, colours: Path) -> None:
 
 @pytest.mark.parametrize(("metric", "epoch"), [("acc1", 2), ("loss", 3)])
 def test_the_best_epoch_is_kept(
-    metric: str, epoch: int, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    metric: str, epoch: int, tmp_path: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([(50.0, 2.0), (90.0, 0.4), (80.0, 0.2), (70.0, 0.3)])
 
@@ -249,14 +249,14 @@ def test_the_best_epoch_is_kept(
         return {"acc1": accuracy, "loss": loss, "count": 4, "seconds": 0.0}
 
     monkeypatch.setattr(loop, "evaluate_on_ranks", evaluated)
-    summary = do(tiny_settings(colours, tmp_path / "out", epochs=4, eval_metric=metric))
+    summary = do(tiny_settings(colors, tmp_path / "out", epochs=4, eval_metric=metric))
     assert summary["best_epoch"] == epoch
     assert load_model(tmp_path / "out" / "best.safetensors").training_info["epoch"] == epoch
 
 
-def test_patience_ends_a_run(tmp_path: Path, colours: Path) -> None:
+def test_patience_ends_a_run(tmp_path: Path, colors: Path) -> None:
     lines: list[str] = []
-    config = tiny_settings(colours, tmp_path / "out", epochs=9, patience=2, lr=0.0)
+    config = tiny_settings(colors, tmp_path / "out", epochs=9, patience=2, lr=0.0)
     summary = do(config, lines.append)
     assert "stopped early: no improvement for 2 epochs" in lines
     assert summary["epochs"] < 9
@@ -265,15 +265,15 @@ def test_patience_ends_a_run(tmp_path: Path, colours: Path) -> None:
     assert again["epochs"] - again["best_epoch"] == 3
 
 
-def test_a_time_budget_ends_a_run(tmp_path: Path, colours: Path) -> None:
+def test_a_time_budget_ends_a_run(tmp_path: Path, colors: Path) -> None:
     lines: list[str] = []
-    config = tiny_settings(colours, tmp_path / "out", epochs=10_000, time_budget=0.03)
+    config = tiny_settings(colors, tmp_path / "out", epochs=10_000, time_budget=0.03)
     summary = do(config, lines.append)
     assert 0 < summary["epochs"] < 10_000
     assert any("--time-budget is used up" in line for line in lines)
     assert load_model(tmp_path / "out" / "best.safetensors")
     with pytest.raises(UserError, match="--time-budget must be"):
-        tiny_settings(colours, "x", time_budget=-1.0)
+        tiny_settings(colors, "x", time_budget=-1.0)
 
 
 def test_settings_that_contradict_are_refused(tmp_path: Path) -> None:

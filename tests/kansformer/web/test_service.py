@@ -14,17 +14,17 @@ from models.vit_model import create_model
 from tests.conftest import write_picture
 
 
-def test_a_look_is_the_answer_and_the_attention_map(trained: Path, colours: Path) -> None:
+def test_a_look_is_the_answer_and_the_attention_map(trained: Path, colors: Path) -> None:
     predictor = Predictor.load(trained / "best.safetensors")
-    service = Service(predictor, "colours")
-    path = colours / "red" / "red 1.png"
+    service = Service(predictor, "colors")
+    path = colors / "red" / "red 1.png"
     look = service.look(path)
     (answer,) = predictor(path)
     assert look.top == answer["top"]
     assert look.attention.tobytes() == explain(predictor.model, path).tobytes()
     assert look.decision is not None
     assert predictor.class_names[look.decision.winner] == answer["top"][0]["class"]
-    files = [(name, colours / name) for name in ("red/red 1.png", "blue/blue 2.png")]
+    files = [(name, colors / name) for name in ("red/red 1.png", "blue/blue 2.png")]
     assert [row["path"] for row in service.table(files)] == [name for name, _ in files]
     with pytest.raises(UserError, match=r"^mine\.png: "):
         service.look(trained / "best.safetensors", "mine.png")

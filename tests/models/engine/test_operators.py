@@ -567,7 +567,7 @@ def test_forward_mode_differentiation() -> None:
     torch.testing.assert_close(tangent, torch.einsum("aobi,bi->ao", jacobian, direction))
 
 
-def test_meta_device_and_late_initialisation() -> None:
+def test_meta_device_and_late_initialization() -> None:
     with torch.device("meta"):
         layer = KANLinear(4, 3)
         assert layer(torch.empty(5, 4)).shape == (5, 3)
