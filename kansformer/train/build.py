@@ -95,7 +95,7 @@ def distill_mlps(
 
 
 def freeze_layers(model: VisionTransformer, unfrozen_blocks: int = 0) -> list[str]:
-    """Freezes all but the head, the final norm and the last `unfrozen_blocks` blocks.
+    """Freezes everything except the head, the final norm and the last `unfrozen_blocks` blocks.
 
     When no block is frozen, the embedding trains too.
 
