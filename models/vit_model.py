@@ -21,7 +21,7 @@ from .plain import plain_fields
 
 FFNS = ("kan", "group-kan", "mlp")
 HEADS = ("linear", "kan")
-POOLS = ("token", "avg")
+POOLS = ("token", "avg", "both")
 STEMS = ("patch", "conv")
 # Settings of a feed-forward block that starts as the MLP it replaces.
 LIKE_MLP: dict[str, Any] = {
@@ -77,7 +77,8 @@ class ViTConfig:
     distilled: bool = False  # a second class token with a second head (DeiT)
     reg_tokens: int = 0  # register tokens (Darcet et al., 2024)
     no_embed_class: bool = False  # only patches have positions, the tokens before them have none
-    pool: str = "token"  # what the head sees: the class token, or "avg", the patches' mean
+    # what the head sees: the class token, "avg", the patches' mean, or "both", side by side
+    pool: str = "token"
     fc_norm: bool = False  # the last norm acts on what the head sees, not on all tokens
     pre_logits: bool = False  # tanh of a linear layer before the head (ViT's ImageNet-21k models)
 
@@ -133,8 +134,10 @@ class ViTConfig:
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if not (self.layer_scale is None or isinstance(self.layer_scale, int | float)):
             raise ValueError(f"layer_scale must be a number or None, not {self.layer_scale!r}")
-        if self.pool == "token" and not self.class_token:
+        if self.pool != "avg" and not self.class_token:
             raise ValueError('without a class_token, pool must be "avg"')
+        if self.pool == "both" and (self.fc_norm or self.pre_logits):
+            raise ValueError('pool="both" goes without fc_norm and pre_logits')
         if self.distilled and not self.class_token:
             raise ValueError("distilled needs a class_token too")
         if self.distilled and (self.pool != "token" or self.fc_norm or self.pre_logits):
@@ -213,6 +216,11 @@ class ViTConfig:
         return (self.img_size // self.patch_size) ** 2
 
     @property
+    def head_inputs(self) -> int:
+        """Features that the head sees."""
+        return self.embed_dim * (2 if self.pool == "both" else 1)
+
+    @property
     def branch_scale(self) -> float:
         """Factor on the last weights of each residual branch at the start: 1 / √(2·depth).
 
@@ -285,24 +293,25 @@ def make_ffn(config: ViTConfig, number: int = 0) -> nn.Module:
     kind: dict[str, Any] = {"output_scale": config.branch_scale}
     if config.ffn == "group-kan":  # whose weights `Block` draws, as those of an MLP
         kind = {"groups": config.groups}
-    return _kan_feed_forward(config, hidden, config.embed_dim, config.block_grids[number], **kind)
+    widths = (config.embed_dim, hidden, config.embed_dim)
+    return _kan_feed_forward(config, widths, config.block_grids[number], **kind)
 
 
 def make_head(config: ViTConfig) -> nn.Module:
     """The classifier that the config names, (B, D) -> (B, num_classes)."""
     if config.head == "linear":
-        return nn.Linear(config.embed_dim, config.num_classes)
-    return _kan_feed_forward(config, config.head_hidden, config.num_classes, config.grid_size)
+        return nn.Linear(config.head_inputs, config.num_classes)
+    widths = (config.head_inputs, config.head_hidden, config.num_classes)
+    return _kan_feed_forward(config, widths, config.grid_size)
 
 
 def _kan_feed_forward(
-    config: ViTConfig, hidden: int, out_features: int, grid_size: int, **options: Any
+    config: ViTConfig, widths: tuple[int, int, int], grid_size: int, **options: Any
 ) -> KANFeedForward:
+    """A KAN of two layers with these numbers of inputs, hidden units and outputs."""
     first, second = (BASE_ACTIVATIONS[name] for name in config.base_activations)
     return KANFeedForward(
-        config.embed_dim,
-        hidden,
-        out_features,
+        *widths,
         norm=config.kan_norm,
         grid_size=grid_size,
         spline_order=config.spline_order,
@@ -351,7 +360,7 @@ class VisionTransformer(nn.Module):
     """Patches, a class token and perhaps others, `depth` blocks and a head.
 
     Shapes: (B, in_chans, img_size, img_size) -> logits (B, num_classes), or the pooled features
-    (B, embed_dim) if there are no classes.
+    (B, head_inputs) if there are no classes.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -429,9 +438,14 @@ class VisionTransformer(nn.Module):
         if self.head_dist is not None:
             logits = self.head(self.head_drop(x[:, 0]))
             return (logits + self.head_dist(self.head_drop(x[:, 1]))) / 2
-        token = self.config.pool == "token"
-        pooled = x[:, 0] if token else x[:, self.config.prefix_tokens :].mean(dim=1)
-        return self.head(self.head_drop(self.pre_logits(self.fc_norm(pooled))))
+        return self.head(self.head_drop(self.pre_logits(self.fc_norm(self.pooled(x)))))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """What the config's `pool` takes of the tokens: (B, N, D) -> (B, head_inputs)."""
+        if self.config.pool == "token":
+            return x[:, 0]
+        mean = x[:, self.config.prefix_tokens :].mean(dim=1)
+        return mean if self.config.pool == "avg" else torch.cat([x[:, 0], mean], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

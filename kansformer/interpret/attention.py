@@ -54,12 +54,14 @@ def attention_rollout(model: VisionTransformer, images: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
     config = model.config
-    if config.pool == "token":  # the head of a distilled model also reads the second token
-        read = slice(0, 1 + config.distilled)
-    else:
-        read = slice(config.prefix_tokens, None)
-    shares = flows[0][:, read, config.prefix_tokens :].mean(dim=1)  # (B, patches)
-    shares = shares / shares.sum(dim=1, keepdim=True)
+    reads = []  # the tokens that the head reads
+    if config.pool != "avg":  # that of a distilled model also reads the second token
+        reads.append(slice(0, 1 + config.distilled))
+    if config.pool != "token":
+        reads.append(slice(config.prefix_tokens, None))
+    patches = flows[0][..., config.prefix_tokens :]  # (B, N, patches)
+    shares = torch.stack([patches[:, read].mean(dim=1) for read in reads]).sum(dim=0)
+    shares = shares / shares.sum(dim=1, keepdim=True)  # (B, patches)
     side = config.img_size // config.patch_size
     return shares.reshape(-1, side, side)
 

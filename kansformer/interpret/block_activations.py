@@ -32,9 +32,10 @@ def tokens_that_matter(config: ViTConfig, block: int) -> slice:
     """The tokens whose block outputs affect the prediction.
 
     These are all tokens, except in the last block, after which the head reads only the class token,
-    or with mean pooling the patches.
+    or with mean pooling the patches. A head that reads both leaves out the registers between them,
+    which a slice cannot, so they are included.
     """
-    if block < config.depth - 1:
+    if block < config.depth - 1 or config.pool == "both":
         return slice(None)
     if config.pool == "token":
         return slice(0, 1 + config.distilled)

@@ -90,7 +90,7 @@ def explain_decision(model: TrainedModel, picture: Tensor, count: int = 6) -> De
         record = block_records(model, picture[None])[last]
     finally:
         hook.remove()
-    # with mean pooling the head itself drops the prefix tokens, so they are kept
+    # except for a class token, the head itself drops the tokens that it does not read
     read = tokens_that_matter(model.config, last)
     kept = read if model.config.pool == "token" else slice(None)
     stream, hidden = streams[0][0, kept], record.hidden[0, kept]  # (T, D), (T, hidden)

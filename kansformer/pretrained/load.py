@@ -267,6 +267,8 @@ def _why_fresh_head(
         return f"{number(new, 'class')} instead of {old.num_classes}"
     if None not in (class_names, source.class_names) and class_names != source.class_names:
         return "the class names or their order differ"
+    if settings["pool"] != old.pool and "both" in (settings["pool"], old.pool):
+        return f"pool={settings['pool']} instead of {old.pool}"
     if settings["head"] != old.head:
         return f"a {settings['head']} head instead of a {old.head} one"
     changed = [name for name in HEAD_FIELDS if settings[name] != getattr(source.config, name)]

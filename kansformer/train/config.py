@@ -15,9 +15,10 @@ from kansformer.data.preprocessing import STATISTICS
 from kansformer.errors import UserError
 from kansformer.words import number
 from models.kan import INITS
-from models.vit_model import BASE_ACTIVATIONS, FFNS, HEADS, STEMS
+from models.vit_model import BASE_ACTIVATIONS, FFNS, HEADS, POOLS, STEMS
 
 PATHS = ("data_path", "output", "weights", "teacher", "download_dir")
+TUNE = ("all", "head", "splines", "norms", "biases")  # parts of a model that --tune trains
 
 
 def _flag(default: Any, help: str, **options: Any) -> Any:
@@ -50,6 +51,14 @@ def _refinements(text: str) -> tuple[tuple[int, int], ...]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: give EPOCH:SIZE, or several separated by commas, such as 10:10,20:20"
         ) from None
+
+
+def _tune(text: str) -> str:
+    parts = text.split(",")
+    unknown = [part for part in parts if part not in TUNE]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{text!r}: give one or several of {', '.join(TUNE)}")
+    return ",".join(part for part in TUNE if part in parts)
 
 
 def _kan_hidden(text: str) -> int | str:
@@ -93,7 +102,22 @@ class TrainConfig:
         True, "before training, fit a narrow KAN to the MLPs of --weights on the training pictures"
     )
     distill_steps: int = _flag(1500, "steps of that fit, per block")
-    freeze_layers: bool = _flag(False, "with --weights: train only the head and the final norm")
+    tune: str = _flag(
+        "all",
+        "with --weights: what trains, one or several of all, head, splines, norms, biases",
+        type=_tune,
+        metavar="PART[,...]",
+    )
+    freeze_layers: bool = _flag(False, "the same as --tune head")
+    head_first: bool = _flag(
+        True, "with --weights: fit a fresh head to the model's features before training"
+    )
+    feature_views: int = _flag(
+        1, "views of each picture whose features the head is fitted to: as it is, and N-1 augmented"
+    )
+    save_delta: bool = _flag(
+        False, "also save what differs from --weights, as best-delta.safetensors"
+    )
     unfreeze_every: int = _flag(
         0,
         "with --freeze-layers: unfreeze one more block, from the last, every N epochs; 0: never",
@@ -103,6 +127,12 @@ class TrainConfig:
     )
     ffn: str | None = _flag(None, "feed-forward block", choices=FFNS)
     head: str | None = _flag(None, "classifier", choices=HEADS)
+    pool: str | None = _flag(
+        None,
+        "what the head sees: the class token, the mean of the patches, or both (default: with"
+        " --weights and a fresh head, whichever classifies the validation pictures best)",
+        choices=POOLS,
+    )
     kan_hidden: int | str | None = _flag(
         None, "hidden width of KAN blocks, or full", type=_kan_hidden, metavar="N"
     )
@@ -218,7 +248,7 @@ class TrainConfig:
             ("workers", 0, None), ("lr", 0, None), ("lrf", 0, 1), ("warmup_epochs", 0, None),
             ("weight_decay", 0, None), ("clip_grad", 0, None), ("label_smoothing", 0, 1),
             ("mixup", 0, None), ("cutmix", 0, None), ("unfreeze_every", 0, None),
-            ("distill_steps", 1, None),
+            ("distill_steps", 1, None), ("feature_views", 1, None),
             ("layer_decay", 0, 1), ("spline_lr", 0, None), ("spline_decay", 0, None),
             ("accumulate", 1, None), ("patience", 0, None), ("seed", 0, 2**63 - 1),
             ("save_minutes", 0, None), ("random_erasing", 0, 1), ("ema", 0, 1),
@@ -238,8 +268,15 @@ class TrainConfig:
 
     def _check_combinations(self) -> None:
         """Settings that need or exclude each other."""
-        if self.freeze_layers and self.weights is None:
-            raise UserError("--freeze-layers needs --weights: frozen layers would stay random")
+        if self.tuned != {"all"} and self.weights is None:
+            flag = "--freeze-layers" if self.freeze_layers else f"--tune {self.tune}"
+            raise UserError(f"{flag} needs --weights: frozen layers would stay random")
+        if self.freeze_layers and self.tune not in ("all", "head"):
+            raise UserError(
+                f"--freeze-layers is --tune head, which is not --tune {self.tune}; leave one out"
+            )
+        if self.save_delta and self.weights is None:
+            raise UserError("--save-delta needs --weights, from which the difference is taken")
         if self.unfreeze_every and not self.freeze_layers:
             raise UserError("--unfreeze-every needs --freeze-layers: nothing is frozen")
         if self.shard and (self.amp == "fp16" or self.refine_grid or self.update_grid_every):
@@ -278,10 +315,16 @@ class TrainConfig:
                     " increase together"
                 )
 
+    @property
+    def tuned(self) -> frozenset[str]:
+        """The parts of the model that train, of `TUNE`; "all" includes every other part."""
+        parts = frozenset({"head"} if self.freeze_layers else self.tune.split(","))
+        return frozenset({"all"}) if "all" in parts else parts
+
     def model_overrides(self) -> dict[str, Any]:
         """The fields of `ViTConfig` that were set."""
         names = (
-            "ffn", "head", "kan_hidden", "mlp_ratio", "groups", "grid_size", "spline_order",
+            "ffn", "head", "pool", "kan_hidden", "mlp_ratio", "groups", "grid_size", "spline_order",
             "grid_range", "kan_norm", "kan_init", "base_activation",
             "img_size", "patch_size", "stem", "num_heads", "in_chans",
             "drop_rate", "drop_path_rate",

@@ -45,6 +45,7 @@ PARTS = [
     {"layer_scale": 0.1, "reg_tokens": 4, "no_embed_class": True},
     {"reg_tokens": 2, "pool": "avg", "fc_norm": True, "qkv_bias": False},
     {"class_token": False, "pool": "avg", "fc_norm": False},
+    {"pool": "both", "reg_tokens": 2, "head": "kan"},
     {"distilled": True, "layer_scale": 0.1},
     {"distilled": True, "no_embed_class": True, "reg_tokens": 3},
     {"pre_logits": True, "norm_eps": 1e-12},
@@ -56,7 +57,7 @@ PARTS = [
 def test_optional_parts_receive_gradients_and_survive_json(parts: dict[str, object]) -> None:
     model = create_model("kansformer_micro_patch4_8", **{"num_classes": 3, **parts})
     y = model(torch.randn(4, 3, 8, 8))
-    assert y.shape == (4, model.config.num_classes or model.config.embed_dim)
+    assert y.shape == (4, model.config.num_classes or model.config.head_inputs)
     (y * torch.randn_like(y)).sum().backward()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert dead == []
@@ -64,6 +65,19 @@ def test_optional_parts_receive_gradients_and_survive_json(parts: dict[str, obje
     assert len(model.forward_features(torch.randn(1, 3, 8, 8))[0]) == 4 + model.config.prefix_tokens
     tokens = {n for n, _ in model.named_parameters() if n.endswith("_token")}
     assert tokens <= model.no_weight_decay() <= {n for n, _ in model.named_parameters()}
+
+
+@torch.no_grad()
+def test_a_head_of_both_poolings_is_the_sum_of_a_head_of_each() -> None:
+    both, token, avg = (
+        create_model("vit_micro_patch4_8", num_classes=3, reg_tokens=2, pool=pool).eval()
+        for pool in ("both", "token", "avg")
+    )
+    state = both.state_dict()
+    for model, weight in zip((token, avg), both.head.weight.chunk(2, dim=1), strict=True):
+        model.load_state_dict({**state, "head.weight": weight})
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(both(x) + both.head.bias, token(x) + avg(x))
 
 
 def test_a_config_from_before_the_optional_parts_is_the_same_model() -> None:

@@ -53,6 +53,7 @@ def test_both_maps_highlight_the_quadrant_that_decides() -> None:
         ({"reg_tokens": 2}, [0]),
         ({"distilled": True}, [0, 1]),
         ({"pool": "avg", "class_token": False, "num_heads": 1}, range(16)),
+        ({"pool": "both"}, [*[0] * 16, *range(1, 17)]),  # half from each
         ({"ffn": "kan", "kan_hidden": 8}, [0]),
     ],
 )

@@ -25,7 +25,7 @@ def test_records_reproduce_the_block() -> None:
 
 
 def test_the_other_tokens_of_the_last_block_change_nothing() -> None:
-    for pool in ("token", "avg"):
+    for pool in ("token", "avg", "both"):
         model = vit(pool=pool, reg_tokens=1)
         x = torch.randn(2, 3, 8, 8)
         before = model(x)

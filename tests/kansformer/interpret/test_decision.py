@@ -19,6 +19,7 @@ from models.vit_model import create_model
 CONFIGS = {
     "kan": {},
     "kan, mean pooling, a scale": {"pool": "avg", "fc_norm": True, "layer_scale": 0.5},
+    "kan, both poolings": {"pool": "both", "reg_tokens": 1},
     "kan, two class tokens": {"distilled": True, "kan_norm": False, "kan_bias": True},
     "group-kan": {"ffn": "group-kan"},
     "group-kan, a kan head": {"ffn": "group-kan", "head": "kan", "head_hidden": 6},
