@@ -298,7 +298,12 @@ def make_ffn(config: ViTConfig, number: int = 0) -> nn.Module:
 
 
 def make_head(config: ViTConfig) -> nn.Module:
-    """The classifier that the config names, (B, D) -> (B, num_classes)."""
+    """The classifier that the config names, (B, head_inputs) -> (B, num_classes).
+
+    The identity if there are no classes.
+    """
+    if not config.num_classes:
+        return nn.Identity()
     if config.head == "linear":
         return nn.Linear(config.head_inputs, config.num_classes)
     widths = (config.head_inputs, config.head_hidden, config.num_classes)
@@ -394,10 +399,8 @@ class VisionTransformer(nn.Module):
             else nn.Identity()
         )
         self.head_drop = nn.Dropout(config.drop_rate)
-        self.head = make_head(config) if config.num_classes else nn.Identity()
-        self.head_dist = None
-        if config.distilled:
-            self.head_dist = make_head(config) if config.num_classes else nn.Identity()
+        self.head = make_head(config)
+        self.head_dist = make_head(config) if config.distilled else None
 
         # Position embeddings about as large as patch embeddings: with ViT's 0.02 a small model
         # spends many epochs on growing them (digits, 5 epochs: 50 % against 84 % in validation).
@@ -449,6 +452,25 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+    def reset_classifier(self, num_classes: int, pool: str | None = None) -> None:
+        """Replaces the head by a fresh one on the model's device, as timm's function of that name.
+
+        Args:
+            num_classes: 0 for none.
+            pool: what the head sees, as in `ViTConfig`; None leaves it as it is.
+
+        Raises:
+            ValueError: the model does not allow that pooling.
+        """
+        self.config = replace(
+            self.config, num_classes=num_classes, pool=self.config.pool if pool is None else pool
+        )
+        self.head = make_head(self.config)
+        self.head_dist = make_head(self.config) if self.config.distilled else None
+        for head in (self.head, self.head_dist):
+            if head is not None:
+                head.apply(_init_linear).to(self.pos_embed.device).train(self.training)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are exempt from weight decay.

@@ -72,6 +72,8 @@ def reset_unused_settings(
         unused = {n: defaults[n] for n in SPLINE_SETTINGS if getattr(config, n) != defaults[n]}
     for name in unused:
         log(f"warning: {flag_name(name)} has no effect: the model has no splines")
+    if config.head_only:  # there are no training steps
+        unused |= {"epochs": 1, "refine_grid": None, "update_grid_every": 0, "ema": 0.0}
     if (config.mixup or config.cutmix) and config.batch_size % 2:
         log("warning: --mixup and --cutmix have no effect on batches of odd size; make --batch-size"
             " even")  # fmt: skip

@@ -321,6 +321,11 @@ class TrainConfig:
         parts = frozenset({"head"} if self.freeze_layers else self.tune.split(","))
         return frozenset({"all"}) if "all" in parts else parts
 
+    @property
+    def head_only(self) -> bool:
+        """Whether the head alone is fitted to features, so that there are no training steps."""
+        return self.tuned == {"head"} and self.head_first and not self.unfreeze_every
+
     def model_overrides(self) -> dict[str, Any]:
         """The fields of `ViTConfig` that were set."""
         names = (

@@ -60,6 +60,14 @@ class Ranks:
         dist.all_gather(rows, values)
         return torch.stack(rows).tolist()
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """A picklable value of every rank, in the order of the ranks."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Waits until all ranks have called it."""
         if self.world > 1:

@@ -85,7 +85,7 @@ def train(
         keep_initial_state(run)
         with StopSignals() as signals:
             while not run.is_done:
-                if train_epoch(run, signals):
+                if config.head_only or train_epoch(run, signals):
                     finish_epoch(run, signals)
             log_early_stop(run)
             summary = finish(run, signals)

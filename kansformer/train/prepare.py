@@ -1,6 +1,7 @@
 """Prepares a training run: builds all its objects from the settings, or restores a saved state."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +26,14 @@ from kansformer.train.build import build_model, distill_mlps, twin_sizes
 from kansformer.train.checks import check_grid_updates, check_settings, reset_unused_settings
 from kansformer.train.config import TrainConfig
 from kansformer.train.distributed import Ranks, restart_count, shard
+from kansformer.train.features import Extractor, join, poolings
 from kansformer.train.grids import calibrate, first_pictures
+from kansformer.train.head import HeadFit, fit_head, fits_head
 from kansformer.train.loss import make_criterion, make_mix
 from kansformer.train.optimizer import make_scaler
 from kansformer.train.run import Run, reset_optimizer
 from kansformer.train.run_folder import RunFolder
-from kansformer.train.state import restore
+from kansformer.train.state import restore, with_choices
 from kansformer.train.summary import describe_model
 from kansformer.words import number
 from models.twins import count_flops, count_parameters
@@ -57,6 +60,9 @@ def prepare(
     assert data.val is not None, "the data needs a validation split"
     folder, resume = choose_folder(config, data)
     ranks.barrier()  # every rank looks at the folder before the first one writes to it
+    state = folder.load_state(log) if resume else None
+    if state is not None:
+        config = with_choices(config, state["settings"])
 
     torch.manual_seed(config.seed)
     model, preprocessing, loaded = build_model(config, data)
@@ -108,6 +114,15 @@ def prepare(
         if config.calibrate_grid:
             calibrate(model, images)
         check_grid_updates(config, model, images)
+    head = None
+    if loaded and fits_head(config, loaded) and not resume:
+        features = Extractor(
+            model, preprocessing, folder.path, ranks, choose_workers(config, data.train), log
+        )
+        head = fit_head_first(config, data, features)
+        config = replace(config, pool=model.config.pool)
+        log(f"head    {head}")
+        load_report = {**(load_report or {}), "head": head.to_dict()}
 
     ema = None
     if config.ema:
@@ -139,13 +154,16 @@ def prepare(
         resumed=resume,
     )
     reset_optimizer(run)
+    if head is not None and config.head_only:  # instead of training steps
+        run.progress.loss, run.progress.pictures = head.train_loss * head.pictures, head.pictures
+        run.progress.seconds = run.progress.total_seconds = head.seconds
     devices = f"{ranks.device}{f' x {ranks.world}' if ranks.world > 1 else ''}"
     log(
         f"run     recipe {config.recipe}, augmentation {config.augment},"
         f" {number(config.epochs, 'epoch')} on {devices}, output in {folder.path}"
     )
-    if resume:
-        restore(run, folder.load_state(log))
+    if state is not None:
+        restore(run, state)
         step = f", step {run.progress.step}" if run.progress.step else ""
         log(f"resumed after epoch {run.progress.epoch}{step}")
     return run
@@ -162,6 +180,25 @@ def choose_folder(config: TrainConfig, data: PictureData) -> tuple[RunFolder, bo
     if restart_count():
         resume, overwrite = resume or (output / "last.pt").is_file(), True
     return RunFolder(output, Path(config.data_path), resume=resume, overwrite=overwrite), resume
+
+
+def fit_head_first(config: TrainConfig, data: PictureData, features: Extractor) -> HeadFit:
+    """Fits a model's head to the features of the training pictures; all ranks must call it.
+
+    Raises:
+        UserError: there are too few pictures.
+    """
+    assert data.val is not None
+    started = time.monotonic()
+    views = range(1, config.feature_views)
+    train = [features(data.train)]
+    train += [features(data.train, config.augment, view, config.seed) for view in views]
+    val = features(data.val)
+    pools = [config.pool] if config.pool else list(poolings(features.model))
+    return fit_head(
+        features.model, join(train), val, pools,
+        balanced=config.class_weights or config.balanced_sampler, seed=config.seed, started=started,
+    )  # fmt: skip
 
 
 def choose_workers(config: TrainConfig, pictures: Pictures) -> int:

@@ -96,6 +96,8 @@ class Run:
     @property
     def steps(self) -> int:
         """Steps per epoch."""
+        if self.config.head_only:
+            return 0
         return min(self.sampler.steps, self.config.max_steps or self.sampler.steps)
 
     @property

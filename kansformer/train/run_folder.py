@@ -52,7 +52,8 @@ class RunFolder:
         refuse_unmakeable(path)
         if resume and not (self.last.is_file() or self.previous.is_file()):
             raise UserError(f"{self.last}: nothing to resume; leave out --resume to start")
-        if not resume and not overwrite and path.is_dir() and any(path.iterdir()):
+        occupied = path.is_dir() and any(file.name != "features" for file in path.iterdir())
+        if not resume and not overwrite and occupied:
             contents = "holds an earlier run" if self.last.exists() else "is not empty"
             raise UserError(
                 f"{path}: {contents}; continue with --resume, replace it with --overwrite, or"

@@ -113,7 +113,6 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         UserError: the state is that of a run with other settings or pictures.
     """
     check_same_run(state, run.config, run.fingerprint, run.sampler.step_size)
-    run.config = replace(run.config, lr=state["settings"]["lr"])  # --find-lr may have chosen it
     run.load_report = state["weights"]
     models = {"model": run.model}
     if run.ema is not None:
@@ -133,6 +132,20 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     run.wrapped_model = None  # parameters may have other shapes than when it was wrapped
 
 
+def with_choices(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
+    """The settings of a resumed run, with those that it chose itself when it was started.
+
+    Args:
+        settings: of the saved state.
+    """
+    choices: dict[str, Any] = {
+        name: settings.get(name) for name in ("img_size", "pool") if getattr(config, name) is None
+    }
+    if config.find_lr:
+        choices["lr"] = settings["lr"]
+    return replace(config, **choices)
+
+
 def check_same_run(state: dict[str, Any], config: TrainConfig, data: str, step_size: int) -> None:
     """Checks that a saved state belongs to this run.
 
@@ -144,7 +157,7 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, data: str, step_s
         UserError: the settings or the pictures differ.
     """
     for setting in fields(TrainConfig):
-        if setting.name in FREE_ON_RESUME or (setting.name == "lr" and config.find_lr):
+        if setting.name in FREE_ON_RESUME:
             continue
         # a setting that did not exist when the state was written had its default value
         default = None if setting.default is MISSING else setting.default
