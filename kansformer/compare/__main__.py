@@ -9,6 +9,7 @@ arms.
 """
 
 import argparse
+import os
 import sys
 
 from kansformer.compare.finished import size_of
@@ -47,6 +48,8 @@ def main() -> None:
         raise UserError("--arms must name mlp, the baseline, and at least one more")
     if "ffn" in flags:
         raise UserError("--ffn is chosen by --arms; leave it out")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("a comparison runs in one process; start it without torchrun")
     if flags.get("tune") == "splines":
         raise UserError("--tune splines leaves the MLP nothing to train; give --tune splines,head")
     folder, runs = run_all(flags, arms, seeds, keep_weights)

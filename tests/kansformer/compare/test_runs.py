@@ -337,6 +337,14 @@ def test_an_mlp_has_no_splines_to_tune() -> None:
     assert flags["tune"] == "head,splines"
 
 
+def test_torchrun_is_refused(
+    arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call(monkeypatch, *arguments) == 2
+    assert "without torchrun" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
