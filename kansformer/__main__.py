@@ -15,7 +15,7 @@ COMMANDS = {
     "export": ("kansformer.export.__main__", "write a model as ONNX or pt2"),
     "interpret": ("kansformer.interpret.__main__", "show what a model has learned, prune it"),
     "web": ("kansformer.web.__main__", "try a model in the browser"),
-    "compare": ("kansformer.compare", "train KANs and an MLP with paired seeds"),
+    "compare": ("kansformer.compare.__main__", "train KANs and an MLP with paired seeds"),
     "doctor": ("kansformer.data.doctor", "check a folder of pictures, change nothing"),
     "report": ("kansformer.report.__main__", "write the report of a training run again"),
 }

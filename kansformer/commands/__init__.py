@@ -1,4 +1,4 @@
 """The commands train, predict and split.
 
-The others are the `__main__.py` of their packages, `compare.py` and `data/doctor.py`.
+The others are the `__main__.py` of their packages, and `data/doctor.py`.
 """
