@@ -35,6 +35,7 @@ def summarize(run: Run) -> dict[str, Any]:
     """The contents of summary.json for a finished run, without its test figures."""
     data, config, history = run.data, run.config, run.progress.history
     best = run.best
+    head = (run.load_report or {}).get("head")
     return {
         "data": data.name,
         "classes": len(data.class_names),
@@ -46,6 +47,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "parameters": count_parameters(run.model),
         "flops_per_image": count(run.model.config, "flops"),
         "mlp_twin": twin_sizes(config, run.model.config),
+        "head": head and {name: head[name] for name in ("pool", "c", "val_acc1", "seconds")},
         "best_epoch": best["epoch"],
         "val_acc1": best["val_acc1"],
         "val_loss": best["val_loss"],

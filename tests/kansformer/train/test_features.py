@@ -185,7 +185,11 @@ def test_augmented_views_are_functions_of_seed_and_number(
     tmp_path: Path, pictures: Pictures, forwarded: list[int]
 ) -> None:
     extract = extractor(tmp_path / "a" / "run")
-    plain, one, two = extract(pictures), extract(pictures, "small", 1), extract(pictures, "small", 2)
+    plain, one, two = (
+        extract(pictures),
+        extract(pictures, "small", 1),
+        extract(pictures, "small", 2),
+    )
     other = extract(pictures, "small", 1, seed=5)
     forwarded.clear()
     assert same(one, extract(pictures, "small", 1))
