@@ -82,7 +82,7 @@ def has_block_splines(model: VisionTransformer) -> bool:
 def reset_unused_settings(
     config: TrainConfig, model: VisionTransformer, ranks: Ranks, log: Callable[[str], None]
 ) -> TrainConfig:
-    """Warns of settings without effect, and gives those of splines their defaults.
+    """Warns of settings without effect, and resets those of splines: defaults, no --tune splines.
 
     They are no errors, since `kansformer.compare` passes the same flags to a KAN and to an MLP.
     """
