@@ -17,13 +17,14 @@ COMMANDS = {
     "web": ("kansformer.web.__main__", "try a model in the browser"),
     "compare": ("kansformer.compare.__main__", "train KANs and an MLP with paired seeds"),
     "doctor": ("kansformer.data.doctor", "check a folder of pictures, change nothing"),
+    "apply-delta": ("kansformer.pretrained.delta", "complete the weights saved by --save-delta"),
     "report": ("kansformer.report.__main__", "write the report of a training run again"),
 }
 HELP = "\n".join(
     [
         "usage: kansformer COMMAND ...",
         "",
-        *(f"  {name:11}{what}" for name, (_, what) in COMMANDS.items()),
+        *(f"  {name:12}{what}" for name, (_, what) in COMMANDS.items()),
         "",
         "kansformer COMMAND --help lists the flags of a command; kansformer --version",
     ]

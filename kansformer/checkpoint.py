@@ -3,10 +3,14 @@
 Its metadata, JSON under one key, holds the format version, the model's config, the preprocessing,
 the class names in the order of the logits, the temperature by which logits are divided before the
 softmax (1 if absent), and how the model was trained. Nothing in it is ever unpickled.
+
+A delta (`kansformer.pretrained.delta`) is such a file with only some of the model's tensors. Its
+metadata also hold the fingerprint of the weights from which the others come.
 """
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +24,7 @@ from kansformer.data import PictureData, Preprocessing
 from kansformer.data.sources import SplitRule
 from kansformer.errors import UserError
 from kansformer.files import to_json, write_bytes
+from kansformer.words import command
 from models.vit_model import VisionTransformer, ViTConfig
 
 FORMAT_VERSION = 1
@@ -28,7 +33,11 @@ METADATA_KEY = "kansformer"
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The contents of a weights file."""
+    """The contents of a weights file.
+
+    Attributes:
+        base: of a delta, the fingerprint of the tensors that it leaves out.
+    """
 
     tensors: dict[str, torch.Tensor]
     config: ViTConfig
@@ -36,6 +45,7 @@ class WeightsFile:
     class_names: tuple[str, ...]
     training: dict[str, Any]
     temperature: float
+    base: str | None = None
 
 
 class TrainedModel(VisionTransformer):
@@ -139,18 +149,30 @@ def save_model(
     """
     if len(class_names) != model.config.num_classes:
         raise ValueError(f"{len(class_names)} names for {model.config.num_classes} classes")
+    tensors = dict(model.state_dict() if state is None else state)
+    names = tuple(class_names)
+    write_weights(
+        path, WeightsFile(tensors, model.config, preprocessing, names, training or {}, temperature)
+    )
+
+
+def write_weights(path: str | Path, file: WeightsFile) -> None:
+    """Writes a weights file or a delta; an existing one is replaced only when it is complete.
+
+    Raises:
+        JobFailed: the file cannot be written.
+    """
     metadata = {
         "format_version": FORMAT_VERSION,
-        "config": model.config.to_dict(),
-        "preprocessing": preprocessing.to_dict(),
-        "class_names": list(class_names),
-        "temperature": temperature,
-        "training": training or {},
+        "config": file.config.to_dict(),
+        "preprocessing": file.preprocessing.to_dict(),
+        "class_names": list(file.class_names),
+        "temperature": file.temperature,
+        "training": file.training,
     }
-    tensors = {
-        name: value.detach().cpu().contiguous()
-        for name, value in (model.state_dict() if state is None else state).items()
-    }
+    if file.base is not None:
+        metadata["base"] = file.base
+    tensors = {name: value.detach().cpu().contiguous() for name, value in file.tensors.items()}
     packed = to_safetensors(tensors, {"format": "pt", METADATA_KEY: to_json(metadata)})
     write_bytes(Path(path), packed)
 
@@ -165,7 +187,16 @@ def load_model(path: str | Path) -> TrainedModel:
     Raises:
         UserError: the file is missing, damaged, or not a KANsformer weights file.
     """
-    file = read_weights(path)
+    return model_of(read_weights(path), path)
+
+
+def model_of(file: WeightsFile, path: str | Path) -> TrainedModel:
+    """The model of a complete weights file that was read from `path`, as `load_model` returns it.
+
+    Raises:
+        UserError: its tensors are not those of its config.
+    """
+    _check_depth(file, path)
     # On "meta" no memory is allocated before the config's sizes match the tensors, since a
     # malicious file could state any size.
     try:
@@ -182,10 +213,27 @@ def load_model(path: str | Path) -> TrainedModel:
 
 
 def read_weights(path: str | Path) -> WeightsFile:
-    """Reads a weights file and validates its metadata.
+    """Reads a complete weights file and validates its metadata.
 
     Raises:
-        UserError: the file is missing, damaged, or not a KANsformer weights file.
+        UserError: the file is missing, damaged, not a KANsformer weights file, or a delta.
+    """
+    file = read_weights_or_delta(path)
+    if file.base is not None:
+        raise UserError(
+            f"{path}: only the difference from pretrained weights; to get complete ones, run"
+            f" {command('apply-delta')} --delta {shlex.quote(str(path))} --weights PRETRAINED"
+            " --output best.safetensors"
+        )
+    _check_depth(file, path)
+    return file
+
+
+def read_weights_or_delta(path: str | Path) -> WeightsFile:
+    """Reads a weights file or a delta and validates its metadata.
+
+    Raises:
+        UserError: the file is missing, damaged, or neither of them.
     """
     if Path(path).is_dir():
         raise UserError(f"{path}: a folder; give the weights file in it, such as best.safetensors")
@@ -212,17 +260,17 @@ def read_weights(path: str | Path) -> WeightsFile:
             tuple(str(name) for name in metadata["class_names"]),
             dict(metadata["training"]),
             _checked_temperature(metadata.get("temperature", 1.0)),
+            _checked_base(metadata.get("base")),
         )
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise _not_ours(path, f"bad metadata: {' '.join(str(error).split())}") from None
     config, preprocessing = contents.config, contents.preprocessing
-    if (
-        len(set(contents.class_names)) != config.num_classes
-        or (preprocessing.img_size, preprocessing.in_chans) != (config.img_size, config.in_chans)
-        or config.depth > len(tensors)
-    ):
+    if len(set(contents.class_names)) != config.num_classes or (
+        preprocessing.img_size,
+        preprocessing.in_chans,
+    ) != (config.img_size, config.in_chans):
         raise _not_ours(path, "its metadata contradict each other or its tensors")
     if not all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values()):
         raise _not_ours(path, "not all of its tensors are finite numbers in float32")
@@ -234,6 +282,18 @@ def _checked_temperature(value: Any) -> float:
     if not (is_number and math.isfinite(value) and value > 0):
         raise ValueError(f"temperature must be a positive number, not {value!r}")
     return float(value)
+
+
+def _checked_base(value: Any) -> str | None:
+    if not (value is None or isinstance(value, str)):
+        raise ValueError(f"base must be a fingerprint, not {value!r}")
+    return value
+
+
+def _check_depth(file: WeightsFile, path: str | Path) -> None:
+    """Refuses more blocks than there are tensors, since even on "meta" each block takes memory."""
+    if file.config.depth > len(file.tensors):
+        raise _not_ours(path, f"{len(file.tensors)} tensors for {file.config.depth} blocks")
 
 
 def _not_ours(path: str | Path, cause: str) -> UserError:

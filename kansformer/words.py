@@ -8,6 +8,7 @@ IN_CHECKOUT = {
     "predict": "predict.py",
     "split": "split_data.py",
     "doctor": "-m kansformer.data.doctor",
+    "apply-delta": "-m kansformer.pretrained.delta",
 }
 
 

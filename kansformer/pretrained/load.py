@@ -53,6 +53,21 @@ class Source:
     statistics_known: bool  # whether mean and std are in the file or in its config.json
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """The tensors with which a file fills a model, under the model's names.
+
+    Attributes:
+        resized: names of those that were resized, and how.
+        why_fresh_head: why the file's head is not used; empty if it is.
+    """
+
+    config: ViTConfig
+    state: StateDict
+    resized: dict[str, str]
+    why_fresh_head: str
+
+
 def load_pretrained(
     weights: str | Path,
     ffn: str | None = None,
@@ -119,36 +134,20 @@ def _load(
     unknown = set(requested) - {field.name for field in fields(ViTConfig)}
     if unknown:
         raise UserError(f"unknown model settings: {', '.join(sorted(unknown))}")
-    raw = read_file(path)
-    source = _read_ours(raw) if METADATA_KEY in raw.metadata else _read_foreign(raw, requested)
+    source = read_source(path, requested)
     conversion = source.conversion
     try:
-        old_ffn, ffn = source.config.ffn, requested.get("ffn")
-        if old_ffn == "mlp" and ffn in FFN_SETTINGS and ffn != old_ffn:
-            requested = warm_settings(ffn, source.config, requested)
-        settings = {**_without_block_sizes(source.config, requested), **requested}
-        reason = _why_fresh_head(source, settings, class_names)
-        if reason:
-            settings["pre_logits"] = requested.get("pre_logits", False)
-            _drop(conversion, HEAD, reason)
-        elif class_names and source.class_names is None:
-            conversion.notes.append("the head is kept, although the file does not name its classes")
-        config = ViTConfig(**settings)
-        _drop_unused(conversion, source.config, config)
-        if config.ffn != old_ffn and is_narrow(config):
-            _drop(conversion, BLOCK, f"replaced by a KAN of width {config.ffn_hidden}")
-            conversion.notes.append("the KAN blocks are fresh until they are fitted to the MLPs")
-        state, resized = resize_state(conversion.state, config, conversion.resampling)
+        fitted = fit_source(source, requested, class_names)
+        config, state = fitted.config, fitted.state
         preprocessing = source.preprocessing.for_input(config.img_size, config.in_chans)
-        state = _to_ffn(state, source.config, config)
     except (ValueError, OverflowError) as error:
         raise UserError(f"{path}: {error}; change the flags of the model") from None
     if statistics:
         preprocessing = preprocessing.with_statistics(statistics)
     elif conversion.assumption and not source.statistics_known:
         conversion.notes.append(conversion.assumption)
-    filled = _fates(conversion, state, resized)
-    model, fresh = _build(path, state, source.config, config, reason)
+    filled = _fates(conversion, state, fitted.resized)
+    model, fresh = _build(path, state, source.config, config, fitted.why_fresh_head)
     report = LoadReport(
         path=str(path),
         format=conversion.format,
@@ -160,6 +159,52 @@ def _load(
     )
     _check_share(report, model)
     return model.eval(), report
+
+
+def read_source(path: str | Path, requested: dict[str, Any]) -> Source:
+    """Reads a weights file.
+
+    Args:
+        requested: fields of `ViTConfig`, for `num_heads`, which a file may not record.
+
+    Raises:
+        UserError: no such file, a damaged or hostile one, or not a ViT in a known format.
+    """
+    raw = read_file(path)
+    return _read_ours(raw) if METADATA_KEY in raw.metadata else _read_foreign(raw, requested)
+
+
+def fit_source(
+    source: Source, requested: dict[str, Any], class_names: tuple[str, ...] | None
+) -> Fitted:
+    """The tensors with which a file fills the model that is requested; builds no model.
+
+    The tensors that are not used are removed from `source.conversion`.
+
+    Args:
+        requested: fields of `ViTConfig`; those left out are the file's.
+
+    Raises:
+        ValueError, OverflowError: the file cannot become such a model.
+    """
+    conversion = source.conversion
+    old_ffn, ffn = source.config.ffn, requested.get("ffn")
+    if old_ffn == "mlp" and ffn in FFN_SETTINGS and ffn != old_ffn:
+        requested = warm_settings(ffn, source.config, requested)
+    settings = {**_without_block_sizes(source.config, requested), **requested}
+    reason = _why_fresh_head(source, settings, class_names)
+    if reason:
+        settings["pre_logits"] = requested.get("pre_logits", False)
+        _drop(conversion, HEAD, reason)
+    elif class_names and source.class_names is None:
+        conversion.notes.append("the head is kept, although the file does not name its classes")
+    config = ViTConfig(**settings)
+    _drop_unused(conversion, source.config, config)
+    if config.ffn != old_ffn and is_narrow(config):
+        _drop(conversion, BLOCK, f"replaced by a KAN of width {config.ffn_hidden}")
+        conversion.notes.append("the KAN blocks are fresh until they are fitted to the MLPs")
+    state, resized = resize_state(conversion.state, config, conversion.resampling)
+    return Fitted(config, _to_ffn(state, source.config, config), resized, reason)
 
 
 def _read_ours(raw: RawFile) -> Source:

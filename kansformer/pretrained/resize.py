@@ -10,6 +10,9 @@ from kansformer.pretrained.conversion import StateDict
 from kansformer.words import number
 from models.vit_model import ViTConfig
 
+# Values of an embedding: 87,000 patches of width 768. More is a mistake, or a hostile file.
+MOST_VALUES = 2**26
+
 
 @torch.no_grad()
 def resize_state(
@@ -25,7 +28,8 @@ def resize_state(
         The new state dict, and for each tensor that changed, what was done to it.
 
     Raises:
-        ValueError: channels that timm has no rule for, or positions for other tokens.
+        ValueError: channels that timm has no rule for, positions for other tokens, or an embedding
+            of more than MOST_VALUES.
     """
     new, changes = dict(state), {}
     interpolation, antialias = resampling
@@ -44,6 +48,7 @@ def resize_state(
         )
     side = config.img_size // config.patch_size
     if side != old_side:
+        _check_size(prefix + side**2, positions.shape[2])
         new["pos_embed"] = resample_abs_pos_embed(
             positions, [side, side], [old_side, old_side], prefix, interpolation, antialias
         )
@@ -56,7 +61,9 @@ def _resize_patches(
 ) -> tuple[Tensor, list[str]]:
     """The weights of the patch embedding, and what was done to them."""
     steps = []
-    _, channels, _, side = patches.shape
+    dim, channels, _, side = patches.shape
+    if (channels, side) != (config.in_chans, config.patch_size):
+        _check_size(dim, config.in_chans, config.patch_size**2)
     if channels != config.in_chans:
         patches = _adapt_channels(patches, config.in_chans)
         steps.append(f"{channels} to {number(config.in_chans, 'channel')}")
@@ -65,6 +72,11 @@ def _resize_patches(
         patches = resample_patch_embed(patches, size, *resampling)
         steps.append(f"patches of {side} to {config.patch_size} pixels")
     return patches, steps
+
+
+def _check_size(*shape: int) -> None:
+    if math.prod(shape) > MOST_VALUES:
+        raise ValueError(f"an embedding of {' x '.join(map(str, shape))} values is too large")
 
 
 def _adapt_channels(patches: Tensor, in_chans: int) -> Tensor:

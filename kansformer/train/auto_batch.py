@@ -5,11 +5,11 @@ import copy
 import torch
 
 from kansformer.errors import JobFailed
-from kansformer.train.build import freeze_layers
 from kansformer.train.distributed import is_sharded
 from kansformer.train.optimizer import make_scaler
 from kansformer.train.run import Run
 from kansformer.train.step import compute_gradient
+from kansformer.train.tune import names_in_epoch, train_only
 
 
 def choose_micro_batches(run: Run) -> int:
@@ -23,9 +23,8 @@ def choose_micro_batches(run: Run) -> int:
         JobFailed: not even one picture fits.
     """
     config = run.config
-    if config.freeze_layers:  # unfreeze as many layers as will ever train; see `ready_model`
-        every = config.unfreeze_every
-        freeze_layers(run.model, (config.epochs - 1) // every if every else 0)
+    # in the last epoch, when the most parameters train; see `ready_model`
+    train_only(run.model, names_in_epoch(run.model, config, config.epochs - 1))
     micro_batches = 1
     while not _fits(run, micro_batches):
         if micro_batches >= config.batch_size:

@@ -1,6 +1,5 @@
-"""The model of a run: fresh or from weights, its MLP twin, and which of its layers train."""
+"""The model of a run, fresh or from weights, and its MLP twin."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -92,31 +91,3 @@ def distill_mlps(
             f" {result['val_acc1_of_mlps']:.2f} %"
         )
     return result
-
-
-def freeze_layers(model: VisionTransformer, unfrozen_blocks: int = 0) -> list[str]:
-    """Freezes everything except the head, the final norm and the last `unfrozen_blocks` blocks.
-
-    When no block is frozen, the embedding trains too.
-
-    Returns:
-        The names of the frozen parameters.
-    """
-    first = model.config.depth - unfrozen_blocks
-    frozen = []
-    for name, parameter in model.named_parameters():
-        block = re.match(r"blocks\.(\d+)\.", name)
-        after_blocks = name.startswith(("head.", "head_dist.", "pre_logits.", "norm.", "fc_norm."))
-        trains = first <= 0 or after_blocks or (block is not None and int(block[1]) >= first)
-        parameter.requires_grad_(trains)
-        if not trains:
-            frozen.append(name)
-    return frozen
-
-
-def summarize_names(names: list[str]) -> str:
-    """Parameter names in short: "patch_embed, pos_embed, blocks 0 to 3"."""
-    blocks = [int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.", name))]
-    parts = dict.fromkeys(name.split(".")[0] for name in names if not name.startswith("blocks."))
-    last = [f"blocks 0 to {max(blocks)}"] if blocks else []
-    return ", ".join([*parts, *last]) or "nothing"

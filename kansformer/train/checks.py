@@ -14,9 +14,10 @@ from torch import Tensor
 from kansformer.data import PictureData
 from kansformer.errors import UserError
 from kansformer.pretrained import LoadReport
-from kansformer.train.config import TrainConfig, flag_name
+from kansformer.train.config import TUNE, TrainConfig, flag_name
 from kansformer.train.distributed import Ranks
 from kansformer.train.grids import fit_to_pictures, grid_changes
+from kansformer.train.tune import trained_names
 from kansformer.words import number
 from models.kan_grid import refine_grid, spline_layers, update_grid
 from models.vit_model import VisionTransformer
@@ -48,8 +49,22 @@ def check_settings(
             f"{number(len(data.train), 'training picture')}, too few for a step of {step_size} on"
             f" {ranks.world} processes; lower --batch-size"
         )
-    if loaded and loaded.left_out_mlps and config.freeze_layers and not config.distill:
-        raise UserError("--freeze-layers would leave the KAN blocks random; leave out --no-distill")
+    if config.tuned == {"splines"} and not has_block_splines(model):
+        raise UserError(
+            "--tune splines: the model's blocks have no splines; choose --ffn group-kan, or tune"
+            " another part"
+        )
+    if loaded and config.tuned != {"all"}:
+        if loaded.left_out_mlps and not config.distill:
+            raise UserError(
+                f"{config.tune_flag} would leave the KAN blocks random; leave out --no-distill"
+            )
+        fresh_head = any(name.startswith("head.") for name in loaded.fresh)
+        if fresh_head and "head" not in config.tuned and not config.head_first:
+            raise UserError(
+                f"{config.tune_flag} would leave the head random; leave out --no-head-first, or"
+                f" give --tune {config.tune},head"
+            )
     sizes = {layer.grid_size for layer in spline_layers(model).values()}
     refined = [size for _, size in config.refine_grid or ()]
     if sizes and refined and min(refined) <= max(sizes):
@@ -59,24 +74,37 @@ def check_settings(
         )
 
 
+def has_block_splines(model: VisionTransformer) -> bool:
+    """Whether --tune splines has anything to train."""
+    return bool(trained_names(model, frozenset({"splines"})))
+
+
 def reset_unused_settings(
     config: TrainConfig, model: VisionTransformer, ranks: Ranks, log: Callable[[str], None]
 ) -> TrainConfig:
-    """Warns of settings without effect, and gives those of splines their defaults.
+    """Warns of settings without effect, and resets those of splines: defaults, no --tune splines.
 
     They are no errors, since `kansformer.compare` passes the same flags to a KAN and to an MLP.
     """
     unused: dict[str, Any] = {}
+    if "splines" in config.tuned and not has_block_splines(model):
+        log(f"warning: --tune {config.tune}: the model's blocks have no splines; the rest trains")
+        rest = ",".join(part for part in TUNE if part in config.tuned - {"splines"})
+        config = replace(config, tune=rest)
     if not spline_layers(model):
         defaults = {setting.name: setting.default for setting in fields(TrainConfig)}
-        unused = {n: defaults[n] for n in SPLINE_SETTINGS if getattr(config, n) != defaults[n]}
-    for name in unused:
-        log(f"warning: {flag_name(name)} has no effect: the model has no splines")
+        for name in SPLINE_SETTINGS:
+            if getattr(config, name) != defaults[name]:
+                log(f"warning: {flag_name(name)} has no effect: the model has no splines")
+                unused[name] = defaults[name]
     if config.head_only:  # there are no training steps
         unused |= {"epochs": 1, "refine_grid": None, "update_grid_every": 0, "ema": 0.0}
     if (config.mixup or config.cutmix) and config.batch_size % 2:
         log("warning: --mixup and --cutmix have no effect on batches of odd size; make --batch-size"
             " even")  # fmt: skip
+    if config.save_delta and (config.tuned == {"all"} or config.unfreeze_every):
+        log("warning: --save-delta will be as large as the model, since all of it trains; --tune"
+            " splines,head keeps it small")  # fmt: skip
     if config.shard and ranks.world == 1:
         log("warning: --shard has no effect on one process; start several with torchrun")
     return replace(config, **unused)

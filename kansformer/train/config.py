@@ -61,6 +61,12 @@ def _tune(text: str) -> str:
     return ",".join(part for part in TUNE if part in parts)
 
 
+def tuned_parts(tune: str, freeze_layers: bool) -> frozenset[str]:
+    """The parts of the model that --tune and --freeze-layers name; {"all"} includes the others."""
+    parts = frozenset({"head"} if freeze_layers else tune.split(","))
+    return frozenset({"all"}) if "all" in parts else parts
+
+
 def _kan_hidden(text: str) -> int | str:
     if text == "full":
         return text
@@ -120,7 +126,7 @@ class TrainConfig:
     )
     unfreeze_every: int = _flag(
         0,
-        "with --freeze-layers: unfreeze one more block, from the last, every N epochs; 0: never",
+        "with --tune head: unfreeze one more block, from the last, every N epochs; 0: never",
     )
     layer_decay: float = _flag(
         1.0, "factor on the learning rate from block to block, towards the input"
@@ -263,22 +269,27 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{flag_name(name)} must be above 0, not {value}")
+        for part in self.tune.split(","):
+            if part not in TUNE:
+                raise UserError(f"--tune must be one or several of {', '.join(TUNE)}, not {part}")
         if self.in_chans not in (None, 1, 3):
             raise UserError(f"--in-chans must be 1 or 3, not {self.in_chans}")
 
     def _check_combinations(self) -> None:
         """Settings that need or exclude each other."""
         if self.tuned != {"all"} and self.weights is None:
-            flag = "--freeze-layers" if self.freeze_layers else f"--tune {self.tune}"
-            raise UserError(f"{flag} needs --weights: frozen layers would stay random")
+            raise UserError(f"{self.tune_flag} needs --weights: frozen layers would stay random")
         if self.freeze_layers and self.tune not in ("all", "head"):
             raise UserError(
                 f"--freeze-layers is --tune head, which is not --tune {self.tune}; leave one out"
             )
         if self.save_delta and self.weights is None:
             raise UserError("--save-delta needs --weights, from which the difference is taken")
-        if self.unfreeze_every and not self.freeze_layers:
-            raise UserError("--unfreeze-every needs --freeze-layers: nothing is frozen")
+        if self.unfreeze_every and self.tuned != {"head"}:
+            raise UserError(
+                "--unfreeze-every needs --tune head, the same as --freeze-layers, not --tune"
+                f" {self.tune}"
+            )
         if self.shard and (self.amp == "fp16" or self.refine_grid or self.update_grid_every):
             raise UserError(
                 "--shard needs fixed grids and --amp bf16 or none; leave out --refine-grid,"
@@ -318,8 +329,12 @@ class TrainConfig:
     @property
     def tuned(self) -> frozenset[str]:
         """The parts of the model that train, of `TUNE`; "all" includes every other part."""
-        parts = frozenset({"head"} if self.freeze_layers else self.tune.split(","))
-        return frozenset({"all"}) if "all" in parts else parts
+        return tuned_parts(self.tune, self.freeze_layers)
+
+    @property
+    def tune_flag(self) -> str:
+        """The flag that chose the parts that train."""
+        return "--freeze-layers" if self.freeze_layers else f"--tune {self.tune}"
 
     @property
     def head_only(self) -> bool:

@@ -15,7 +15,7 @@ from kansformer.data.split import stratified_split
 from kansformer.data.usable import concerns, usable
 from kansformer.device import choose_device
 from kansformer.errors import UserError
-from kansformer.train.config import TrainConfig
+from kansformer.train.config import TrainConfig, tuned_parts
 from kansformer.train.distributed import Ranks, discard
 from kansformer.train.recipes import FINE_TUNING, RECIPES
 from kansformer.words import number
@@ -60,7 +60,10 @@ def configure(
     if recipe == "pretrained" and not weights:
         raise UserError("--recipe pretrained needs --weights, the file of a ViT to start from")
     settings = RECIPES[recipe]()
-    if weights and (not flags.get("freeze_layers") or flags.get("unfreeze_every")):
+    tuned = tuned_parts(
+        flags.get("tune", TrainConfig.tune), flags.get("freeze_layers", TrainConfig.freeze_layers)
+    )
+    if weights and (tuned != {"head"} or flags.get("unfreeze_every")):
         settings |= FINE_TUNING
     if weights:
         settings.pop("stem", None)  # the weights define the model

@@ -187,9 +187,15 @@ def full_optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, An
 def load_full_optimizer_state(
     model: nn.Module, optimizer: Optimizer, state: dict[str, Any]
 ) -> None:
-    """Loads an optimizer's state dict of unsharded tensors, for a model sharded or not."""
+    """Loads an optimizer's state dict of unsharded tensors, for a model sharded or not.
+
+    Afterwards only those parameters of a sharded model train that have a state.
+    """
     optimizer.state.clear()
     if not is_sharded(model):
         optimizer.load_state_dict(state)
     elif state["state"]:
+        # torch wants the state of each parameter that trains, and of no other
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in state["state"])
         checkpoint.set_optimizer_state_dict(model, optimizer, state, options=FULL)

@@ -403,6 +403,8 @@ def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
         run.log(f"test accuracy {test['acc1']:.2f} % on {pictures}")
     if run.ranks.is_first:
         run.folder.finish(run.progress.history, summary)
+        if run.config.save_delta:
+            run.log(f"delta   {run.folder.write_delta(str(run.config.weights))}")
         if run.config.report:
             add_functions(run)
         run.folder.tensorboard.close()

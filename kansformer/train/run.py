@@ -80,7 +80,7 @@ class Run:
     folder_started: bool = False  # whether this run has replaced an earlier one in its folder
     progress: Progress = field(default_factory=Progress)
     wrapped_model: nn.Module | None = None  # `model`, in DDP if there are several ranks
-    frozen: list[str] | None = None  # names of the frozen parameters
+    trained: list[str] | None = None  # names of the parameters that train, see `ready_model`
 
     @cached_property
     def fingerprint(self) -> str:

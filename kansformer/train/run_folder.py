@@ -25,7 +25,9 @@ from kansformer.files import (
     write_class_indices,
     write_json,
 )
+from kansformer.pretrained.delta import save_delta
 from kansformer.train.tensorboard import TensorBoardLog
+from kansformer.words import number
 
 SMALL_FILES = 20_000_000  # bytes reserved for curves, TensorBoard events and JSON files
 DRAW_SECONDS = 30  # at least, between two plots of the curves, which outlast a short epoch
@@ -46,6 +48,7 @@ class RunFolder:
         self.data_path = data_path
         self.path = path
         self.best = path / "best.safetensors"
+        self.delta = path / "best-delta.safetensors"
         self.last = path / "last.pt"
         self.previous = path / "last.previous.pt"
         self.last_drawn = time.monotonic()  # when the curves were plotted
@@ -77,7 +80,9 @@ class RunFolder:
         Writes config.json and class_indices.json, the latter to the folder `also_in` as well,
         unless that lies within the data.
         """
-        for old in (self.path / "summary.json", self.path / "report.html", self.previous):
+        for old in (
+            self.path / "summary.json", self.path / "report.html", self.previous, self.delta,
+        ):  # fmt: skip
             old.unlink(missing_ok=True)
         for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()
@@ -104,6 +109,17 @@ class RunFolder:
         """Writes the curves of all epochs and summary.json."""
         self._draw(history, summary["best_epoch"])
         write_json(self.path / "summary.json", summary)
+
+    def write_delta(self, base: str) -> str:
+        """Writes best-delta.safetensors; returns a line on it.
+
+        Args:
+            base: the file of --weights, from which it is the difference.
+        """
+        tensors = save_delta(self.delta, self.best, base).tensors
+        size = self.delta.stat().st_size / 1e3
+        count = number(len(tensors), "tensor")
+        return f"{self.delta}: what differs from {base}, {count}, {size:,.1f} kB"
 
     def _draw(self, history: Sequence[dict[str, Any]], best: int) -> None:
         write_bytes(self.path / "curves.png", as_png(draw_history(history, best)))

@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 
 from kansformer.data.dataset import NO_LABEL
-from kansformer.train.build import freeze_layers, summarize_names
 from kansformer.train.distributed import data_parallel
 from kansformer.train.loss import spline_penalty
 from kansformer.train.optimizer import clip_gradients
 from kansformer.train.run import Run, set_learning_rate
+from kansformer.train.tune import (
+    describe_trained,
+    names_in_epoch,
+    train_only,
+    unfrozen_blocks,
+)
 
 # outcomes of a step
 TAKEN = "taken"
@@ -25,19 +30,20 @@ NOT_FINITE = "not finite"  # skipped
 
 
 def ready_model(run: Run, changed: bool = False) -> None:
-    """Freezes what --freeze-layers freezes in the current epoch, and wraps the model in DDP.
+    """Freezes what --tune leaves frozen in the current epoch, and wraps the model in DDP.
 
     Args:
         changed: whether parameters have changed shape since the model was wrapped.
     """
     config, epoch = run.config, run.progress.epoch
     changed |= run.wrapped_model is None
-    if config.freeze_layers:
-        unfrozen_blocks = epoch // config.unfreeze_every if config.unfreeze_every else 0
-        before, run.frozen = run.frozen, freeze_layers(run.model, unfrozen_blocks)
-        if run.frozen != before:
-            run.log(f"frozen  {summarize_names(run.frozen)}")
-            changed = True
+    before, run.trained = run.trained, names_in_epoch(run.model, config, epoch)
+    train_only(run.model, run.trained)
+    if run.trained != before:
+        if config.tuned != {"all"}:
+            unfrozen = unfrozen_blocks(config, epoch)
+            run.log(f"trains  {describe_trained(run.model, config.tuned, unfrozen)}")
+        changed = True
     if changed:
         run.wrapped_model = data_parallel(run.model, run.ranks)
 

@@ -9,6 +9,7 @@ import torch
 
 from kansformer.train.build import twin_sizes
 from kansformer.train.run import Run
+from kansformer.train.tune import count_trained, names_in_epoch
 from kansformer.words import number
 from models.twins import count, count_parameters
 from models.vit_model import VisionTransformer
@@ -34,7 +35,7 @@ def library_versions() -> dict[str, str]:
 def summarize(run: Run) -> dict[str, Any]:
     """The contents of summary.json for a finished run, without its test figures."""
     data, config, history = run.data, run.config, run.progress.history
-    best = run.best
+    best, trained = run.best, names_in_epoch(run.model, config, len(history) - 1)
     head = (run.load_report or {}).get("head")
     return {
         "data": data.name,
@@ -45,6 +46,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "model": run.model.config.to_dict(),
         "recipe": config.recipe,
         "parameters": count_parameters(run.model),
+        "trained_parameters": count_trained(run.model, trained),
         "flops_per_image": count(run.model.config, "flops"),
         "mlp_twin": twin_sizes(config, run.model.config),
         "head": head and {name: head[name] for name in ("pool", "c", "val_acc1", "seconds")},

@@ -73,14 +73,14 @@ def held_bytes() -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("tune", ["all", "head", "splines,head"])
 def test_a_trial_step_holds_all_that_a_real_one_does(
-    frozen: bool, tmp_path: Path, colors: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+    tune: str, tmp_path: Path, colors: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, their moving average and two moments are there; mixing and autocast are active."""
     changes: dict[str, Any] = {"ema": 0.9, "amp": "bf16", "mixup": 0.4}
-    if frozen:
-        changes |= {"weights": str(trained / "best.safetensors"), "freeze_layers": True}
+    if tune != "all":
+        changes |= {"weights": str(trained / "best.safetensors"), "tune": tune}
     gc.collect()
     before, held, seen = held_bytes(), [], []
     run = prepared(tiny_settings(colors, tmp_path / "out", **changes))
@@ -102,7 +102,8 @@ def test_a_trial_step_holds_all_that_a_real_one_does(
     parameters = list(run.model.parameters())
     all_bytes = sum(p.nbytes for p in parameters)
     training = sum(p.nbytes for p in parameters if p.requires_grad)
-    assert (training < all_bytes / 2) == frozen
+    assert (training < all_bytes) == (tune != "all")
+    assert (training < all_bytes / 2) == (tune == "head")
     wanted = 2 * all_bytes + 2 * training
     assert wanted <= held[0] < wanted + all_bytes / 2
     assert not run.optimizer.state

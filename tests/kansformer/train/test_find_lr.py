@@ -88,6 +88,7 @@ def first_steps(
     [
         {},
         {"freeze_layers": True},
+        {"tune": "splines,biases"},
         {"amp": "bf16", "mixup": 0.4, "accumulate": 2, "batch_size": 4},
         {"clip_grad": 0.1, "spline_penalty": 0.1, "drop_rate": 0.2},
         {"auto_batch": True},
@@ -100,7 +101,7 @@ def test_a_step_of_the_search_is_a_step_of_training(
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
 ) -> None:
-    if "freeze_layers" in changes:
+    if {"freeze_layers", "tune"} & changes.keys():
         changes = {**changes, "weights": str(trained / "best.safetensors")}
     if "auto_batch" in changes:  # no more than 3 pictures fit
         forward = VisionTransformer.forward

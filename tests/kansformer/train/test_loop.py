@@ -14,9 +14,7 @@ from kansformer.checkpoint import load_model
 from kansformer.data import PictureDataset, load_data, make_loader
 from kansformer.errors import JobFailed, UserError
 from kansformer.train import loop, train
-from kansformer.train.build import freeze_layers
 from kansformer.train.config import TrainConfig
-from models.vit_model import create_model
 from tests.conftest import COLORS, ROOT, tiny_settings, write_folder
 from tests.kansformer.data.test_sources import fingerprint
 from tests.kansformer.pretrained import foreign
@@ -167,7 +165,7 @@ def test_starting_from_weights(tmp_path: Path, colors: Path, trained: Path) -> N
     )
     _, lines = run(config)
     assert any("tensors loaded" in line for line in lines)
-    assert any(line.startswith("frozen") and "blocks" in line for line in lines)
+    assert any(line.startswith("trains") and "head and last norm" in line for line in lines)
     old, new = weights(trained), final(tmp_path / "out")
     for name in old:
         frozen = not name.startswith(("head.", "norm."))
@@ -218,24 +216,6 @@ def test_a_narrow_kan_is_fitted_to_the_mlps_of_the_file(tmp_path: Path, colors: 
     twin = json.loads((tmp_path / "mlp" / "summary.json").read_text())
     assert summary["mlp_twin"] == {k: twin[k] for k in ("parameters", "flops_per_image")}
     assert abs(summary["parameters"] / twin["parameters"] - 1) < 0.02
-
-
-def test_blocks_unfreeze_from_the_last(tmp_path: Path, colors: Path, trained: Path) -> None:
-    model = create_model("vit_micro_patch4_8", num_classes=3)
-    for unfrozen, first in ((0, 4), (1, 3), (4, 0), (9, 0)):
-        frozen = freeze_layers(model, unfrozen)
-        blocks = {int(name.split(".")[1]) for name in frozen if name.startswith("blocks.")}
-        assert blocks == set(range(first))
-        assert ("pos_embed" in frozen) == (first > 0)
-    settings = {"weights": str(trained / "best.safetensors"), "freeze_layers": True}
-    config = tiny_settings(colors, tmp_path / "a", epochs=3, unfreeze_every=1, **settings)
-    _, lines = run(config)
-    assert [line.split()[-1] for line in lines if line.startswith("frozen")] == ["3", "2", "1"]
-    old, new = weights(trained), final(tmp_path / "a")
-    for name in old:
-        still = name.startswith(("blocks.0.", "blocks.1.", "patch", "pos", "cls"))
-        still |= name.endswith(".grid")
-        assert torch.equal(old[name], new[name]) == still, name
 
 
 def test_match_chooses_the_width(tmp_path: Path, colors: Path) -> None:
