@@ -202,8 +202,9 @@ def group_kan_backward(
     weight: Tensor,
     dtype: torch.dtype,
     compiled: bool,
+    for_weight: bool,
 ) -> list[Tensor]:
-    """Gradients in x, pieces and weight from `grad` (N, out).
+    """Gradients in x, in pieces and, if asked for, in weight from `grad` (N, out).
 
     Args: as of `group_kan_forward`.
     """
@@ -211,19 +212,16 @@ def group_kan_backward(
         grad, weight_used = grad.to(dtype).contiguous(), weight.to(dtype)
         grad_x = torch.empty_like(x, dtype=knots.dtype, memory_format=torch.contiguous_format)
         grad_pieces = torch.zeros_like(pieces)
-        grad_weight = None
+        grad_weight = torch.zeros_like(weight) if for_weight and not len(x) else None
         kernel = _group_kernel(knots, pieces, activation, dtype, compiled)
         for part in block_rows(len(x), x.shape[1], x.device):
             block = x[part].to(knots.dtype).contiguous()
             grad_values = gradient_before(grad[part], weight_used)
             values, moments = kernel.gradients(block, grad_values, grad_x[part])
             grad_pieces += moments
-            grad_weight = _add_product(grad_weight, grad[part], values)
-        return [
-            grad_x,
-            grad_pieces,
-            torch.zeros_like(weight) if grad_weight is None else grad_weight,
-        ]
+            if for_weight:
+                grad_weight = _add_product(grad_weight, grad[part], values)
+        return [grad_x, grad_pieces] + ([] if grad_weight is None else [grad_weight])
 
 
 def _group_kernel(

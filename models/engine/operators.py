@@ -369,20 +369,22 @@ def _group_kan_backward(
     activation: str | None,
     dtype: torch.dtype,
     compiled: bool,
+    for_weight: bool,
 ) -> list[Tensor]:
-    """Gradients in x, pieces and weight."""
+    """Gradients in x, in pieces and, if asked for, in weight."""
     grads = None
     if compiled:
         exact = _exact_dtype(x, knots, weight)
         tables = knots.to(exact), pieces.to(exact)
         library = cpp.group_kan_library(*tables, activation)
         if library is not None:
-            grads = cpp.group_kan_backward(library, grad, x, *tables, weight)
+            grads = cpp.group_kan_backward(library, grad, x, *tables, weight, for_weight)
     if grads is None:
         exact = _exact_dtype(x, knots)
         tables = knots.to(exact), pieces.to(exact)
-        grads = blocks.group_kan_backward(grad, x, *tables, activation, weight, dtype, compiled)
-    return [g.to(like.dtype) for g, like in zip(grads, (x, pieces, weight), strict=True)]
+        settings = activation, weight, dtype, compiled
+        grads = blocks.group_kan_backward(grad, x, *tables, *settings, for_weight)
+    return [g.to(like.dtype) for g, like in zip(grads, (x, pieces, weight), strict=False)]
 
 
 def _group_kan_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -392,10 +394,11 @@ def _group_kan_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y = definition.group_kan_linear(x, knots, pieces, activation, weight, bias, dtype)
         return _gradients_of_definition(ctx, y, grad)
     grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-    grads[0], grads[2], grads[3] = _group_kan_backward(
-        grad, x, knots, pieces, weight, *ctx.settings
-    )
-    if bias is not None:
+    for_weight, for_bias = ctx.needs_input_grad[3:5]
+    computed = _group_kan_backward(grad, x, knots, pieces, weight, *ctx.settings, for_weight)
+    for i, gradient in zip((0, 2, 3), computed, strict=False):
+        grads[i] = gradient
+    if for_bias:
         grads[4] = grad.sum(dim=0).to(bias.dtype)
     return tuple(grads)
 
@@ -413,7 +416,8 @@ def _(x: Tensor, knots: Tensor, pieces: Tensor, weight: Tensor, *settings: Any) 
 def _(
     grad: Tensor, x: Tensor, knots: Tensor, pieces: Tensor, weight: Tensor, *settings: Any
 ) -> list[Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in (x, pieces, weight)]
+    like = (x, pieces, weight) if settings[-1] else (x, pieces)
+    return [tensor.new_empty(tensor.shape) for tensor in like]
 
 
 @register_flop_formula(torch.ops.kansformer.group_kan_linear)
@@ -428,5 +432,5 @@ def _group_kan_flops(
 def _group_kan_backward_flops(
     grad: Any, x: Any, knots: Any, pieces: Any, weight: Any, *args: Any, **options: Any
 ) -> int:
-    """The same for each of the gradients in x and in the weights."""
-    return 2 * _group_kan_flops(x, knots, pieces, weight)
+    """The same for the gradient in x, and for that in the weights if it is asked for."""
+    return (1 + args[-1]) * _group_kan_flops(x, knots, pieces, weight)

@@ -351,9 +351,33 @@ def test_it_is_at_home_wherever_torch_is(tmp_path: Path) -> None:
     torch.testing.assert_close(compiled(x), expected)
 
 
+@needs_compiler
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_frozen_weights_cost_no_product_and_change_no_other_gradient(mode: str) -> None:
+    layer = random_layer(64, 32, mode=mode)
+    x, grad = torch.randn(300, 64, requires_grad=True), torch.randn(300, 32)
+    gradients, flops = [], []
+    for trains in (True, False):
+        layer.weight.requires_grad_(trains)
+        layer.bias.requires_grad_(trains)
+        layer.zero_grad()
+        x.grad = None
+        y = layer(x)
+        with FlopCounterMode(display=False) as counter:
+            y.backward(grad)
+        gradients.append((x.grad, layer.spline_weight.grad))
+        flops.append(counter.get_total_flops())
+    assert layer.weight.grad is None
+    assert layer.bias.grad is None
+    for all_of_them, without in zip(*gradients, strict=True):
+        assert torch.equal(all_of_them, without)
+    assert flops[0] - flops[1] == 2 * 300 * 64 * 32
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's check reads them all
+@pytest.mark.parametrize("for_weight", [True, False])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_the_operators_are_what_torch_expects(compiled: bool) -> None:
+def test_the_operators_are_what_torch_expects(compiled: bool, for_weight: bool) -> None:
     layer = GroupKANLinear(8, 3, groups=4, spline_order=2)
     pieces = splines.polynomial_pieces(layer.grid, 2).sum(dim=-1).requires_grad_()
     layer_of = layer.grid, pieces, layer.weight
@@ -361,7 +385,8 @@ def test_the_operators_are_what_torch_expects(compiled: bool) -> None:
     operators = torch.ops.kansformer
     torch.library.opcheck(operators.group_kan_linear.default, (x, *layer_of, layer.bias, *settings))
     torch.library.opcheck(
-        operators.group_kan_linear_backward.default, (torch.randn(20, 3), x, *layer_of, *settings),
+        operators.group_kan_linear_backward.default,
+        (torch.randn(20, 3), x, *layer_of, *settings, for_weight),
         test_utils="test_faketensor",
     )  # fmt: skip
 

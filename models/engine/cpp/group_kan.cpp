@@ -236,7 +236,7 @@ extern "C" void group_kan_forward(
 }
 
 // From grad (rows, out) the gradient in x, that in the table by part (parts, groups, M + 1, SIZE), and
-// that in the weights.
+// that in the weights, unless its pointer is null.
 extern "C" void group_kan_backward(
     std::ptrdiff_t groups, std::ptrdiff_t channels, std::ptrdiff_t out, std::ptrdiff_t rows,
     std::ptrdiff_t parts, const T *knots, const T *steps, const T *table,
@@ -267,9 +267,10 @@ extern "C" void group_kan_backward(
             multiply(n, columns, out, {grad_rows, out, 1}, packed, 0, grad_values, layer.row(), false);
             write_gradients(
                 layer, n, x + at * width, grad_values, values, grad_x + at * width, sums);
-            multiply(
-                out, columns, n, {grad_rows, 1, out}, values, layer.row(),
-                weight_sums + part * out * columns, columns, at > first);
+            if (grad_weight != nullptr)
+                multiply(
+                    out, columns, n, {grad_rows, 1, out}, values, layer.row(),
+                    weight_sums + part * out * columns, columns, at > first);
         });
         T *total = grad_table + part * groups * TABLE;
         std::memset(total, 0, groups * TABLE * sizeof(T));
@@ -278,6 +279,8 @@ extern "C" void group_kan_backward(
                 for (std::ptrdiff_t i = 0; i < TABLE; i++)
                     total[i] += sums[i];
     });
+    if (grad_weight == nullptr)
+        return;
     in_parts(out, std::min(parts, out), [&](auto first, auto count, auto) {
         for (std::ptrdiff_t o = first; o < first + count; o++) {
             T *total = grad_weight + o * width;

@@ -149,16 +149,26 @@ def group_kan_forward(
 
 
 def group_kan_backward(
-    library: ctypes.CDLL, grad: Tensor, x: Tensor, knots: Tensor, pieces: Tensor, weight: Tensor
+    library: ctypes.CDLL,
+    grad: Tensor,
+    x: Tensor,
+    knots: Tensor,
+    pieces: Tensor,
+    weight: Tensor,
+    for_weight: bool,
 ) -> list[Tensor]:
-    """Gradients in x, pieces and weight from `grad` (N, out), in the dtype of knots and pieces."""
+    """Gradients in x, in pieces and, if asked for, in weight, in the dtype of knots and pieces.
+
+    Args:
+        grad: (N, out)
+    """
     grad, x, weight = _all_contiguous(knots.dtype, grad, x, weight)
     if not len(x):
-        return [torch.zeros_like(tensor) for tensor in (x, pieces, weight)]
+        return [torch.zeros_like(tensor) for tensor in (x, pieces, *[weight] * for_weight)]
     *layer, rows, threads = _group_sizes(x, knots, weight)
     threads, memory = _memory(library, tuple(layer), rows, threads, x, sums=True)
     tables = _group_tables(knots, pieces)
-    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight) if for_weight else None
     grad_table = x.new_empty(threads, *tables[2].shape)
     inputs = *tables, x, weight, grad, memory
     _call(
@@ -166,7 +176,7 @@ def group_kan_backward(
         *inputs, grad_x, grad_table, grad_weight,
     )  # fmt: skip
     grad_pieces = grad_table.sum(dim=0)[..., : pieces.shape[2]].contiguous()
-    return [grad_x, grad_pieces, grad_weight]
+    return [grad_x, grad_pieces] + ([] if grad_weight is None else [grad_weight])
 
 
 def _group_sizes(x: Tensor, knots: Tensor, weight: Tensor) -> tuple[int, int, int, int, int]:
