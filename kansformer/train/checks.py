@@ -98,7 +98,8 @@ def reset_unused_settings(
                 log(f"warning: {flag_name(name)} has no effect: the model has no splines")
                 unused[name] = defaults[name]
     if config.head_only:  # there are no training steps
-        unused |= {"epochs": 1, "refine_grid": None, "update_grid_every": 0, "ema": 0.0}
+        unused |= {"epochs": 1, "refine_grid": None, "update_grid_every": 0, "ema": 0.0,
+                   "find_lr": False, "auto_batch": False}  # fmt: skip
     if (config.mixup or config.cutmix) and config.batch_size % 2:
         log("warning: --mixup and --cutmix have no effect on batches of odd size; make --batch-size"
             " even")  # fmt: skip

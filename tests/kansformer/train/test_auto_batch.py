@@ -80,7 +80,8 @@ def test_a_trial_step_holds_all_that_a_real_one_does(
     """Weights, their moving average and two moments are there; mixing and autocast are active."""
     changes: dict[str, Any] = {"ema": 0.9, "amp": "bf16", "mixup": 0.4}
     if tune != "all":
-        changes |= {"weights": str(trained / "best.safetensors"), "tune": tune}
+        weights = str(trained / "best.safetensors")
+        changes |= {"weights": weights, "tune": tune, "head_first": False}
     gc.collect()
     before, held, seen = held_bytes(), [], []
     run = prepared(tiny_settings(colors, tmp_path / "out", **changes))

@@ -87,7 +87,7 @@ def first_steps(
     "changes",
     [
         {},
-        {"freeze_layers": True},
+        {"freeze_layers": True, "head_first": False},
         {"tune": "splines,biases"},
         {"amp": "bf16", "mixup": 0.4, "accumulate": 2, "batch_size": 4},
         {"clip_grad": 0.1, "spline_penalty": 0.1, "drop_rate": 0.2},

@@ -161,7 +161,7 @@ def test_an_earlier_run_is_not_overwritten_by_accident(tmp_path: Path, colors: P
 def test_starting_from_weights(tmp_path: Path, colors: Path, trained: Path) -> None:
     best = trained / "best.safetensors"
     config = tiny_settings(
-        colors, tmp_path / "out", epochs=1, weights=str(best), freeze_layers=True
+        colors, tmp_path / "out", epochs=1, weights=str(best), freeze_layers=True, head_first=False
     )
     _, lines = run(config)
     assert any("tensors loaded" in line for line in lines)

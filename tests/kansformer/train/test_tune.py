@@ -92,7 +92,8 @@ def test_only_these_parts_change(tune: str, tmp_path: Path, colors: Path, best: 
     """The weights and their average; the others get no gradient and no optimizer state."""
     base = load_model(best)
     lines: list[str] = []
-    config = tiny_settings(colors, tmp_path / "out", epochs=1, weights=best, tune=tune, ema=0.5)
+    settings = {"weights": best, "tune": tune, "head_first": False, "ema": 0.5}
+    config = tiny_settings(colors, tmp_path / "out", epochs=1, **settings)
     summary = do(config, lines.append)
     saved, names = state(tmp_path / "out"), named(base, tune)
     before = base.state_dict()
@@ -144,7 +145,7 @@ def test_blocks_unfreeze_from_the_last(tmp_path: Path, colors: Path, best: str) 
 def test_a_resumed_run_ends_with_the_same_bits(
     tune: str, tmp_path: Path, colors: Path, best: str
 ) -> None:
-    settings = {"weights": best, "tune": tune, **TRICKS}
+    settings = {"weights": best, "tune": tune, "head_first": False, **TRICKS}
     do(tiny_settings(colors, tmp_path / "whole", **settings))
     with pytest.raises(BaseException, match="stopped at epoch 2, step 2"):
         stop_after(5, lambda: do(tiny_settings(colors, tmp_path / "parts", **settings)))
