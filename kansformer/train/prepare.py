@@ -28,12 +28,13 @@ from kansformer.train.distributed import Ranks, restart_count, shard
 from kansformer.train.grids import calibrate, first_pictures
 from kansformer.train.loss import make_criterion, make_mix
 from kansformer.train.optimizer import make_scaler
+from kansformer.train.plan import check_state_fits
 from kansformer.train.run import Run, reset_optimizer
 from kansformer.train.run_folder import RunFolder
 from kansformer.train.state import restore
 from kansformer.train.summary import describe_model
 from kansformer.words import number
-from models.twins import count_flops, count_parameters
+from models.twins import count, count_parameters
 from models.vit_model import VisionTransformer
 
 
@@ -62,6 +63,7 @@ def prepare(
     model, preprocessing, loaded = build_model(config, data)
     preprocessing = replace(preprocessing, levels=data.train.levels)
     check_settings(config, data, model, loaded, ranks)
+    check_state_fits(config, model, ranks)
     config = reset_unused_settings(config, model, ranks, log)
     criterion = make_criterion(config, data, preprocessing, ranks.device)
     twin = twin_sizes(config, model.config)
@@ -204,5 +206,6 @@ def log_data_and_model(
     if model.config.ffn != "mlp":
         log(
             f"twin    {twin['parameters']:,} parameters with MLPs,"
-            f" {twin['flops_per_image']:,} FLOPs per picture against {count_flops(model):,}"
+            f" {twin['flops_per_image']:,} FLOPs per picture against"
+            f" {count(model.config, 'flops'):,}"
         )
