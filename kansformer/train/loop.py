@@ -75,7 +75,8 @@ def train(
 
     Raises:
         UserError: settings, weights or pictures that cannot be used.
-        JobFailed: loss or gradient is not finite, even at lower learning rates.
+        JobFailed: a step does not fit into the memory, or loss or gradient is not finite, even at
+            lower learning rates.
         Stopped: by a signal; the state is saved.
     """
     started = time.monotonic()

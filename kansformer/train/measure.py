@@ -26,7 +26,7 @@ from kansformer.device import free_memory, peak_memory, usable_cores
 from kansformer.errors import UserError
 from kansformer.evaluate import evaluate
 from kansformer.memory import OF_ONE_PROCESS, scarcest
-from kansformer.train.distributed import is_sharded
+from kansformer.train.distributed import Ranks, is_sharded
 from kansformer.train.optimizer import make_optimizer, make_scaler
 from kansformer.train.run import Run
 from kansformer.train.step import compute_gradient, ready_model
@@ -40,7 +40,7 @@ SURE = 0.05  # share of the free memory that needs no second measurement
 REPEATS = 5  # timed steps, at most
 SHARE_OF_RUN = 0.02  # that measuring its time may take
 BRIEF = 0.02  # seconds that it may take in any case
-LONG = 1.5  # seconds of a step that is long enough to be extrapolated from
+LONG = 0.5  # seconds of a step that is long enough to be extrapolated from
 SAMPLE = 8  # pictures whose reading is timed
 AVERAGE_PER_UPDATE = 0.5  # time of the moving average; it moves half as many bytes as AdamW
 WRITING_PER_HASHING = 1.0  # time of writing a saved state, per time of its checksum
@@ -83,12 +83,12 @@ def measure_memory(run: Run) -> StepMemory | None:
         one = peak_of_step(run, 1)
         if one is None:
             return None
-        one, free = fullest(run, one, free)
-        fixed = bytes_to_come(run)
+        one, free = fullest(run.ranks, one, free)
+        fixed, _ = fullest(run.ranks, bytes_to_come(run), free)
         per_picture = one
         surely_fits = fixed + config.batch_size * one < SURE * free
         if config.batch_size > 1 and not surely_fits and fixed + 2 * HEAP * one < free:
-            two, _ = fullest(run, peak_of_step(run, 2) or 0, free)
+            two, _ = fullest(run.ranks, peak_of_step(run, 2) or 0, free)
             per_picture = max(two - one, 0)
     mixed = run.mix is not None
     if device.type != "cpu":
@@ -278,10 +278,9 @@ def slowest(run: Run, seconds: float) -> float:
     return max(row[0] for row in rows)
 
 
-def fullest(run: Run, used: int, free: int) -> tuple[int, int]:
+def fullest(ranks: Ranks, used: int, free: int) -> tuple[int, int]:
     """The largest use and the least free memory of all ranks, in bytes."""
-    values = torch.tensor([float(used), float(free)], device=run.ranks.device)
-    rows = run.ranks.gather(values)
+    rows = ranks.gather(torch.tensor([float(used), float(free)], device=ranks.device))
     return int(max(row[0] for row in rows)), int(min(row[1] for row in rows))
 
 

@@ -183,7 +183,7 @@ def least_memory(run: Run) -> StepMemory:
         tokens = (settings.img_size // settings.patch_size) ** 2
         number_bytes = 4 if run.config.amp == "none" else 2
         kept = settings.depth * tokens * settings.embed_dim * WIDTHS * number_bytes
-    fixed, free = fullest(run, bytes_to_come(run), free_memory(run.ranks.device))
+    fixed, free = fullest(run.ranks, bytes_to_come(run), free_memory(run.ranks.device))
     return StepMemory(fixed, 0, kept, free)
 
 
@@ -221,7 +221,7 @@ def check_state_fits(config: TrainConfig, model: VisionTransformer, ranks: Ranks
         return
     copies = 3 + (config.ema > 0)
     needed = 4 * copies * count_parameters(model) // (ranks.world if config.shard else 1)
-    free = free_memory(ranks.device)
+    needed, free = fullest(ranks, needed, free_memory(ranks.device))
     if needed > free:
         raise JobFailed(
             f"the gradient of {count_parameters(model):,} parameters and the state of the optimizer"
