@@ -312,7 +312,7 @@ def evaluate_on_ranks(
         length = math.ceil(math.ceil(count / run.ranks.world) / run.config.batch_size)
         batches = padded(batches, length, run.preprocessing)
     else:
-        batches = until_stopped(batches, signals)
+        batches = in_micro_batches(until_stopped(batches, signals), run.micro_batches)
     result = evaluate(model, batches, run.ranks.device, run.ranks.gather)
     values = [float(signals.received), time.monotonic() - started]
     rows = run.ranks.gather(torch.tensor(values, device=run.ranks.device))
@@ -326,6 +326,13 @@ def until_stopped(batches: Iterable[Any], signals: StopSignals) -> Iterator[Any]
         if signals.received:
             return
         yield batch
+
+
+def in_micro_batches(batches: Iterable[Any], number: int) -> Iterator[Any]:
+    """Each batch in that many pieces, as in training, so that evaluation takes no more memory."""
+    for images, labels in batches:
+        size = max(-(-len(images) // number), 1)
+        yield from zip(images.split(size), labels.split(size), strict=True)
 
 
 def padded(batches: Iterable[Any], length: int, preprocessing: Preprocessing) -> Iterator[Any]:

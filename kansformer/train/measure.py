@@ -25,7 +25,7 @@ from kansformer.data import PictureDataset
 from kansformer.device import free_memory, peak_memory, usable_cores
 from kansformer.errors import UserError
 from kansformer.evaluate import evaluate
-from kansformer.memory import OF_ONE_PROCESS, scarcest
+from kansformer.memory import ADDRESS_SPACE, OF_ONE_PROCESS, scarcest
 from kansformer.train.distributed import Ranks, is_sharded
 from kansformer.train.optimizer import make_optimizer, make_scaler
 from kansformer.train.run import Run
@@ -36,6 +36,9 @@ WORKER_BYTES = 50_000_000  # of a worker process, beyond what it shares with thi
 # Resident memory per byte of a CPU's tensors, since the heap keeps gaps between them. Steps of a
 # ViT-S at 98 and 280 pixels, of 1 to 64 pictures, took 1.4 to 1.75 bytes per byte with glibc.
 HEAP = 1.75
+RESERVED = (
+    2.5  # the same for address space (ulimit -v), of which threads reserve more than they use
+)
 SURE = 0.05  # share of the free memory that needs no second measurement
 REPEATS = 5  # timed steps, at most
 SHARE_OF_RUN = 0.02  # that measuring its time may take
@@ -96,12 +99,14 @@ def measure_memory(run: Run) -> StepMemory | None:
             fixed + one - per_picture, picture * (config.accumulate + mixed), per_picture, free
         )
     workers = run.train_loader.num_workers
-    if scarcest() not in OF_ONE_PROCESS:
+    scarce = scarcest()
+    heap = RESERVED if scarce == ADDRESS_SPACE else HEAP
+    if scarce not in OF_ONE_PROCESS:
         fixed += 2 * workers * WORKER_BYTES  # those that read for evaluation stay too
     return StepMemory(
-        fixed + int(HEAP * (one - per_picture)),
+        fixed + int(heap * (one - per_picture)),
         picture * (PREFETCHED * workers + config.accumulate + mixed),
-        int(HEAP * per_picture),
+        int(heap * per_picture),
         free,
     )
 

@@ -229,7 +229,19 @@ def test_short_memory_splits_batches_and_a_resumed_run_keeps_the_number(
     limited(monkeypatch, free)
     lines: list[str] = []
     whole = tiny_settings(colors, tmp_path / "whole", **settings)
-    do(whole, lines.append)
+    evaluated: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = loop.evaluate
+
+        def watched(model: Any, batches: Any, *arguments: Any) -> Any:
+            batches = list(batches)
+            evaluated.extend(len(images) for images, _ in batches)
+            return original(model, batches, *arguments)
+
+        patch.setattr(loop, "evaluate", watched)
+        do(whole, lines.append)
+    assert max(evaluated) == 2
+    assert sum(evaluated) == 2 * 6, "every picture in each of two epochs"
     assert any("each batch is split into 4 micro-batches" in line for line in lines)
     parts = tiny_settings(colors, tmp_path / "parts", **settings)
     with pytest.raises(Stopped):
