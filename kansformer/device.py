@@ -1,11 +1,12 @@
-"""Choice of the device, and the number of usable CPU cores."""
+"""Choice of the device, its memory, and the number of usable CPU cores."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+from kansformer import memory
 from kansformer.errors import UserError
 from models.kan import MODE_VARIABLE, check_mode
 
@@ -60,3 +61,28 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still get on a device; `memory.UNKNOWN` if it does not say."""
+    if device.type == "cpu":
+        return memory.free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    module = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):
+        return memory.UNKNOWN
+    kept = module.memory_reserved(device) - module.memory_allocated(device)  # for later tensors
+    return module.mem_get_info(device)[0] + kept
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
+    """The most bytes that a call holds on a device, beyond those held before; None if unknown."""
+    if device.type == "cpu":
+        return memory.peak_of_allocations(call)
+    module = torch.get_device_module(device)
+    if not hasattr(module, "reset_peak_memory_stats"):
+        return None
+    module.reset_peak_memory_stats(device)
+    before = module.memory_allocated(device)
+    call()
+    torch.accelerator.synchronize(device)
+    return module.max_memory_allocated(device) - before

@@ -1,6 +1,7 @@
 """Errors with messages for users, and how a command reports them."""
 
 import os
+import re
 import signal
 import sys
 import warnings
@@ -39,6 +40,26 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+# What memory that runs short makes torch, the loader of libraries, threads and processes say.
+SHORT_OF_MEMORY = (
+    r"allocate memory|out of memory|bad_alloc|start (new )?thread|thread creation failed"
+    r"|failed to map segment|worker .* killed by signal: Killed|worker .* exited unexpectedly"
+)
+
+MORE_MEMORY = (
+    "close other programs, raise the limit (ulimit -v, container), or choose a smaller model,"
+    " --batch-size, --img-size or number of --workers"
+)
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is too little memory for tensors, threads or processes."""
+    if isinstance(error, MemoryError):
+        return True
+    kinds = (RuntimeError, OSError, ImportError)
+    return isinstance(error, kinds) and bool(re.search(SHORT_OF_MEMORY, str(error), re.IGNORECASE))
+
+
 def ignore_pillow_warnings(worker: int = 0) -> None:
     """Ignores Pillow's warnings on metadata and sizes, which findings and errors report instead.
 
@@ -50,9 +71,9 @@ def ignore_pillow_warnings(worker: int = 0) -> None:
 def run_command(main: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status.
 
-    0 for success; 2 for a `UserError` and 1 for a `JobFailed` or an OSError (such as a full disk),
-    each with one line on stderr; 130 after Ctrl-C and 143 after SIGTERM. Any other exception is a
-    bug: it propagates with its traceback, and Python exits with 1.
+    0 for success; 2 for a `UserError` and 1 for a `JobFailed`, an OSError (such as a full disk) or
+    too little memory, each with one line on stderr; 130 after Ctrl-C and 143 after SIGTERM. Any
+    other exception is a bug: it propagates with its traceback, and Python exits with 1.
 
     Output is line-buffered even into a file, so that a log shows the progress of a long run.
     """
@@ -68,8 +89,17 @@ def run_command(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader of the output closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (JobFailed, OSError) as error:
+    except JobFailed as error:
         print(f"failed: {one_line(error)}", file=sys.stderr)
+        return 1
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        if is_short_of_memory(error):
+            cause = one_line(error)[:200] or type(error).__name__
+            print(f"failed: too little memory ({cause}); {MORE_MEMORY}", file=sys.stderr)
+        elif isinstance(error, OSError):
+            print(f"failed: {one_line(error)}", file=sys.stderr)
+        else:
+            raise
         return 1
     except Stopped as stop:
         print(stop, file=sys.stderr)

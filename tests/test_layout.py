@@ -12,7 +12,13 @@ from tests.conftest import ROOT
 # From the ground up. Packages on the same floor do not import each other.
 FLOORS = (
     ("models",),
-    ("kansformer.models", "kansformer.errors", "kansformer.words", "kansformer.progress"),
+    (
+        "kansformer.models",
+        "kansformer.errors",
+        "kansformer.memory",
+        "kansformer.progress",
+        "kansformer.words",
+    ),
     ("kansformer.files", "kansformer.device", "kansformer.signals", "kansformer.figures"),
     ("kansformer.data",),
     ("kansformer.checkpoint", "kansformer.curve_fitting"),

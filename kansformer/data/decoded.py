@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -12,6 +11,7 @@ from kansformer.data.images import Levels, open_image
 from kansformer.data.inspection import file_key
 from kansformer.data.parallel import in_processes
 from kansformer.errors import UserError
+from kansformer.memory import free_memory
 
 SAMPLE = 100  # pictures that are decoded first to estimate the memory of all
 
@@ -68,19 +68,3 @@ def decode_files(
         used += pixels.nbytes
         check(used)  # the sample may have underestimated it
     return [decoded[key] for key in keys]
-
-
-def free_memory() -> int:
-    """Free memory in bytes, within a container's limit; 2**63 where it cannot be determined."""
-
-    free = [2**63]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free.append(int(line.split()[1]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())  # a ValueError for "max"
-        free.append(limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return min(free)

@@ -1,10 +1,13 @@
-"""--auto-batch: splits batches into micro-batches where memory is short."""
+"""--auto-batch: tries whether a step fits into memory, and splits batches where it does not.
+
+Without the flag, `plan` splits them by measured sizes alone.
+"""
 
 import copy
 
 import torch
 
-from kansformer.errors import JobFailed
+from kansformer.errors import JobFailed, is_short_of_memory
 from kansformer.train.distributed import is_sharded
 from kansformer.train.optimizer import make_scaler
 from kansformer.train.run import Run
@@ -13,19 +16,18 @@ from kansformer.train.tune import names_in_epoch, train_only
 
 
 def choose_micro_batches(run: Run) -> int:
-    """The smallest number of micro-batches, a power of two, with which a step fits into memory.
+    """The fewest micro-batches with which a step fits into memory, `run.micro_batches` or more.
 
-    It is tried with steps on random pictures, in addition to everything that a run holds. Gradients
-    are summed over micro-batches, so that a step gives the same result. All ranks get the same
-    number.
+    They are doubled until a step fits. It is tried with steps on random pictures, in addition to
+    everything that a run holds. Gradients are summed over micro-batches, so that a step gives the
+    same result. All ranks get the same number.
 
     Raises:
         JobFailed: not even one picture fits.
     """
     config = run.config
-    # in the last epoch, when the most parameters train; see `ready_model`
-    train_only(run.model, names_in_epoch(run.model, config, config.epochs - 1))
-    micro_batches = 1
+    train_most_layers(run)
+    micro_batches = run.micro_batches
     while not _fits(run, micro_batches):
         if micro_batches >= config.batch_size:
             size = run.model.config.img_size
@@ -36,6 +38,11 @@ def choose_micro_batches(run: Run) -> int:
         micro_batches *= 2
     rows = run.ranks.gather(torch.tensor([float(micro_batches)], device=run.ranks.device))
     return int(max(row[0] for row in rows))
+
+
+def train_most_layers(run: Run) -> None:
+    """Unfreezes as many layers as will ever train; `ready_model` freezes them for each epoch."""
+    train_only(run.model, names_in_epoch(run.model, run.config, run.config.epochs - 1))
 
 
 def _fits(run: Run, micro_batches: int) -> bool:
@@ -60,10 +67,8 @@ def _fits(run: Run, micro_batches: int) -> bool:
         labels = torch.zeros(config.batch_size, dtype=torch.long)
         compute_gradient(trial, 0, [(torch.rand(shape), labels)])
         del reserved
-    except (torch.OutOfMemoryError, MemoryError):
-        return False
-    except RuntimeError as error:  # the CPU's allocator raises no special class
-        if "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:  # the CPU's allocator raises no special class
+        if not (isinstance(error, torch.OutOfMemoryError) or is_short_of_memory(error)):
             raise
         return False
     finally:

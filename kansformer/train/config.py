@@ -189,7 +189,9 @@ class TrainConfig:
     batch_size: int = _flag(64, "pictures per batch, on each device")
     accumulate: int = _flag(1, "batches per optimizer step (gradient accumulation)")
     auto_batch: bool = _flag(
-        False, "split batches into micro-batches that fit into memory; the result is the same"
+        False,
+        "try steps before training, and split batches that do not fit into memory; where a device"
+        " tells its free memory, that is used in any case",
     )
     lr: float = _flag(1e-3, "highest learning rate")
     find_lr: bool = _flag(False, "choose --lr by trial steps at rising rates before training")

@@ -29,7 +29,6 @@ from kansformer.figures import font_hint
 from kansformer.progress import progress_bar
 from kansformer.report import write_report
 from kansformer.signals import StopSignals
-from kansformer.train.auto_batch import choose_micro_batches
 from kansformer.train.config import TrainConfig
 from kansformer.train.distributed import (
     discard,
@@ -41,12 +40,13 @@ from kansformer.train.distributed import (
 from kansformer.train.find_lr import find_learning_rate
 from kansformer.train.grids import change_grids, first_pictures, grid_changes
 from kansformer.train.optimizer import learning_rate
+from kansformer.train.plan import Plan, make_plan
 from kansformer.train.prepare import evaluation_loader, prepare
 from kansformer.train.run import Run, reset_optimizer
 from kansformer.train.state import keep_initial_state, restore, save, start_folder
 from kansformer.train.step import NOT_FINITE, TAKEN, compute_gradient, ready_model, update_weights
 from kansformer.train.summary import summarize
-from kansformer.words import command, number
+from kansformer.words import command, duration, number
 from models.vit_model import VisionTransformer
 
 BAD_STEPS = 3  # consecutive ones after which the last good state is restored
@@ -75,41 +75,42 @@ def train(
 
     Raises:
         UserError: settings, weights or pictures that cannot be used.
-        JobFailed: loss or gradient is not finite, even at lower learning rates.
+        JobFailed: a step does not fit into the memory, or loss or gradient is not finite, even at
+            lower learning rates.
         Stopped: by a signal; the state is saved.
     """
     started = time.monotonic()
     with process_group(config.device) as ranks, tf32_products(ranks.device):
         run = prepare(config, data, ranks, log if ranks.is_first else discard, project_root)
-        run_trial_steps(run)
+        plan = make_plan(run)
+        choose_learning_rate(run)
         keep_initial_state(run)
         with StopSignals() as signals:
             while not run.is_done:
-                if config.head_only or train_epoch(run, signals):
-                    finish_epoch(run, signals)
+                if config.head_only or train_epoch(run, plan, signals):
+                    finish_epoch(run, plan, signals)
             log_early_stop(run)
-            summary = finish(run, signals)
+            summary = finish(run, plan, signals)
         if config.report and run.ranks.is_first:  # without StopSignals: Ctrl-C interrupts it
             create_report(run)
-        run.log(f"done in {time.monotonic() - started:.0f} s; all files are in {run.folder.path}")
+        run.log(
+            f"done in {time.monotonic() - started:.0f} s, {summary['seconds']:.0f} s of it epochs"
+            f" (forecast: {plan.seconds:.0f} s); all files are in {run.folder.path}"
+        )
         best = shlex.quote(str(run.folder.best))
         run.log(f"next: {command('predict')} PICTURE --weights {best}")
     return summary
 
 
-def run_trial_steps(run: Run) -> None:
-    """Chooses the number of micro-batches (--auto-batch) and the learning rate (--find-lr)."""
-    if run.config.auto_batch:
-        run.micro_batches = choose_micro_batches(run)
-        if run.micro_batches > 1:
-            run.log(f"memory  each batch is split into {run.micro_batches} micro-batches")
+def choose_learning_rate(run: Run) -> None:
+    """Chooses the learning rate of a fresh run by trial steps (--find-lr)."""
     if run.config.find_lr and not run.resumed:
         run.config = replace(run.config, lr=find_learning_rate(run))
         reset_optimizer(run)
         run.log(f"rate    --find-lr chose {run.config.lr:.1e}")
 
 
-def train_epoch(run: Run, signals: StopSignals) -> bool:
+def train_epoch(run: Run, plan: Plan, signals: StopSignals) -> bool:
     """Takes the remaining steps of the current epoch.
 
     Returns:
@@ -159,7 +160,9 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
                 recover(run)
                 return False
         progress.step = step + 1
-        bar.set_postfix(loss=f"{progress.loss / max(progress.pictures, 1):.4f}", refresh=False)
+        mean_loss = progress.loss / max(progress.pictures, 1)
+        left = duration(plan.time_left(progress))
+        bar.set_postfix(loss=f"{mean_loss:.4f}", left=left, refresh=False)
         if stop > TIME_IS_UP:
             save_and_stop(run, stop)
         if stop == TIME_IS_UP:
@@ -245,7 +248,7 @@ def save_and_stop(run: Run, signal_number: int) -> NoReturn:
     )
 
 
-def finish_epoch(run: Run, signals: StopSignals) -> None:
+def finish_epoch(run: Run, plan: Plan, signals: StopSignals) -> None:
     """Validates, keeps the weights if they are the best so far, and saves the state.
 
     Raises:
@@ -279,10 +282,11 @@ def finish_epoch(run: Run, signals: StopSignals) -> None:
     save(run)
     if run.ranks.is_first:
         run.folder.write_history(progress.history, run.best["epoch"])
+    left = "" if run.is_done else f", about {duration(plan.time_left(progress))} left"
     run.log(
         f"epoch {row['epoch']:>3}/{config.epochs}  train loss {row['train_loss']:.4f}"
         f"  val loss {val['loss']:.4f}  val accuracy {val['acc1']:6.2f} %"
-        f"  {row['seconds']:.1f} s{'  *' if improved else ''}"
+        f"  {row['seconds']:.1f} s{left}{'  *' if improved else ''}"
     )
 
 
@@ -308,7 +312,7 @@ def evaluate_on_ranks(
         length = math.ceil(math.ceil(count / run.ranks.world) / run.config.batch_size)
         batches = padded(batches, length, run.preprocessing)
     else:
-        batches = until_stopped(batches, signals)
+        batches = in_micro_batches(until_stopped(batches, signals), run.micro_batches)
     result = evaluate(model, batches, run.ranks.device, run.ranks.gather)
     values = [float(signals.received), time.monotonic() - started]
     rows = run.ranks.gather(torch.tensor(values, device=run.ranks.device))
@@ -322,6 +326,13 @@ def until_stopped(batches: Iterable[Any], signals: StopSignals) -> Iterator[Any]
         if signals.received:
             return
         yield batch
+
+
+def in_micro_batches(batches: Iterable[Any], number: int) -> Iterator[Any]:
+    """Each batch in that many pieces, as in training, so that evaluation takes no more memory."""
+    for images, labels in batches:
+        size = max(-(-len(images) // number), 1)
+        yield from zip(images.split(size), labels.split(size), strict=True)
 
 
 def padded(batches: Iterable[Any], length: int, preprocessing: Preprocessing) -> Iterator[Any]:
@@ -371,7 +382,7 @@ def log_early_stop(run: Run) -> None:
         run.log(f"stopped early: {reason}")
 
 
-def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
+def finish(run: Run, plan: Plan, signals: StopSignals) -> dict[str, Any]:
     """Evaluates the best weights on the test pictures and writes the summary.
 
     Returns:
@@ -381,7 +392,7 @@ def finish(run: Run, signals: StopSignals) -> dict[str, Any]:
         Stopped: by a signal; best.safetensors is complete.
     """
     data, best = run.data, run.best
-    summary = summarize(run)
+    summary = {**summarize(run), "forecast_seconds": plan.seconds}
     run.log(f"best epoch {best['epoch']}: validation accuracy {best['val_acc1']:.2f} %")
     if data.test is not None:
         loader = evaluation_loader(data.test, run.preprocessing, run.config, run.ranks)

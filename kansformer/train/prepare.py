@@ -31,13 +31,18 @@ from kansformer.train.grids import calibrate, first_pictures
 from kansformer.train.head import HeadFit, fit_head, fits_head
 from kansformer.train.loss import make_criterion, make_mix
 from kansformer.train.optimizer import make_scaler
+from kansformer.train.picture_size import fitting_size
+from kansformer.train.plan import check_state_fits
 from kansformer.train.run import Run, reset_optimizer
 from kansformer.train.run_folder import RunFolder
 from kansformer.train.state import restore, with_choices
 from kansformer.train.summary import describe_model
-from kansformer.words import number
-from models.twins import count_flops, count_parameters
-from models.vit_model import VisionTransformer
+from kansformer.words import duration, number
+from models.twins import count, count_parameters
+from models.vit_model import VisionTransformer, ViTConfig
+
+EVALUATION_SHARE = 0.15  # of the time of an epoch's steps, on top
+FEATURES_BUDGET = 0.3  # seconds per training picture to compute its features
 
 
 def prepare(
@@ -66,8 +71,15 @@ def prepare(
 
     torch.manual_seed(config.seed)
     model, preprocessing, loaded = build_model(config, data)
+    if state is None and chooses_size(config, ranks):
+        size, reason = choose_size(config, model.config, ranks)
+        log(f"size    {reason}")
+        config = replace(config, img_size=size)
+        torch.manual_seed(config.seed)
+        model, preprocessing, loaded = build_model(config, data)
     preprocessing = replace(preprocessing, levels=data.train.levels)
     check_settings(config, data, model, loaded, ranks)
+    check_state_fits(config, model, ranks)
     config = reset_unused_settings(config, model, ranks, log)
     criterion = make_criterion(config, data, preprocessing, ranks.device)
     twin = twin_sizes(config, model.config)
@@ -169,6 +181,35 @@ def prepare(
     return run
 
 
+def chooses_size(config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether the picture size is chosen by the time that a run takes on this machine.
+
+    On a CPU the size that a large model was pretrained at may take days. The size of a model from
+    scratch is part of its recipe.
+    """
+    return ranks.device.type == "cpu" and config.weights is not None and config.img_size is None
+
+
+def choose_size(config: TrainConfig, native: ViTConfig, ranks: Ranks) -> tuple[int, str]:
+    """A picture size for which a run takes half an hour per 1,000 pictures, and a line about it.
+
+    It is at most that of the weights; all ranks must call it.
+    """
+    if config.head_only:
+        size, seconds = fitting_size(
+            native, config.feature_views, backward=False, budget=FEATURES_BUDGET
+        )
+    else:
+        passes = config.epochs * (1 + EVALUATION_SHARE)
+        size, seconds = fitting_size(native, passes)
+    rows = ranks.gather(torch.tensor([float(size), seconds]))
+    size, seconds = int(min(row[0] for row in rows)), max(row[1] for row in rows)
+    return size, (
+        f"{size} px of the weights' {native.img_size}: on this machine about"
+        f" {duration(1000 * seconds)} for 1,000 pictures; --img-size sets another"
+    )
+
+
 def choose_folder(config: TrainConfig, data: PictureData) -> tuple[RunFolder, bool]:
     """The output folder, checked, and whether the run in it is to be resumed.
 
@@ -241,5 +282,6 @@ def log_data_and_model(
     if model.config.ffn != "mlp":
         log(
             f"twin    {twin['parameters']:,} parameters with MLPs,"
-            f" {twin['flops_per_image']:,} FLOPs per picture against {count_flops(model):,}"
+            f" {twin['flops_per_image']:,} FLOPs per picture against"
+            f" {count(model.config, 'flops'):,}"
         )

@@ -52,6 +52,7 @@ def collect_state(run: Run) -> dict[str, Any]:
     return {
         "settings": run.config.to_dict(),
         "step_size": run.sampler.step_size,
+        "micro_batches": run.micro_batches,  # sums over others would differ in rounding
         "data": run.fingerprint,
         "weights": run.load_report,
         "config": run.model.config.to_dict(),
@@ -113,6 +114,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         UserError: the state is that of a run with other settings or pictures.
     """
     check_same_run(state, run.config, run.fingerprint, run.sampler.step_size)
+    if state["settings"]["batch_size"] == run.config.batch_size:
+        run.micro_batches = max(run.micro_batches, state.get("micro_batches", 1))
     run.load_report = state["weights"]
     models = {"model": run.model}
     if run.ema is not None:

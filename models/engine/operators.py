@@ -382,8 +382,9 @@ def _group_kan_backward(
     if grads is None:
         exact = _exact_dtype(x, knots)
         tables = knots.to(exact), pieces.to(exact)
-        settings = activation, weight, dtype, compiled
-        grads = blocks.group_kan_backward(grad, x, *tables, *settings, for_weight)
+        grads = blocks.group_kan_backward(
+            grad, x, *tables, activation, weight, dtype, compiled, for_weight
+        )
     return [g.to(like.dtype) for g, like in zip(grads, (x, pieces, weight), strict=False)]
 
 

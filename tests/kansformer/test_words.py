@@ -13,7 +13,7 @@ from kansformer.data.split_folder import SplitReport
 from kansformer.evaluate.plots import history_in_words
 from kansformer.pretrained import load_pretrained
 from kansformer.pretrained.report import Fate, LoadReport
-from kansformer.words import command, number
+from kansformer.words import command, duration, gigabytes, number
 from tests.conftest import ROOT, tiny_settings, write_folder
 from tests.kansformer.train.runs import do
 
@@ -37,6 +37,21 @@ WRONG = re.compile(
 )
 def test_a_count_and_its_noun(count: int, what: str, text: str) -> None:
     assert number(count, what) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.84, "0.8 s"), (9.94, "9.9 s"), (9.97, "10 s"), (45, "45 s"), (89.9, "90 s"),
+     (18 * 60 + 20, "18 min"), (89.4 * 60, "89 min"), (3 * 3600 + 20 * 60, "3 h 20 min"),
+     (89.9 * 60, "1 h 30 min")],
+)  # fmt: skip
+def test_a_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_number_of_bytes() -> None:
+    assert gigabytes(3_140_000_000) == "3.1 GB"
+    assert gigabytes(24_000_000) == "0.02 GB"
 
 
 def test_commands_are_those_of_the_checkout_or_of_the_package(

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from kansformer.data import PictureDataset, Preprocessing, decoded, load_data, make_loader
 from kansformer.data.augment import CROPS, POLICIES, least_side, make_augmentation
-from kansformer.data.decoded import decode_files, free_memory
+from kansformer.data.decoded import decode_files
 from kansformer.errors import UserError
 from tests.conftest import write_picture
 
@@ -86,11 +86,6 @@ def test_exceeding_the_memory_limit_is_refused_before_decoding(
     monkeypatch.setattr(decoded, "SAMPLE", 1)  # the first picture is the smallest
     with pytest.raises(UserError, match="leave out --cache"):
         decode_files(paths, memory=needed // 2)
-
-
-def test_free_memory_is_plausible() -> None:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < free_memory() <= total
 
 
 def test_a_broken_picture_is_named(varied: Path) -> None:
