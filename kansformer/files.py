@@ -26,7 +26,8 @@ def refuse_within(path: Path, data_path: Path) -> None:
     """Raises a UserError if a path lies within the data folder."""
     if lies_within(path, data_path):
         raise UserError(
-            f"{path}: lies within {data_path}, which is never written to; choose another --output"
+            f"{path}: lies within {data_path}, which is never written to; choose an --output beside"
+            " it"
         )
 
 

@@ -26,6 +26,13 @@ SPLINE_SETTINGS = (
     "calibrate_grid", "update_grid_every", "refine_grid", "spline_penalty", "spline_lr",
     "spline_decay",
 )  # fmt: skip
+# settings of training steps, which a head that is fitted to features does not take
+STEP_SETTINGS = (
+    "epochs", "patience", "time_budget", "batch_size", "accumulate", "auto_batch", "lr", "find_lr",
+    "lrf", "warmup_epochs", "layer_decay", "weight_decay", "clip_grad", "label_smoothing", "mixup",
+    "cutmix", "random_erasing", "drop_rate", "drop_path_rate", "ema", "teacher", "amp", "compile",
+    "max_steps", "update_grid_every", "refine_grid",
+)  # fmt: skip
 
 
 def check_settings(

@@ -15,9 +15,10 @@ from kansformer.data.split import stratified_split
 from kansformer.data.usable import concerns, usable
 from kansformer.device import choose_device
 from kansformer.errors import UserError
-from kansformer.train.config import TrainConfig, tuned_parts
+from kansformer.train.checks import STEP_SETTINGS
+from kansformer.train.config import TrainConfig, flag_name, tuned_parts
 from kansformer.train.distributed import Ranks, discard
-from kansformer.train.recipes import FINE_TUNING, RECIPES
+from kansformer.train.recipes import FINE_TUNING, PART_TUNING, RECIPES
 from kansformer.words import number
 
 SMALL_PICTURE = 64  # pixels; larger pictures are taken to be photographs
@@ -63,8 +64,10 @@ def configure(
     tuned = tuned_parts(
         flags.get("tune", TrainConfig.tune), flags.get("freeze_layers", TrainConfig.freeze_layers)
     )
-    if weights and (tuned != {"head"} or flags.get("unfreeze_every")):
+    if weights and ("all" in tuned or flags.get("unfreeze_every")):
         settings |= FINE_TUNING
+    elif weights and tuned != {"head"}:
+        settings |= PART_TUNING
     if weights:
         settings.pop("stem", None)  # the weights define the model
     earlier = training_of(flags["weights"]) if weights else {}
@@ -75,6 +78,9 @@ def configure(
     if isinstance(policy, str) and policy in POLICIES:  # it decides whether pictures are mirrored
         settings["augment"] = policy
     config = TrainConfig(**{**settings, **flags, "recipe": recipe})
+    if config.head_only:
+        for name in [name for name in STEP_SETTINGS if name in flags]:
+            log(f"warning: {flag_name(name)} has no effect: --tune head takes no training steps")
     data = data.with_validation(config.val_split, config.seed if rule is None else rule.seed)
     for concern in concerns(data, config.data_path):
         log("\n".join(concern.lines()))

@@ -9,6 +9,8 @@ from typing import Any
 # Fine-tuning of all layers from --weights takes a lower learning rate, lower still in the first
 # blocks. Usual values for ViTs, not tried here on large pretrained files.
 FINE_TUNING = {"lr": 2e-4, "layer_decay": 0.75}
+# Splines, norms and biases alone.
+PART_TUNING = {"lr": 1e-3}
 
 
 def digits() -> dict[str, Any]:

@@ -30,7 +30,7 @@ from models.vit_model import ViTConfig
 FREE_ON_RESUME = (
     "resume", "overwrite", "device", "workers", "download", "download_dir", "output",
     "batch_size", "accumulate",  # only their product counts, over all ranks
-    "auto_batch", "save_minutes", "time_budget", "patience", "report", "save_delta",
+    "auto_batch", "cache", "save_minutes", "time_budget", "patience", "report", "save_delta",
 )  # fmt: skip
 
 
