@@ -15,7 +15,7 @@ from kansformer.errors import UserError
 from kansformer.train.configure import configure
 from kansformer.train.find_lr import find_learning_rate
 from kansformer.train.optimizer import AdamW
-from kansformer.train.recipes import FINE_TUNING
+from kansformer.train.recipes import FINE_TUNING, PART_TUNING
 from kansformer.train.step import compute_gradient
 from kansformer.train.tune import describe_trained, train_only, trained_names
 from models.kan import GroupKANLinear, KANLinear
@@ -114,8 +114,12 @@ def test_freeze_layers_is_tune_head(tmp_path: Path, colors: Path, best: str) -> 
     rates = []
     for flags in ({"freeze_layers": True}, {"tune": "head"}, {"tune": "head,norms"}, {}):
         config, _ = configure({"data_path": str(colors), "weights": best, "device": "cpu", **flags})
-        rates.append(config.layer_decay)
-    assert rates[0] == rates[1] != FINE_TUNING["layer_decay"] == rates[2] == rates[3]
+        rates.append((config.lr, config.layer_decay, config.ema))
+    given = [(part["lr"], part.get("layer_decay", 1.0), part["ema"])
+             for part in (PART_TUNING, FINE_TUNING)]  # fmt: skip
+    assert rates[0] == rates[1]
+    assert rates[2:] == given
+    assert len(set(rates)) == 3
 
 
 def test_blocks_unfreeze_from_the_last(tmp_path: Path, colors: Path, best: str) -> None:
