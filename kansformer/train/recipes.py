@@ -9,8 +9,8 @@ from typing import Any
 # What training from --weights has in common. With batches of 64, 840 pictures make 13 steps of an
 # epoch, too few. The moving average keeps the validation curve smooth, which otherwise jumps by 5
 # points and more in the first epochs. Mixing and stochastic depth disturb features that were
-# pretrained without them: a drop path of 0.1 raised the loss of a ViT-S from 0.33 to 0.80 before the
-# first step.
+# pretrained without them: a drop path of 0.1 raised the loss of a ViT-S from 0.33 to 0.80 before
+# the first step.
 FROM_WEIGHTS = {
     "batch_size": 16,
     "warmup_epochs": 1.0,
