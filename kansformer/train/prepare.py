@@ -72,11 +72,15 @@ def prepare(
     torch.manual_seed(config.seed)
     model, preprocessing, loaded = build_model(config, data)
     if state is None and chooses_size(config, ranks):
-        size, reason = choose_size(config, model.config, ranks)
-        log(f"size    {reason}")
-        config = replace(config, img_size=size)
-        torch.manual_seed(config.seed)
-        model, preprocessing, loaded = build_model(config, data)
+        size, seconds = choose_size(config, model.config, ranks)
+        if size < model.config.img_size:
+            log(
+                f"size    {size} px of the weights' {model.config.img_size}: on this machine about"
+                f" {duration(1000 * seconds)} for 1,000 pictures; --img-size sets another"
+            )
+            config = replace(config, img_size=size)
+            torch.manual_seed(config.seed)
+            model, preprocessing, loaded = build_model(config, data)
     preprocessing = replace(preprocessing, levels=data.train.levels)
     check_settings(config, data, model, loaded, ranks)
     check_state_fits(config, model, ranks)
@@ -190,10 +194,13 @@ def chooses_size(config: TrainConfig, ranks: Ranks) -> bool:
     return ranks.device.type == "cpu" and config.weights is not None and config.img_size is None
 
 
-def choose_size(config: TrainConfig, native: ViTConfig, ranks: Ranks) -> tuple[int, str]:
-    """A picture size for which a run takes half an hour per 1,000 pictures, and a line about it.
+def choose_size(config: TrainConfig, native: ViTConfig, ranks: Ranks) -> tuple[int, float]:
+    """A picture size for which a run takes half an hour per 1,000 pictures.
 
-    It is at most that of the weights; all ranks must call it.
+    All ranks must call it.
+
+    Returns:
+        The size in pixels, at most that of the weights, and the run's seconds per picture.
     """
     if config.head_only:
         size, seconds = fitting_size(
@@ -203,11 +210,7 @@ def choose_size(config: TrainConfig, native: ViTConfig, ranks: Ranks) -> tuple[i
         passes = config.epochs * (1 + EVALUATION_SHARE)
         size, seconds = fitting_size(native, passes)
     rows = ranks.gather(torch.tensor([float(size), seconds]))
-    size, seconds = int(min(row[0] for row in rows)), max(row[1] for row in rows)
-    return size, (
-        f"{size} px of the weights' {native.img_size}: on this machine about"
-        f" {duration(1000 * seconds)} for 1,000 pictures; --img-size sets another"
-    )
+    return int(min(row[0] for row in rows)), max(row[1] for row in rows)
 
 
 def choose_folder(config: TrainConfig, data: PictureData) -> tuple[RunFolder, bool]:

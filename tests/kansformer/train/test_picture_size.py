@@ -3,11 +3,13 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from kansformer.train.picture_size import (
     FEWEST,
+    TIMED_BATCH,
     candidate_sizes,
     choose_size,
     fitting_size,
@@ -58,15 +60,17 @@ def test_a_fitting_size_is_that_of_the_measurement() -> None:
     ticks = iter(float(number) for number in range(100))  # each step takes one second
     size, seconds = fitting_size(config, epochs=2, budget=1e9, clock=lambda: next(ticks))
     assert size == 128
-    assert seconds == pytest.approx(2 * 0.25 * flops[128] / flops[48])
+    assert seconds == pytest.approx(2 / TIMED_BATCH * flops[128] / flops[48])
     ticks = iter(float(number) for number in range(100))
-    size, seconds = fitting_size(config, epochs=2, budget=0.5, clock=lambda: next(ticks))
-    assert (size, seconds) == (48, 0.5)
+    budget = 2 / TIMED_BATCH
+    size, seconds = fitting_size(config, epochs=2, budget=budget, clock=lambda: next(ticks))
+    assert (size, seconds) == (48, budget)
 
 
 @pytest.mark.parametrize("backward", [True, False])
-def test_measuring_is_the_median_and_draws_no_number(backward: bool) -> None:
-    times = iter([0.0, 50.0, 50.0, 54.0, 54.0, 58.0, 60.0, 99.0])  # 50 for the first, then 4, 4, 39
+def test_measuring_is_the_least_time_and_draws_no_number(backward: bool) -> None:
+    steps = [1.0, 50.0, 2 * TIMED_BATCH, 54.0, TIMED_BATCH, 99.0]  # the first one is not counted
+    times = iter(np.repeat(np.cumsum([0.0, *steps]), 2)[1:])
     before = torch.get_rng_state()
     config = model_config("vit_micro_patch8_16")
     assert seconds_per_picture(config, backward=backward, clock=lambda: next(times)) == 1.0
