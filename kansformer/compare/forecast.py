@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kansformer.words import number
+from kansformer.words import duration, number
 
 Job = tuple[str, int]  # arm and seed
 
@@ -47,15 +47,7 @@ def progress(seconds: Mapping[Job, float], jobs: Sequence[Job], last: float) -> 
         seconds: that each finished run took.
         last: the seconds of the one just finished.
     """
-    text = f"{len(seconds)} of {number(len(jobs), 'run')} finished, this one in {about(last)}"
+    text = f"{len(seconds)} of {number(len(jobs), 'run')} finished, this one in {duration(last)}"
     if len(seconds) == len(jobs):
         return text
-    return f"{text}; about {about(seconds_left(seconds, jobs))} left"
-
-
-def about(seconds: float) -> str:
-    """A duration in seconds, or from a minute on, in minutes, or in hours and minutes."""
-    if seconds < 59.5:
-        return f"{max(seconds, 1):.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{text}; about {duration(seconds_left(seconds, jobs))} left"
