@@ -36,9 +36,8 @@ WORKER_BYTES = 50_000_000  # of a worker process, beyond what it shares with thi
 # Resident memory per byte of a CPU's tensors, since the heap keeps gaps between them. Steps of a
 # ViT-S at 98 and 280 pixels, of 1 to 64 pictures, took 1.4 to 1.75 bytes per byte with glibc.
 HEAP = 1.75
-RESERVED = (
-    2.5  # the same for address space (ulimit -v), of which threads reserve more than they use
-)
+# The same for address space (ulimit -v), of which threads reserve more than they use.
+RESERVED = 2.5
 SURE = 0.05  # share of the free memory that needs no second measurement
 REPEATS = 5  # timed steps, at most
 SHARE_OF_RUN = 0.02  # that measuring its time may take

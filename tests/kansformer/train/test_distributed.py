@@ -20,6 +20,7 @@ from kansformer.train.distributed import process_group
 from kansformer.train.run_folder import checksum
 from models.vit_model import create_model
 from tests.conftest import ROOT, tiny_settings, write_folder
+from tests.kansformer.pretrained import foreign
 from tests.kansformer.train.runs import do, final
 from tests.processes import run_ranks, start, start_ranks, status_of
 
@@ -49,6 +50,20 @@ def test_two_ranks_are_one_with_the_double_batch(
     for key in ("train_loss", "val_loss", "val_acc1"):
         assert rows[0][key] == pytest.approx(rows[1][key], abs=1e-5)
     assert not (tmp_path / "log.1").read_text(), "only the first rank prints"
+
+
+def test_two_ranks_fit_the_head_of_one(tmp_path: Path, colors: Path) -> None:
+    weights = str(foreign.timm_vit(tmp_path / "deit.pth", "model", img_size=16).path)
+    settings = {"weights": weights, "tune": "head", "feature_views": 2}
+    one = do(tiny_settings(colors, tmp_path / "a" / "one", **settings))
+    double = tiny_settings(colors, tmp_path / "b" / "two", **settings)
+    assert run_ranks(lambda: do(double), log=tmp_path / "log") == [0, 0]
+    two = json.loads((tmp_path / "b" / "two" / "summary.json").read_text())
+    assert one["head"]["pool"] == two["head"]["pool"]
+    assert one["val_loss"] == pytest.approx(two["val_loss"], abs=1e-4)
+    assert furthest(final(tmp_path / "a" / "one"), final(tmp_path / "b" / "two")) < 1e-3
+    files = list((tmp_path / "b" / "two" / "features").iterdir())
+    assert len(files) == 6  # of training pictures, of a view of them, of validation: 2 ranks each
 
 
 @pytest.mark.usefixtures("steady_adam")
