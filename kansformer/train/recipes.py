@@ -184,12 +184,17 @@ def cifar10_gpu() -> dict[str, Any]:
 
 
 def pretrained() -> dict[str, Any]:
-    """Photographs, or CIFAR-10 enlarged, from a ViT pretrained at 224x224 pixels. Not run yet.
+    """Photographs, or CIFAR-10 enlarged, from a pretrained ViT.
 
-    Meant for a GPU: `python train.py --data-path flower_photos --weights
-    vit_base_patch16_224.safetensors --ffn group-kan --amp bf16`, and the same with `--data-path
-    cifar10 --download --recipe pretrained`. Learning rate and layer decay are those of
-    FINE_TUNING.
+    1,399 photographs of cats and dogs: `python split_data.py --data-path dog-cat --output split
+    --ratios 0.6 0.2 0.2`, then `python train.py --data-path split --weights vits.safetensors --ffn
+    group-kan`, with a ViT-S/14 that its makers had trained on from DINOv2's: 98.57 % of 280 test
+    pictures at 112 pixels, a size that was chosen, in 920 s on 2 cores of an AMD EPYC with AVX-512;
+    one run, seed 0. scikit-learn's logistic regression on features of that size gave at most
+    91.07 %.
+
+    Not run yet: flower_photos, CIFAR-10 (`--data-path cifar10 --download --recipe pretrained`), and
+    any of these on a GPU. The settings of FINE_TUNING or PART_TUNING apply on top.
     """
     return {"augment": "photos", "epochs": 12}
 
