@@ -7,13 +7,46 @@ from dataclasses import replace
 
 import torch
 
+from kansformer.train.config import TrainConfig
+from kansformer.train.distributed import Ranks
+from kansformer.words import duration
 from models.twins import count
 from models.vit_model import VisionTransformer, ViTConfig
 
 BUDGET = 1.8  # seconds per training picture over the whole run: half an hour for 1,000 pictures
+FEATURES_BUDGET = 0.3  # the same where only its features are computed
+EVALUATION_SHARE = 0.15  # of the time of an epoch's steps, on top
 FEWEST = 6  # patches per side that still show what a photograph is of
 GROWTH = 1.4  # of the number of patches, from one size to the next
 TIMED_BATCH, TIMED_STEPS = 8, 5
+
+
+def chooses_size(config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether the picture size is chosen by the time that a run takes on this machine.
+
+    On a CPU the size that a large model was pretrained at may take days. The size of a model from
+    scratch is part of its recipe.
+    """
+    return ranks.device.type == "cpu" and config.weights is not None and config.img_size is None
+
+
+def size_for_machine(config: TrainConfig, native: ViTConfig, ranks: Ranks) -> tuple[int, str]:
+    """The picture size with which a run takes half an hour per 1,000 pictures, and why.
+
+    At most that of the weights; all ranks must call it.
+    """
+    if config.head_only:
+        size, seconds = fitting_size(
+            native, config.feature_views, backward=False, budget=FEATURES_BUDGET
+        )
+    else:
+        size, seconds = fitting_size(native, config.epochs * (1 + EVALUATION_SHARE))
+    rows = ranks.gather(torch.tensor([float(size), seconds]))
+    size, seconds = int(min(row[0] for row in rows)), max(row[1] for row in rows)
+    return size, (
+        f"{size} px of the weights' {native.img_size}: on this machine about"
+        f" {duration(1000 * seconds)} for 1,000 pictures; --img-size sets another"
+    )
 
 
 def candidate_sizes(patch_size: int, native: int) -> list[int]:

@@ -31,18 +31,15 @@ from kansformer.train.grids import calibrate, first_pictures
 from kansformer.train.head import HeadFit, fit_head, fits_head
 from kansformer.train.loss import make_criterion, make_mix
 from kansformer.train.optimizer import make_scaler
-from kansformer.train.picture_size import fitting_size
+from kansformer.train.picture_size import chooses_size, size_for_machine
 from kansformer.train.plan import check_state_fits
 from kansformer.train.run import Run, reset_optimizer
 from kansformer.train.run_folder import RunFolder
 from kansformer.train.state import restore, with_choices
 from kansformer.train.summary import describe_model
-from kansformer.words import duration, number
+from kansformer.words import number
 from models.twins import count, count_parameters
-from models.vit_model import VisionTransformer, ViTConfig
-
-EVALUATION_SHARE = 0.15  # of the time of an epoch's steps, on top
-FEATURES_BUDGET = 0.3  # seconds per training picture to compute its features
+from models.vit_model import VisionTransformer
 
 
 def prepare(
@@ -52,7 +49,9 @@ def prepare(
     log: Callable[[str], None],
     project_root: Path | None,
 ) -> Run:
-    """Builds a fresh run, or restores one from its saved state. Writes no files.
+    """Builds a fresh run, or restores one from its saved state.
+
+    Writes no files, except for features of the pictures that the head is fitted to.
 
     Args:
         data: with a validation split.
@@ -72,12 +71,9 @@ def prepare(
     torch.manual_seed(config.seed)
     model, preprocessing, loaded = build_model(config, data)
     if state is None and chooses_size(config, ranks):
-        size, seconds = choose_size(config, model.config, ranks)
+        size, reason = size_for_machine(config, model.config, ranks)
         if size < model.config.img_size:
-            log(
-                f"size    {size} px of the weights' {model.config.img_size}: on this machine about"
-                f" {duration(1000 * seconds)} for 1,000 pictures; --img-size sets another"
-            )
+            log(f"size    {reason}")
             config = replace(config, img_size=size)
             torch.manual_seed(config.seed)
             model, preprocessing, loaded = build_model(config, data)
@@ -183,34 +179,6 @@ def prepare(
         step = f", step {run.progress.step}" if run.progress.step else ""
         log(f"resumed after epoch {run.progress.epoch}{step}")
     return run
-
-
-def chooses_size(config: TrainConfig, ranks: Ranks) -> bool:
-    """Whether the picture size is chosen by the time that a run takes on this machine.
-
-    On a CPU the size that a large model was pretrained at may take days. The size of a model from
-    scratch is part of its recipe.
-    """
-    return ranks.device.type == "cpu" and config.weights is not None and config.img_size is None
-
-
-def choose_size(config: TrainConfig, native: ViTConfig, ranks: Ranks) -> tuple[int, float]:
-    """A picture size for which a run takes half an hour per 1,000 pictures.
-
-    All ranks must call it.
-
-    Returns:
-        The size in pixels, at most that of the weights, and the run's seconds per picture.
-    """
-    if config.head_only:
-        size, seconds = fitting_size(
-            native, config.feature_views, backward=False, budget=FEATURES_BUDGET
-        )
-    else:
-        passes = config.epochs * (1 + EVALUATION_SHARE)
-        size, seconds = fitting_size(native, passes)
-    rows = ranks.gather(torch.tensor([float(size), seconds]))
-    return int(min(row[0] for row in rows)), max(row[1] for row in rows)
 
 
 def choose_folder(config: TrainConfig, data: PictureData) -> tuple[RunFolder, bool]:
