@@ -26,11 +26,13 @@ from kansformer.files import make_output_folder, write_bytes
 from kansformer.progress import progress_bar
 from kansformer.train.distributed import Ranks
 from kansformer.train.run_folder import checksum
+from kansformer.words import duration
 from models.kan import compile_without_gradients
 from models.vit_model import VisionTransformer
 
 METADATA_KEY = "kansformer-features"
 TOKENS_AT_ONCE = 16_384  # in a batch
+WORTH_A_LINE = 60.0  # seconds that are left
 SAVE_SECONDS = 30.0  # after which a batch's features are written with those before it
 
 
@@ -225,7 +227,8 @@ class Extractor:
             worker_init_fn=ignore_pillow_warnings,
         )
         chunk: dict[int, np.ndarray] = {}
-        saved, start = time.monotonic(), 0
+        began = saved = time.monotonic()
+        start = 0
         bar = progress_bar(total=len(indices), title="features", shown=self.ranks.shows_bars)
         try:
             for images, labels in loader:
@@ -234,6 +237,11 @@ class Extractor:
                     chunk[indices[start + offset]] = values[offset]
                 start += len(labels)
                 bar.update(len(labels))
+                if start == 2 * len(labels):  # the first batch may have compiled kernels
+                    left = (len(indices) - start) * (time.monotonic() - began) / start
+                    if left > WORTH_A_LINE:
+                        self.log(f"head    features of {len(indices):,} pictures to compute:"
+                                 f" about {duration(left)}")  # fmt: skip
                 if chunk and time.monotonic() - saved > SAVE_SECONDS:
                     yield chunk
                     chunk, saved = {}, time.monotonic()

@@ -16,6 +16,7 @@ from models.vit_model import VisionTransformer, ViTConfig
 BUDGET = 1.8  # seconds per training picture over the whole run: half an hour for 1,000 pictures
 FEATURES_BUDGET = 0.3  # the same where only its features are computed
 EVALUATION_SHARE = 0.15  # of the time of an epoch's steps, on top
+FORWARD_SHARE = 1 / 3  # of the time of a step
 FEWEST = 6  # patches per side that still show what a photograph is of
 GROWTH = 1.4  # of the number of patches, from one size to the next
 TIMED_BATCH, TIMED_STEPS = 8, 5
@@ -40,7 +41,9 @@ def size_for_machine(config: TrainConfig, native: ViTConfig, ranks: Ranks) -> tu
             native, config.feature_views, backward=False, budget=FEATURES_BUDGET
         )
     else:
-        size, seconds = fitting_size(native, config.epochs * (1 + EVALUATION_SHARE))
+        passes = config.epochs * (1 + EVALUATION_SHARE)
+        passes += (config.feature_views + 1) * FORWARD_SHARE  # also of the validation pictures
+        size, seconds = fitting_size(native, passes)
     rows = ranks.gather(torch.tensor([float(size), seconds]))
     size, seconds = int(min(row[0] for row in rows)), max(row[1] for row in rows)
     return size, (
