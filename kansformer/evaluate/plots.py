@@ -255,7 +255,7 @@ def history_in_words(history: Sequence[dict[str, Any]]) -> str:
     """Alternative text of `draw_history`."""
     first, last = history[0], history[-1]
     return (
-        f"Curves over {number(len(history), 'epoch')}: training loss from"
+        f"Curves over {number(last['epoch'], 'epoch')}: training loss from"
         f" {first['train_loss']:.3f} to {last['train_loss']:.3f}, validation loss from"
         f" {first['val_loss']:.3f} to {last['val_loss']:.3f}, validation accuracy from"
         f" {first['val_acc1']:.2f} to {last['val_acc1']:.2f} %; the learning rate below."

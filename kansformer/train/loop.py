@@ -85,6 +85,7 @@ def train(
         plan = make_plan(run)
         choose_learning_rate(run)
         keep_initial_state(run)
+        record_head(run)
         with StopSignals() as signals:
             while not run.is_done:
                 if config.head_only or train_epoch(run, plan, signals):
@@ -108,6 +109,32 @@ def choose_learning_rate(run: Run) -> None:
         run.config = replace(run.config, lr=find_learning_rate(run))
         reset_optimizer(run)
         run.log(f"rate    --find-lr chose {run.config.lr:.1e}")
+
+
+def record_head(run: Run) -> None:
+    """Counts the model with the head that was fitted first as epoch 0, if it is to be trained on.
+
+    So its weights are kept if fine-tuning gives no better ones.
+    """
+    fit = (run.load_report or {}).get("head")
+    if fit is None or run.resumed or run.config.head_only:
+        return
+    row = {
+        "epoch": 0,
+        "train_loss": fit["train_loss"],
+        "val_loss": fit["val_loss"],
+        "val_acc1": fit["val_acc1"],
+        "lr": 0.0,
+        "images_per_second": fit["pictures"] / fit["seconds"],
+        "waiting": 0.0,
+        "seconds": fit["seconds"],
+    }
+    run.progress.history.append(row)
+    run.progress.total_seconds += fit["seconds"]
+    save_best(run, {"epoch": 0, "loss": fit["val_loss"], "acc1": fit["val_acc1"]})
+    save(run)
+    if run.ranks.is_first:
+        run.folder.write_history(run.progress.history, best=0)
 
 
 def train_epoch(run: Run, plan: Plan, signals: StopSignals) -> bool:
@@ -393,7 +420,8 @@ def finish(run: Run, plan: Plan, signals: StopSignals) -> dict[str, Any]:
     """
     data, best = run.data, run.best
     summary = {**summarize(run), "forecast_seconds": plan.seconds}
-    run.log(f"best epoch {best['epoch']}: validation accuracy {best['val_acc1']:.2f} %")
+    note = "" if best["epoch"] else ", the head alone"
+    run.log(f"best epoch {best['epoch']}{note}: validation accuracy {best['val_acc1']:.2f} %")
     if data.test is not None:
         loader = evaluation_loader(data.test, run.preprocessing, run.config, run.ranks)
         run.ranks.barrier()  # until the first rank has written the file

@@ -105,7 +105,7 @@ class Plan:
             return self.times.test
         step = now.seconds / now.step if now.step else self.times.step
         epoch = self.steps * step + self.times.evaluation
-        if now.history:
+        if now.epoch:
             epoch = now.history[-1]["seconds"]
         current = epoch
         if now.step:

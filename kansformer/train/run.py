@@ -39,7 +39,7 @@ class Progress:
     bad_steps: int = 0  # consecutive steps that were not finite
     restores: int = 0  # how often the last good state was restored
     rate: float = 1.0  # factor on the learning rate, lowered by each restore
-    history: list[dict[str, Any]] = field(default_factory=list)  # a row per finished epoch
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
 
     def next_epoch(self) -> None:
         """Counts the current epoch as finished."""
@@ -117,7 +117,7 @@ class Run:
         if progress.epoch >= config.epochs:
             return True
         if progress.history and progress.step == 0:
-            since = len(progress.history) - self.best["epoch"]
+            since = progress.epoch - self.best["epoch"]
             return 0 < config.patience <= since or self.is_out_of_time
         return False
 

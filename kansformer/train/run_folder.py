@@ -97,7 +97,7 @@ class RunFolder:
         The curves are plotted every DRAW_SECONDS only.
 
         Args:
-            best: number of the best epoch, from 1.
+            best: number of the best epoch; 0 is the head that was fitted before the first one.
         """
         self.tensorboard.add_epoch(history[-1])
         lines = "".join(json.dumps(row) + "\n" for row in history)

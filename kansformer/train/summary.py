@@ -35,7 +35,8 @@ def library_versions() -> dict[str, str]:
 def summarize(run: Run) -> dict[str, Any]:
     """The contents of summary.json for a finished run, without its test figures."""
     data, config, history = run.data, run.config, run.progress.history
-    best, trained = run.best, names_in_epoch(run.model, config, len(history) - 1)
+    best, trained = run.best, names_in_epoch(run.model, config, run.progress.epoch - 1)
+    trained_rows = [row for row in history if row["epoch"] > 0]  # epoch 0 is the head alone
     head = (run.load_report or {}).get("head")
     return {
         "data": data.name,
@@ -53,9 +54,9 @@ def summarize(run: Run) -> dict[str, Any]:
         "best_epoch": best["epoch"],
         "val_acc1": best["val_acc1"],
         "val_loss": best["val_loss"],
-        "epochs": len(history),
+        "epochs": run.progress.epoch,
         "seconds": sum(row["seconds"] for row in history),
-        "images_per_second": float(np.median([row["images_per_second"] for row in history])),
+        "images_per_second": float(np.median([row["images_per_second"] for row in trained_rows])),
         "seed": config.seed,
         "lr": config.lr,
         "device": str(run.ranks.device),

@@ -162,6 +162,30 @@ def test_training_starts_from_the_fitted_head(tmp_path: Path, colors: Path, vit:
         assert plain.steps > 0
 
 
+def test_fine_tuning_that_makes_it_worse_leaves_the_fitted_head(
+    tmp_path: Path, colors: Path, vit: str
+) -> None:
+    settings = {"weights": vit, "pool": "token"}
+    lines: list[str] = []
+    worse = {"epochs": 2, "lr": 0.3, "clip_grad": 0.0, "warmup_epochs": 0.0}
+    summary = do(tiny_settings(colors, tmp_path / "out", **worse, **settings), lines.append)
+    do(tiny_settings(colors, tmp_path / "head", tune="head", **settings))
+    kept, head = (
+        load_model(tmp_path / name / "best.safetensors").state_dict() for name in ("out", "head")
+    )
+    assert all(torch.equal(kept[name], head[name]) for name in head)
+    history = rows(tmp_path / "out")
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+    assert history[0]["val_loss"] == pytest.approx(rows(tmp_path / "head")[0]["val_loss"], abs=1e-4)
+    assert (summary["best_epoch"], summary["epochs"]) == (0, 2)
+    assert summary["seconds"] == pytest.approx(sum(row["seconds"] for row in history))
+    assert any(line.startswith("best epoch 0, the head alone") for line in lines)
+    with pytest.raises(loop.Stopped):
+        stop_after(1, lambda: do(tiny_settings(colors, tmp_path / "cut", **worse, **settings)))
+    do(tiny_settings(colors, tmp_path / "cut", resume=True, **worse, **settings))
+    assert [row["epoch"] for row in rows(tmp_path / "cut")] == [0, 1, 2]
+
+
 def test_a_head_that_is_kept_is_not_fitted(tmp_path: Path, colors: Path, trained: Path) -> None:
     weights = str(trained / "best.safetensors")
     run = prepared(tiny_settings(colors, tmp_path / "a", weights=weights))
