@@ -22,7 +22,7 @@ from kansformer.train import TrainConfig, train
 from kansformer.train.configure import configure
 from kansformer.words import number
 
-OF_THE_COMPARISON = ("output", "overwrite", "resume", "seed")  # flags that are not each run's own
+OF_THE_COMPARISON = ("output", "overwrite", "resume", "seed")  # not of each run
 
 
 def run_all(
@@ -92,16 +92,17 @@ def flags_of(job: Job, flags: Mapping[str, Any], **changes: Any) -> dict[str, An
         changes: fields that differ.
     """
     arm, seed = job
-    own = {name: value for name, value in flags.items() if name not in OF_THE_COMPARISON}
-    own.setdefault("report", False)  # nobody reads one per run
-    if not own.get("weights") and "kan_hidden" not in own:
-        own.setdefault("match", "params")
+    settings = {name: value for name, value in flags.items() if name not in OF_THE_COMPARISON}
+    settings.setdefault("report", False)  # nobody reads one per run
+    if not settings.get("weights") and "kan_hidden" not in settings:
+        settings.setdefault("match", "params")
     if arm == BASELINE:  # its width is the one that the others are matched to
-        own["match"] = "none"
-        own.pop("kan_hidden", None)
-        if "tune" in own:  # it has no splines
-            own["tune"] = ",".join(part for part in own["tune"].split(",") if part != "splines")
-    return {**own, "ffn": arm, "seed": seed, **changes}
+        settings["match"] = "none"
+        settings.pop("kan_hidden", None)
+        if "tune" in settings:  # it has no splines
+            parts = settings["tune"].split(",")
+            settings["tune"] = ",".join(part for part in parts if part != "splines")
+    return {**settings, "ffn": arm, "seed": seed, **changes}
 
 
 def refuse_earlier(folders: Iterable[Path]) -> None:

@@ -91,7 +91,7 @@ def test_messages_of_a_run_of_one_epoch(tmp_path: Path) -> None:
 def test_messages_with_counts_of_one() -> None:
     run = {"data": "x", "pictures": {"test": 1, "val": 1}, "epochs": 1, "device": "cpu"}
     run |= {"test_acc1": 1.0}
-    row = {"train_loss": 1.0, "val_loss": 1.0, "val_acc1": 1.0}
+    row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "val_acc1": 1.0}
     split = SplitReport(("a",), np.array([[1]]), 1, 1)
     for text in (compare.as_markdown([], [run]), history_in_words([row]), str(split)):
         assert not WRONG.search(text), text

@@ -72,6 +72,8 @@ def test_a_run_saves_what_completes_its_base(
 ) -> None:
     settings = {"weights": str(base), "ffn": "group-kan", "img_size": 16, "ema": 0.9}
     settings |= {"tune": tune, "epochs": 2, "save_delta": True}
+    if tune in ("splines,head", "all"):  # else the fitted head may be the best on so few pictures
+        settings["head_first"] = False
     lines: list[str] = []
     out = tmp_path / "out"
     do(tiny_settings(colors, out, **settings), lines.append)
