@@ -188,10 +188,9 @@ def pretrained() -> dict[str, Any]:
 
     1,399 photographs of cats and dogs: `python split_data.py --data-path dog-cat --output split
     --ratios 0.6 0.2 0.2`, then `python train.py --data-path split --weights vits.safetensors --ffn
-    group-kan`, with a ViT-S/14 that its makers had trained on from DINOv2's: 98.57 % of 280 test
-    pictures at 112 pixels, a size that was chosen, in 920 s on 2 cores of an AMD EPYC with AVX-512;
-    one run, seed 0. scikit-learn's logistic regression on features of that size gave at most
-    91.07 %.
+    group-kan --img-size 112`, with a ViT-S/14 that its makers had trained on from DINOv2's: 98.57 %
+    of 280 test pictures in 920 s on 2 cores of an AMD EPYC with AVX-512; one run, seed 0.
+    scikit-learn's logistic regression on features of that size gave at most 91.07 %.
 
     Not run yet: flower_photos, CIFAR-10 (`--data-path cifar10 --download --recipe pretrained`), and
     any of these on a GPU. The settings of FINE_TUNING or PART_TUNING apply on top.
