@@ -124,7 +124,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         resize_grids(model, state[key])  # grids may have been refined since the model was built
         model.config = ViTConfig.from_dict(state["config"])
         load_full_state(model, state[key])
-    # the key in files of earlier versions is "optimiser"
+    # earlier versions spelled the key "optimiser"
     optimizer = state["optimizer"] if "optimizer" in state else state["optimiser"]
     load_full_optimizer_state(run.model, run.optimizer, optimizer)
     run.schedule = make_schedule(run.optimizer, run.config, run.steps)

@@ -27,7 +27,7 @@ ONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def blobs(count: int, classes: int, seed: int, width: int = 6) -> Features:
-    """Overlapping clouds with channels of very different scale, one of which is constant."""
+    """Overlapping clouds of points. The channels differ widely in scale, and one is constant."""
     random = np.random.default_rng(seed)
     labels = random.integers(classes, size=count)
     centers = np.random.default_rng(1).normal(size=(classes, width))
