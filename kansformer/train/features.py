@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import save as to_safetensors
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -117,7 +118,7 @@ class FeatureFiles:
         for path in sorted(runs.glob(f"*/features/{self.key[:16]}-*.safetensors")):
             try:
                 identities, values = _read(path, self.key)
-            except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
                 log(f"warning: {path}: not usable ({error}); these features are computed again")
                 continue
             known |= zip(identities, values, strict=True)
@@ -149,7 +150,10 @@ def _read(path: Path, key: str) -> tuple[list[str], np.ndarray]:
         raise ValueError("features of another model")
     if values.dtype != np.float32 or _digest(values) != metadata["sha256"]:
         raise ValueError("its contents have changed since it was written")
-    return metadata["pictures"], values
+    pictures = metadata["pictures"]
+    if values.ndim != 2 or len(pictures) != len(values):
+        raise ValueError("its pictures and features do not match")
+    return pictures, values
 
 
 def _digest(values: np.ndarray) -> str:

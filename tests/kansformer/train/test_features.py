@@ -1,17 +1,20 @@
 """Features are what the head sees, are computed once, and are computed again when they must be."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save
 from torch import Tensor
 
 from kansformer.data import Preprocessing, load_data
 from kansformer.data.sources import Pictures
 from kansformer.train.distributed import Ranks
-from kansformer.train.features import Extractor, Features, head_features, poolings
+from kansformer.train.features import METADATA_KEY, Extractor, Features, head_features, poolings
 from models.vit_model import VisionTransformer, create_model
 from tests.conftest import write_picture
 
@@ -150,6 +153,20 @@ def test_damaged_files_are_named_and_computed_again(
         assert same(extractor(tmp_path / "run", lines=lines)(pictures), first)
         assert sum(forwarded) == len(pictures)
         assert any(f"{file}: not usable" in line for line in lines)
+
+
+def test_a_file_whose_pictures_do_not_match_is_not_used(
+    tmp_path: Path, pictures: Pictures, forwarded: list[int]
+) -> None:
+    first = extractor(tmp_path / "run")(pictures)
+    (file,) = (tmp_path / "run" / "features").iterdir()
+    with safe_open(file, framework="numpy") as stored:
+        metadata = json.loads(stored.metadata()[METADATA_KEY])
+    for changed in ({**metadata, "pictures": metadata["pictures"][1:]}, ["no", "mapping"], 3):
+        file.write_bytes(save({"features": first.values}, {METADATA_KEY: json.dumps(changed)}))
+        lines: list[str] = []
+        assert same(extractor(tmp_path / "run", lines=lines)(pictures), first)
+        assert any("not usable" in line for line in lines)
 
 
 def test_an_unreadable_picture_is_left_out(tmp_path: Path, pictures: Pictures) -> None:
