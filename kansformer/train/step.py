@@ -40,7 +40,7 @@ def ready_model(run: Run, changed: bool = False) -> None:
     before, run.trained = run.trained, names_in_epoch(run.model, config, epoch)
     train_only(run.model, run.trained)
     if run.trained != before:
-        if config.tuned != {"all"}:
+        if config.tuned != {"all"} and not config.head_only:
             unfrozen = unfrozen_blocks(config, epoch)
             run.log(f"trains  {describe_trained(run.model, config.tuned, unfrozen)}")
         changed = True
